@@ -1,0 +1,60 @@
+"""The command line: options → config → one library call → output. Nothing heavy at the top."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from rnnnas.cli import corpora, looks, models, runs
+from rnnnas.errors import RnnnasError
+
+
+class _Group(click.Group):
+    """Shows expected failures as one or two lines with their exit code, never a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            value = super().main(*args, **kwargs)
+            sys.stdout.flush()
+            sys.exit(value if isinstance(value, int) else 0)
+        except click.exceptions.Exit as stop:
+            sys.exit(stop.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        except RnnnasError as error:
+            click.echo(f"rnnnas: {error.cause}", err=True)
+            if error.remedy:
+                click.echo(f"  {error.remedy}", err=True)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            # The reader of our output is gone (`rnnnas ... | head`): nothing left to say.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rnnnas")
+def main() -> None:
+    """Search, train and compare recurrent language-model cells.
+
+    \b
+    A first run on the text that every Python carries:
+      rnnnas search --corpus pydocs --out checkpoints/first
+      rnnnas train  --corpus pydocs --genotype checkpoints/first --out checkpoints/first-train
+      rnnnas eval   --checkpoint checkpoints/first-train/best.pt
+    """
+
+
+for _command in (
+    runs.search, runs.train, models.evaluate, models.sample, looks.show,
+    corpora.corpus, looks.presets, looks.board,
+):  # fmt: skip
+    main.add_command(_command)

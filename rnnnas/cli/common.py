@@ -1,0 +1,53 @@
+"""What the commands share: options, output, devices, the default folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rnnnas.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def print_json(value: object) -> None:
+    """One JSON object on standard output; what JSON has no number for (inf, nan) is null."""
+    click.echo(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `--device`. Raises UsageError where it cannot be used."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used: {reason}", "try --device cpu") from error
+    return device
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object only.")
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+
+
+def checkpoints() -> Path:
+    """Where runs lie by default."""
+    return Path(os.environ.get("RNNNAS_HOME", "")) / "checkpoints"

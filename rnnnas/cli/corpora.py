@@ -1,0 +1,170 @@
+"""corpus: list, info, add, fetch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rnnnas.cli.common import json_option, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rnnnas.data.corpus import Corpus
+
+
+@click.group()
+def corpus() -> None:
+    """Prepare and describe the texts that models are trained on.
+
+    \b
+    Examples:
+      rnnnas corpus list
+      rnnnas corpus add mine --from story.txt
+    """
+
+
+@corpus.command("list")
+@json_option
+def corpus_list(as_json: bool) -> None:
+    """All corpora: prepared, built in, and known by name.
+
+    \b
+    Example:
+      rnnnas corpus list
+    """
+    from rnnnas.data.corpus import list_corpora
+
+    rows = list_corpora()
+    if as_json:
+        print_json({"corpora": rows})
+        return
+    for row in rows:
+        size = f"{row['tokens']:>12,} tokens" if row["prepared"] else f"{'not prepared':>19}"
+        click.echo(f"{row['name']:16} {size}  {row['note']}".rstrip())
+
+
+@corpus.command()
+@click.argument("name")
+@json_option
+def info(name: str, as_json: bool) -> None:
+    """Sizes, content hash, and the perplexities of simple models on a corpus.
+
+    \b
+    Example:
+      rnnnas corpus info ptb
+    """
+    from rnnnas.data.corpus import corpus_info, open_corpus
+
+    described = corpus_info(open_corpus(name))
+    if as_json:
+        print_json(described)
+        return
+    for split in ("train", "valid", "test"):
+        click.echo(
+            f"{split:10} {described[split]:>12,} tokens, {described['words'][split]:,} words, "
+            f"{described['unknown'][split]:,} unknown"
+        )
+    click.echo(f"{'vocabulary':10} {described['vocabulary']:>12,} ({described['kind']})")
+    click.echo(f"unigram perplexity on test {described['unigram_perplexity']:10.2f}")
+    click.echo(f"bigram perplexity on test  {described['bigram_perplexity']:10.2f}")
+    if described["best_perplexity"] is not None:
+        click.echo(f"best any model can reach   {described['best_perplexity']:10.2f}")
+    _say_origin(described)
+    click.echo(f"sha256 {described['sha256']}")
+
+
+def _say_origin(described: dict[str, Any]) -> None:
+    if described["canonical"]:
+        click.echo("the canonical text of the benchmark, byte for byte")
+    if described["note"]:
+        click.echo(f"note: {described['note']}")
+
+
+def _vocabulary_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What add and fetch share."""
+    for option in reversed(
+        [
+            click.option("--vocab", type=click.Choice(["words", "sentencepiece"]),
+                         default="words", show_default=True),
+            click.option("--vocab-size", type=click.IntRange(0), default=0,
+                         help="Entries of the vocabulary. [default: by kind and text]"),
+            click.option("--lower", is_flag=True, help="Lower-case the text first."),
+            click.option("--column", help="Text column of a dataset, where it is not obvious."),
+            click.option("--replace", is_flag=True, help="Replace a corpus of other content."),
+            json_option,
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@corpus.command()
+@click.argument("name")
+@click.option("--from", "source", required=True, type=click.Path(path_type=Path),
+              help="A text file, a folder, a zip, or a folder of parquet files.")  # fmt: skip
+@_vocabulary_options
+def add(
+    name: str, source: Path, vocab: str, vocab_size: int, lower: bool, column: str | None,
+    replace: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Prepare a corpus from your own text.
+
+    A folder or zip with train, valid and test files keeps its splits; any other text is cut
+    into 90, 5 and 5 percent. Archives are read without being extracted.
+
+    \b
+    Examples:
+      rnnnas corpus add ptb --from ptb.zip
+      rnnnas corpus add mine --from story.txt --vocab sentencepiece --vocab-size 2000
+    """
+    from rnnnas.data.corpus import VocabOptions, add_corpus
+
+    options = VocabOptions(kind=vocab, size=vocab_size, lower=lower)
+    _report(add_corpus(name, source, options, replace=replace, column=column), as_json)
+
+
+@corpus.command()
+@click.argument("name")
+@click.option("--dataset-config", help="Configuration of the dataset on the hub.")
+@click.option("--revision", help="Branch or commit of the dataset on the hub.")
+@_vocabulary_options
+def fetch(
+    name: str, dataset_config: str | None, revision: str | None, vocab: str, vocab_size: int,
+    lower: bool, column: str | None, replace: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Download and prepare ptb, wikitext-2, wikitext-103, or any text dataset by its hub id.
+
+    \b
+    Examples:
+      rnnnas corpus fetch wikitext-2
+      rnnnas corpus fetch owner/name --column text
+    """
+    from rnnnas.data.corpus import VocabOptions, fetch_corpus
+
+    options = VocabOptions(kind=vocab, size=vocab_size, lower=lower)
+    fetched = fetch_corpus(
+        name, options, config=dataset_config, revision=revision, column=column, replace=replace
+    )
+    _report(fetched, as_json)
+
+
+def _report(prepared: Corpus, as_json: bool) -> None:
+    sizes = {split: len(tokens) for split, tokens in prepared.splits.items()}
+    described = {
+        "name": prepared.name,
+        **sizes,
+        "vocabulary": prepared.vocab.size,
+        "sha256": prepared.sha256,
+        "canonical": prepared.description["canonical"],
+        "note": prepared.description["note"],
+    }
+    if as_json:
+        print_json(described)
+        return
+    tokens = " / ".join(f"{size:,}" for size in sizes.values())
+    click.echo(f"{prepared.name}: {tokens} tokens, vocabulary {prepared.vocab.size:,}")
+    _say_origin(described)
+    click.echo(f"search on it: rnnnas search --corpus {prepared.name}", err=True)

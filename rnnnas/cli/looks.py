@@ -1,0 +1,107 @@
+"""show, presets and board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from rnnnas.cli.common import checkpoints, json_option, print_json
+
+
+@click.command()
+@click.argument("genotype")
+@click.option("--format", "form", type=click.Choice(["text", "svg", "dot", "json"]),
+              default="text", show_default=True)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
+def show(genotype: str, form: str, out: Path | None) -> None:
+    """Draw a cell: a published name, a JSON file, a run folder or the cell itself.
+
+    \b
+    Examples:
+      rnnnas show DARTS_V2
+      rnnnas show checkpoints/q --format svg --out cell.svg
+    """
+    from rnnnas import draw
+    from rnnnas.files import write_atomic
+    from rnnnas.nas.genotype import ZOO
+    from rnnnas.nas.space import genotype_of
+
+    cell = genotype_of(genotype, seed=1)
+    title = genotype
+    if form == "json":
+        text = json.dumps(cell.to_plain(), indent=2)
+    else:
+        text = {"text": draw.as_text, "svg": draw.as_svg, "dot": draw.as_dot}[form](cell, title)
+    if form == "text" and genotype in ZOO:
+        text += f"\n{ZOO[genotype].source}\npublished: {ZOO[genotype].results} (validation/test)"
+    if out is None:
+        click.echo(text)
+    else:
+        write_atomic(out, lambda file: file.write((text + "\n").encode()))
+        click.echo(f"wrote {out}", err=True)
+
+
+@click.group()
+def presets() -> None:
+    """Named runs.
+
+    \b
+    Example:
+      rnnnas presets list
+    """
+
+
+@presets.command("list")
+@json_option
+def presets_list(as_json: bool) -> None:
+    """All presets and what they are for.
+
+    \b
+    Example:
+      rnnnas presets list
+    """
+    from rnnnas import config as configs
+
+    rows = {name: configs.preset_tables(name) for name in configs.preset_names()}
+    if as_json:
+        print_json(
+            [
+                {"name": n, "about": t["about"], "kinds": [k for k in configs.KINDS if k in t]}
+                for n, t in rows.items()
+            ]
+        )
+        return
+    for name, tables in rows.items():
+        kinds = " and ".join(kind for kind in configs.KINDS if kind in tables)
+        click.echo(f"{name:12} {kinds:17} {tables['about']}")
+
+
+@presets.command("show")
+@click.argument("name")
+def presets_show(name: str) -> None:
+    """The settings of a preset, as TOML.
+
+    \b
+    Example:
+      rnnnas presets show quick
+    """
+    from rnnnas import config as configs
+
+    click.echo(configs.preset_text(name), nl=False)
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(1, 65535), default=6006, show_default=True)
+def board(run: Path | None, port: int) -> None:
+    """TensorBoard on this machine only, over one run or all of them.
+
+    \b
+    Example:
+      rnnnas board checkpoints/q
+    """
+    from rnnnas.board import launch
+
+    launch(run or checkpoints(), port)

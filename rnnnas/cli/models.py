@@ -1,0 +1,80 @@
+"""eval and sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rnnnas.cli.common import device_option, json_option, pick_device, print_json
+
+
+@click.command("eval")
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path),
+              help="The best.pt of a training, or its run folder.")  # fmt: skip
+@click.option("--split", type=click.Choice(["train", "valid", "test"]), default="test",
+              show_default=True)  # fmt: skip
+@click.option("--text", type=click.Path(path_type=Path), help="Evaluate this file instead.")
+@device_option
+@json_option
+def evaluate(checkpoint: Path, split: str, text: Path | None, device: str, as_json: bool) -> None:
+    """Perplexity of a checkpoint.
+
+    \b
+    Examples:
+      rnnnas eval --checkpoint checkpoints/qt/best.pt
+      rnnnas eval --checkpoint checkpoints/qt/best.pt --text story.txt
+    """
+    from rnnnas.evaluate import evaluate_checkpoint
+
+    path = checkpoint / "best.pt" if checkpoint.is_dir() else checkpoint
+    result = evaluate_checkpoint(path, split, text=text, device=pick_device(device))
+    if result.get("leak"):
+        click.echo(
+            f"warning: perplexity {result['perplexity']:.2f} lies below the "
+            f"{result['best_perplexity']:.2f} that the best model can reach on this source: "
+            "the model has seen this text, or the evaluation leaks",
+            err=True,
+        )
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{result['split']} perplexity {result['perplexity']:.4f}")
+    click.echo(f"{result['nats']:.6f} nats a token over {result['tokens']:,} tokens, "
+               f"{result['unknown']:,} unknown words")  # fmt: skip
+    if "word_perplexity" in result:
+        click.echo(f"perplexity a word {result['word_perplexity']:.4f}")
+    if "best_perplexity" in result:
+        click.echo(f"best any model can reach {result['best_perplexity']:.4f}")
+
+
+@click.command()
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path))
+@click.option("--prompt", default="", help="Text to go on from.")
+@click.option("--tokens", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True,
+              help="Below 1 safer, above 1 wilder, 0 always the likeliest word.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@device_option
+@json_option
+def sample(
+    checkpoint: Path, prompt: str, tokens: int, temperature: float, seed: int, device: str,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Text written by a trained model.
+
+    \b
+    Example:
+      rnnnas sample --checkpoint checkpoints/qt/best.pt --prompt "the company" --tokens 50
+    """
+    from rnnnas.evaluate import sample as run
+
+    path = checkpoint / "best.pt" if checkpoint.is_dir() else checkpoint
+    text = run(
+        path, prompt=prompt, tokens=tokens, temperature=temperature, seed=seed,
+        device=pick_device(device),
+    )  # fmt: skip
+    if as_json:
+        print_json({"text": text})
+    else:
+        click.echo(text)

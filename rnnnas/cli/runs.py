@@ -1,0 +1,170 @@
+"""search and train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rnnnas.cli.common import checkpoints, device_option, json_option, pick_device, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Settings = dict[str, Any]
+
+
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that search and train share."""
+    for option in reversed(
+        [
+            click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`."),
+            click.option("--preset", help="A named run; see `presets list`. [default: quick]"),
+            click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
+            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                         help="Override one setting, e.g. weights.lr=10; may be repeated."),
+            click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False),
+                         help="Settings from a TOML file, as --print-config prints them."),
+            click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+                         help="Run folder. The same command with the same folder resumes."),
+            click.option("--fresh", is_flag=True,
+                         help="Start anew beside an existing run, which is kept."),
+            device_option,
+            click.option("--dry-run", is_flag=True,
+                         help="Say what would run (sizes, steps, settings) and stop."),
+            click.option("--print-config", is_flag=True,
+                         help="Print the settings as TOML and stop."),
+            json_option,
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@_run_options
+@click.option("--method", help="darts (second order) or darts-1st (first order).")
+def search(method: str | None, **options: Any) -> None:
+    """Search a recurrent cell on a corpus.
+
+    \b
+    Example:
+      rnnnas search --corpus ptb --preset quick --seed 1 --out checkpoints/q
+    """
+    from rnnnas import config as configs
+
+    flags = {"corpus": options["corpus"], "seed": options["seed"], "method": method}
+    config = _resolve("search", options, flags)
+    if config is None:
+        return
+    from rnnnas.data.corpus import open_corpus
+    from rnnnas.search import SearchJob
+    from rnnnas.search import search as run
+
+    corpus = open_corpus(config.corpus)
+    device = pick_device(options["device"])
+    if options["dry_run"]:
+        _dry_run(SearchJob(config, corpus, device), configs.to_plain(config), options["as_json"])
+        return
+    default = checkpoints() / f"search-{config.corpus}-{config.method}-s{config.seed}"
+    if config.alphas.text == "valid":
+        click.echo(
+            "note: alphas are trained on the validation text, as in the paper; "
+            "validation perplexity is then no independent measure", err=True,
+        )  # fmt: skip
+    result = run(config, corpus, options["out"] or default, device=device, fresh=options["fresh"])
+    if options["as_json"]:
+        print_json(result)
+        return
+    from rnnnas.draw import as_text
+    from rnnnas.nas.genotype import Genotype
+
+    click.echo(as_text(Genotype.from_plain(result["genotype"])))
+    click.echo(f"validation perplexity of the search network: {result['valid_perplexity']:.2f}")
+    click.echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
+    click.echo(
+        f"train it: rnnnas train --corpus {config.corpus} --genotype {result['run']}", err=True
+    )
+
+
+@click.command()
+@_run_options
+@click.option(
+    "--genotype",
+    required=True,
+    help="A published cell (DARTS_V2), a JSON file, a search's run folder, 'random', "
+    "'random:SEED', or the cell itself ('sigmoid0 relu1 tanh1').",
+)
+def train(genotype: str, **options: Any) -> None:
+    """Train a cell from scratch and report its perplexity.
+
+    \b
+    Examples:
+      rnnnas train --corpus ptb --genotype checkpoints/q --out checkpoints/qt
+      rnnnas train --corpus ptb --genotype DARTS_V2 --preset ptb
+    """
+    from rnnnas import config as configs
+    from rnnnas.nas.space import genotype_of
+
+    seed = 1 if options["seed"] is None else options["seed"]
+    cell = genotype_of(genotype, seed)
+    flags = {
+        "corpus": options["corpus"], "seed": options["seed"], "genotype": cell.to_plain(),
+    }  # fmt: skip
+    config = _resolve("train", options, flags)
+    if config is None:
+        return
+    from rnnnas.data.corpus import open_corpus
+    from rnnnas.train import TrainJob
+    from rnnnas.train import train as run
+
+    corpus = open_corpus(config.corpus)
+    device = pick_device(options["device"])
+    if options["dry_run"]:
+        _dry_run(TrainJob(config, corpus, device), configs.to_plain(config), options["as_json"])
+        return
+    name = _safe(Path(genotype).name or genotype)
+    default = checkpoints() / f"train-{config.corpus}-{name}-s{config.seed}"
+    result = run(config, corpus, options["out"] or default, device=device, fresh=options["fresh"])
+    if options["as_json"]:
+        print_json(result)
+        return
+    click.echo(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s")
+    click.echo(f"validation perplexity {result['valid_perplexity']:.2f}")
+    click.echo(f"test perplexity       {result['test_perplexity']:.2f}")
+    click.echo(f"evaluate it: rnnnas eval --checkpoint {result['checkpoint']}", err=True)
+
+
+def _safe(name: str) -> str:
+    """A name made fit for a folder."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.removesuffix(".json"))
+
+
+def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
+    """The run's configuration, or None where --print-config has printed it."""
+    from rnnnas import config as configs
+
+    config = configs.resolve(
+        kind,
+        preset=options["preset"],
+        file=options["file"],
+        settings=options["settings"],
+        flags=flags,
+    )
+    if options["print_config"]:
+        click.echo(configs.to_toml(configs.to_plain(config)), nl=False)
+        return None
+    return config
+
+
+def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
+    from rnnnas import config as configs
+
+    steps = len(job.lengths(0))
+    parameters = sum(p.numel() for p in job.net.parameters())
+    if as_json:
+        print_json({"parameters": parameters, "steps_per_epoch": steps, "config": plain})
+        return
+    click.echo(f"{parameters:,} parameters, {steps:,} steps an epoch, {plain['epochs']} epochs")
+    click.echo(configs.to_toml(plain), nl=False)

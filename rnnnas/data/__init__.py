@@ -1,0 +1,1 @@
+"""Corpora: preparing, opening and streaming token data."""

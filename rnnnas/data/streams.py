@@ -1,0 +1,88 @@
+"""Text as parallel streams, cut into windows. Legend: T steps, B streams, L tokens a stream."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rnnnas.errors import DataError, UsageError
+from rnnnas.types import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowConfig:
+    """How a training text is cut.
+
+    streams: B, texts read side by side (the batch). bptt: b, tokens a window. A window's length
+    is min(max(shortest, int N(b, jitter)), b + longer), with b halved for a share `halved` of the
+    windows; jitter 0 gives int(b). limit: at most so many windows an epoch; 0: the whole text.
+    """
+
+    streams: int = 64
+    bptt: int = 35
+    jitter: float = 0.0
+    halved: float = 0.05
+    shortest: int = 5
+    longer: int = 20
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in {"streams": 1, "bptt": 2, "shortest": 1, "longer": 0, "limit": 0}.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"windows.{name} = {getattr(self, name)} must be at least {low}")
+        if self.jitter < 0 or not 0 <= self.halved <= 1:
+            raise UsageError(
+                f"windows.jitter = {self.jitter} must not be negative, and "
+                f"windows.halved = {self.halved} must lie in [0, 1]"
+            )
+
+
+def window_lengths(config: WindowConfig, length: int, rng: random.Random) -> list[int]:
+    """The lengths T of one epoch's windows over streams of `length` tokens.
+
+    They add up to `length` - 1, the targets of a stream, unless `limit` ends the epoch before.
+    """
+    lengths: list[int] = []
+    left = length - 1
+    while left > 0 and not (config.limit and len(lengths) == config.limit):
+        b = config.bptt / 2 if rng.random() < config.halved else float(config.bptt)
+        drawn = int(b)
+        if config.jitter:
+            drawn = max(config.shortest, int(rng.gauss(b, config.jitter)))
+            drawn = min(drawn, config.bptt + config.longer)
+        lengths.append(min(max(drawn, 1), left))
+        left -= lengths[-1]
+    return lengths
+
+
+class Streams:
+    """A token array as B streams of L tokens; what does not fill a row is left off the end.
+
+    Args:
+        tokens: 1-D integers, a memory map as well: it is viewed, not copied.
+    """
+
+    def __init__(self, tokens: np.ndarray, streams: int, device: torch.device) -> None:
+        self.length = len(tokens) // streams
+        if self.length < 2:
+            raise DataError(
+                f"{len(tokens)} tokens are too few for {streams} streams",
+                "take a longer text, or fewer streams with --set windows.streams=N",
+            )
+        self.streams = streams
+        self.device = device
+        self._rows = tokens[: self.length * streams].reshape(streams, self.length)
+
+    def window(self, start: int, steps: int) -> Batch:
+        """The window of `steps` inputs from position `start`; targets lie one token ahead."""
+        cut = np.ascontiguousarray(self._rows[:, start : start + steps + 1].T, dtype=np.int64)
+        block = torch.from_numpy(cut).to(self.device)
+        return Batch(block[:-1], block[1:])
+
+    def windows(self, steps: int) -> list[tuple[int, int]]:
+        """(start, steps) of consecutive windows that cover the streams."""
+        last = self.length - 1
+        return [(start, min(steps, last - start)) for start in range(0, last, steps)]

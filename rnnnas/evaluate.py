@@ -1,0 +1,175 @@
+"""Evaluating a checkpoint: on a split of its corpus, or on a text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnnas import config as configs
+from rnnnas.config import TrainConfig
+from rnnnas.data.corpus import Corpus, check_unchanged, open_corpus
+from rnnnas.data.streams import Streams
+from rnnnas.data.text import read_lines
+from rnnnas.data.vocab import Vocab
+from rnnnas.errors import CheckpointError, DataError, RnnnasError
+from rnnnas.files import content_digest, load_content
+from rnnnas.lm.model import RecurrentLM
+from rnnnas.nas.genotype import Genotype
+from rnnnas.steps import evaluate, generator
+
+# How far below the exact bound of a generated corpus a perplexity may lie by chance.
+LEAK_MARGIN = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a best.pt holds, rebuilt; the network carries the saved (averaged) weights."""
+
+    net: RecurrentLM
+    config: TrainConfig
+    genotype: Genotype
+    vocab: Vocab
+    corpus: str
+    corpus_sha256: str
+    metrics: dict[str, Any]
+    digest: str
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Loaded:
+    """Rebuild the model of a best.pt.
+
+    Raises:
+        CheckpointError: where the file is missing, damaged, or not a trained cell.
+    """
+    content = load_content(path)
+    try:
+        config = configs.from_plain(TrainConfig, content["config"])
+        genotype = Genotype.from_plain(content["genotype"])
+        vocab = Vocab.from_plain(content["vocabulary"])
+        net = RecurrentLM(
+            config.model, vocab.size, genotype.recurrent, noise=config.noise,
+            penalty=config.penalty, generator=torch.Generator(),
+        )  # fmt: skip
+        net.load_state_dict(content["weights"])
+        return Loaded(
+            net=net.to(device),
+            config=config,
+            genotype=genotype,
+            vocab=vocab,
+            corpus=content["corpus"]["name"],
+            corpus_sha256=content["corpus"]["sha256"],
+            metrics=content["metrics"],
+            digest=content_digest(content),
+        )
+    except (KeyError, TypeError, RuntimeError, RnnnasError) as error:
+        raise CheckpointError(
+            f"{path} is intact but does not hold a trained recurrent cell: {error}",
+            "give the best.pt of a run of `rnnnas train`",
+        ) from error
+
+
+def evaluate_checkpoint(
+    path: Path,
+    split: str = "test",
+    *,
+    text: Path | None = None,
+    corpus: Corpus | None = None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The perplexity of a checkpoint.
+
+    Args:
+        split: "train", "valid" or "test" of the corpus it was trained on; validation runs on
+            `valid_streams` streams and the others on `test_streams` (10 and 1 by default).
+        text: evaluated instead of a split; words the vocabulary lacks count as `<unk>`.
+        corpus: the corpus, where the caller has it open.
+
+    Returns:
+        split ("text" for a text), perplexity, nats (mean a token), tokens (targets counted),
+        unknown (tokens read as `<unk>` that the text itself did not write so), digest (of the
+        checkpoint), for sentencepiece word_perplexity, and for a generated corpus
+        best_perplexity with `leak`, whether the perplexity lies clearly below it.
+
+    Raises:
+        CheckpointError, DataError: as their causes say.
+    """
+    loaded = load_checkpoint(path, device)
+    config = loaded.config
+    bound: float | None = None
+    if text is not None:
+        split = "text"
+        encoded = loaded.vocab.encode(read_lines(text))
+        tokens, unknown, words = encoded.tokens, encoded.unknown, encoded.words
+    else:
+        corpus = corpus or open_corpus(loaded.corpus)
+        if corpus.sha256 != loaded.corpus_sha256:
+            raise DataError(
+                f"the corpus {loaded.corpus!r} here is not the one this model was trained on",
+                "add the original text again, or evaluate a text of your own with --text FILE",
+            )
+        check_unchanged(corpus)
+        tokens, words = corpus.splits[split], corpus.words(split)
+        unknown = int(corpus.description["splits"][split]["unknown"])
+        bound = corpus.best_perplexity(split)
+    streams = config.valid_streams if split == "valid" else config.test_streams
+    if text is not None and len(tokens) < 2:
+        raise DataError(f"{text} holds fewer than two tokens", "give a longer text")
+    score = evaluate(loaded.net, Streams(tokens, streams if text is None else 1, device), {})
+    result: dict[str, Any] = {
+        "split": split,
+        "perplexity": score.perplexity,
+        "nats": score.loss,
+        "tokens": score.tokens,
+        "unknown": unknown,
+        "digest": loaded.digest,
+    }
+    if loaded.vocab.kind == "sentencepiece":
+        # All nats of the text shared out over its words and line ends.
+        per_word = score.loss * len(tokens) / max(words, 1)
+        result["word_perplexity"] = math.exp(per_word) if per_word < 700 else math.inf
+    if bound is not None:
+        result["best_perplexity"] = bound
+        result["leak"] = score.perplexity < bound * (1 - LEAK_MARGIN)
+    return result
+
+
+@torch.no_grad()
+def sample(
+    path: Path,
+    *,
+    prompt: str = "",
+    tokens: int = 100,
+    temperature: float = 1.0,
+    seed: int = 1,
+    device: torch.device,
+) -> str:
+    """Text from a checkpoint: the prompt, then `tokens` tokens drawn one after another.
+
+    Args:
+        temperature: logits are divided by it; 0 takes the likeliest token.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    loaded = load_checkpoint(path, device)
+    draws = generator(seed, "sample", 0, torch.device("cpu"))
+    # A line end before the prompt: the model saw every line begin after one.
+    start = loaded.vocab.encode([""]).tokens.tolist()
+    given = loaded.vocab.encode_line(prompt)[:-1] if prompt else []
+    ids = torch.tensor([*start, *given], device=device).unsqueeze(1)
+    logits, carry = loaded.net.logits(ids, None)
+    drawn: list[int] = []
+    for _ in range(tokens):
+        last = logits[-1, 0].float().cpu()
+        if temperature == 0:
+            choice = int(last.argmax())
+        else:
+            chances = (last / temperature).softmax(-1)
+            choice = int(torch.multinomial(chances, 1, generator=draws))
+        drawn.append(choice)
+        logits, carry = loaded.net.logits(torch.tensor([[choice]], device=device), carry)
+    return loaded.vocab.decode([*given, *drawn])

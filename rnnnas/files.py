@@ -1,0 +1,286 @@
+"""Files that last: atomic writes, content digests, and checkpoints that are checked when read.
+
+A checkpoint is what `torch.save` writes, a zip archive, of {"format", "digest", "content"}. Two
+checks guard it. The seal, a SHA-256 over all bytes of the file, stands in the archive's comment:
+it is verified before a byte is decoded, so that damage anywhere, padding included, is refused.
+The digest is a SHA-256 over the decoded values: it names the content whatever wrote it, and two
+runs that end in the same state have the same digest. torch is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import re
+import secrets
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from rnnnas.content import content_digest as content_digest
+from rnnnas.content import plain_copy, plain_digest
+from rnnnas.errors import CheckpointError, DiskError
+
+FORMAT = 1
+_SEAL = b"rnnnas sha256 "
+_SEAL_BYTES = len(_SEAL) + 64
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_RESTORE = "restore the file from a copy, or start a new run with --fresh"
+
+
+def disk_error(path: Path, error: BaseException) -> DiskError:
+    """The DiskError that says why `path` could not be written and what to do."""
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else str(error).partition("\n")[0]
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "make room there, then give the same command again; the last save is intact"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "choose a folder that may be written to, e.g. with --out"
+    else:
+        remedy = "check the disk, then give the same command again; the last save is intact"
+    return DiskError(f"{path} could not be written: {reason}", remedy)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block into the DiskError for `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+class _Raw(io.FileIO):
+    """The file under a write: it remembers the first error, and can be told to write no more.
+
+    torch.save reports a failed write as a RuntimeError without its reason; a buffer tries the
+    failed write again when it is closed.
+    """
+
+    error: OSError | None = None
+    abandoned = False
+
+    def write(self, data: Any, /) -> int:
+        if self.abandoned:
+            return memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace `path` by what `write` puts into the binary file it is given, or not at all.
+
+    The file is written beside its place, flushed, synced and renamed, and the folder is synced.
+    Whatever fails, the temporary file is removed and an older file stays as it was.
+
+    Raises:
+        DiskError: naming the path, the reason and the remedy.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with disk_errors(path):
+        raw = _Raw(temporary, "x+")
+    try:
+        # The buffer reads too: a checkpoint is read back to be sealed.
+        with io.BufferedRandom(raw) as file:
+            try:
+                write(cast(BinaryIO, file))
+                file.flush()
+                os.fsync(raw.fileno())
+            except BaseException:
+                raw.abandoned = True
+                raise
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise disk_error(path, error) from error
+        if isinstance(error, RuntimeError) and raw.error is not None:
+            raise disk_error(path, raw.error) from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power failure, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; the file itself is synced.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is named like the temporary file of an atomic write."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def remove_temporaries(folder: Path) -> int:
+    """Remove what killed writers left in `folder`; returns how many files there were."""
+    left = [path for path in folder.iterdir() if is_temporary(path)]
+    for path in left:
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
+    return len(left)
+
+
+def json_plain(value: Any) -> Any:
+    """`value` as JSON gives it back: tuples as lists, mappings as dicts, non-finite floats None.
+
+    Strict JSON has no NaN and no infinity, and many readers refuse them.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): json_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` atomically as indented strict JSON, keys in their own order.
+
+    Raises:
+        DiskError: where the file cannot be written.
+    """
+    text = json.dumps(json_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote.
+
+    Raises:
+        CheckpointError: where the file is missing, unreadable or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {_reason(error)}", _RESTORE) from error
+    except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
+        raise CheckpointError(f"{path} is damaged: {error}", _RESTORE) from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def save_content(path: Path, content: Mapping[str, Any]) -> str:
+    """Write `content` atomically as a checkpoint and return its digest.
+
+    The same content in the same order gives the same bytes (with one version of torch).
+
+    Raises:
+        TypeError: where the content holds more than plain values and tensors.
+        DiskError: where the file cannot be written; an older one is then untouched.
+    """
+    import torch
+
+    plain = plain_copy(content)
+    digest = plain_digest(plain)
+
+    def write(file: BinaryIO) -> None:
+        torch.save({"format": FORMAT, "digest": digest, "content": plain}, file)
+        # The archive ends with the length of its comment, 0: announce the seal, then append it.
+        file.seek(-2, os.SEEK_END)
+        file.write(struct.pack("<H", _SEAL_BYTES))
+        file.seek(0)
+        seal = _hash_bytes(file, None)
+        file.seek(0, os.SEEK_END)
+        file.write(_SEAL + seal)
+
+    write_atomic(path, write)
+    return digest
+
+
+def _hash_bytes(file: BinaryIO, count: int | None) -> bytes:
+    """SHA-256 in hex over the next `count` bytes of `file`, or all that follow."""
+    sha = hashlib.sha256()
+    while count is None or count > 0:
+        block = file.read(1 << 20 if count is None else min(1 << 20, count))
+        if not block:
+            break
+        sha.update(block)
+        count = None if count is None else count - len(block)
+    return sha.hexdigest().encode()
+
+
+# What torch.load raises on files that are not its own, or are not safe to load.
+_LOAD_ERRORS = (
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, AssertionError,
+    OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error,
+)  # fmt: skip
+
+
+def load_content(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, every tensor on the CPU, after checking its seal and its digest.
+
+    Raises:
+        CheckpointError: where the file is missing, unreadable, truncated, altered in any bit,
+            no checkpoint, or of another format.
+    """
+    import torch
+
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_seal(path, file, size)
+            file.seek(0)
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        remedy = _RESTORE if path.exists() else "check the path of the checkpoint"
+        raise CheckpointError(f"{path} cannot be read: {_reason(error)}", remedy) from error
+    except _LOAD_ERRORS as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} cannot be decoded: {reason}", _RESTORE) from error
+    if not isinstance(stored, dict) or set(stored) != {"format", "digest", "content"}:
+        raise CheckpointError(f"{path} is not a checkpoint of rnnnas", "give a best.pt")
+    if stored["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {stored['format']!r}; this version reads format {FORMAT}",
+            "use the version of rnnnas that wrote it (config.json beside it names it)",
+        )
+    content = stored["content"]
+    try:
+        digest = plain_digest(plain_copy(content))
+    except TypeError as error:
+        raise CheckpointError(f"{path} is not a checkpoint of rnnnas: {error}", _RESTORE) from error
+    if digest != stored["digest"] or not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: its content has another digest", _RESTORE)
+    return content
+
+
+def _check_seal(path: Path, file: BinaryIO, size: int) -> None:
+    """Refuse a file whose bytes are not those that were sealed."""
+    start = file.read(4)
+    file.seek(max(0, size - _SEAL_BYTES))
+    seal = file.read(_SEAL_BYTES)
+    if not seal.startswith(_SEAL):
+        if start == b"PK\x03\x04":
+            cause = f"{path} is truncated or damaged, or was not written by rnnnas"
+        else:
+            cause = f"{path} is not a checkpoint" + (": it is empty" if not size else "")
+        raise CheckpointError(cause, _RESTORE)
+    file.seek(0)
+    if _hash_bytes(file, size - _SEAL_BYTES) != seal[len(_SEAL) :]:
+        raise CheckpointError(f"{path} is damaged: its bytes have changed", _RESTORE)

@@ -1,0 +1,93 @@
+"""The recurrent cell, readable: the oracle that every faster form is tested against.
+
+Legend: T steps, B streams, D embedding, H hidden, N nodes. A cell's weights are `first` (D+H, 2H)
+for state s0 and `nodes` (N, H, 2H), one a destination node, shared by every predecessor and
+operation. The left half of a product is the gate c, the right half the candidate z. No biases.
+DARTS, section 3.1.2 and appendix A.2; facts of its public code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rnnnas.errors import UsageError
+from rnnnas.nas.genotype import CellGene
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda z: z,
+}
+
+
+def masked(state: Tensor, mask: Tensor | None) -> Tensor:
+    """`state` times `mask`, where there is one."""
+    return state if mask is None else state * mask
+
+
+def gated(state: Tensor, product: Tensor, op: str) -> Tensor:
+    """s + sigmoid(c) (f(z) - s), with [c, z] = product (..., 2H). Returns (..., H)."""
+    c, z = product.chunk(2, -1)
+    return state + torch.sigmoid(c) * (ACTIVATIONS[op](z) - state)
+
+
+def first_state(
+    x: Tensor, h: Tensor, first: Tensor, mask_x: Tensor | None, mask_h: Tensor | None
+) -> Tensor:
+    """s0 = h + sigmoid(c) (tanh(z) - h). x (B, D), h (B, H) → (B, H); the carried h is unmasked."""
+    joined = torch.cat([masked(x, mask_x), masked(h, mask_h)], -1)
+    return gated(h, joined @ first, "tanh")
+
+
+def step(
+    x: Tensor,
+    h: Tensor,
+    first: Tensor,
+    nodes: Tensor,
+    cell: CellGene,
+    mask_x: Tensor | None,
+    mask_h: Tensor | None,
+) -> Tensor:
+    """One time step of a derived cell. x (B, D), h (B, H) → the next h (B, H)."""
+    states = [first_state(x, h, first, mask_x, mask_h)]
+    for weight, ((op, source),) in zip(nodes, cell.nodes, strict=True):
+        s = states[source]
+        states.append(gated(s, masked(s, mask_h) @ weight, op))
+    return torch.stack([states[i] for i in cell.concat]).mean(0)
+
+
+def unroll(
+    inputs: Tensor,
+    h: Tensor,
+    first: Tensor,
+    nodes: Tensor,
+    cell: CellGene,
+    mask_x: Tensor | None,
+    mask_h: Tensor | None,
+) -> Tensor:
+    """All T steps of a derived cell. inputs (T, B, D), h (B, H) → outputs (T, B, H)."""
+    outputs = []
+    for x in inputs:
+        h = step(x, h, first, nodes, cell, mask_x, mask_h)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def check_cell(cell: CellGene) -> None:
+    """Refuse what this cell cannot run.
+
+    Raises:
+        UsageError: naming the node with more than one edge or an unknown operation.
+    """
+    for i, node in enumerate(cell.nodes):
+        if len(node) != 1:
+            raise UsageError(f"node {i + 1} of a recurrent cell takes one edge, not {len(node)}")
+        op = node[0].op
+        if op not in ACTIVATIONS:
+            raise UsageError(
+                f"node {i + 1} uses {op!r}", f"a recurrent cell knows {', '.join(ACTIVATIONS)}"
+            )

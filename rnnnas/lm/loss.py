@@ -1,0 +1,104 @@
+"""The loss over the vocabulary, in chunks: no (T·B, V) tensor is ever kept.
+
+Legend: M = T·B targets, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rnnnas.errors import UsageError
+
+CHUNK = 512  # rows whose logits live at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PenaltyConfig:
+    """Activation regularisation (Merity et al. 2018, section 4.6), in nats a squared unit.
+
+    ar: weight of the mean square of the dropped outputs; tar: of the mean square of the
+    difference between raw outputs one step apart.
+    """
+
+    ar: float = 0.0
+    tar: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("ar", "tar"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"penalty.{name} = {getattr(self, name)} must not be negative")
+
+
+def penalty(config: PenaltyConfig, raw: Tensor, dropped: Tensor) -> Tensor:
+    """AR on the dropped outputs and TAR on the raw ones, both (T, B, H). A scalar."""
+    total = raw.new_zeros(())
+    if config.ar:
+        total = total + config.ar * dropped.square().mean()
+    if config.tar and len(raw) > 1:
+        total = total + config.tar * (raw[1:] - raw[:-1]).square().mean()
+    return total
+
+
+def cross_entropy_reference(
+    outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
+) -> Tensor:
+    """Mean nats a target, as the definition says. (M, H), (V, H), (V,), (M,) → scalar."""
+    return F.cross_entropy(F.linear(outputs, weight, bias), targets)
+
+
+def cross_entropy(outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """The same value, `CHUNK` rows at a time, its gradients formed while the logits are at hand.
+
+    The backward pass costs nothing but a scaling; it can be differentiated once only.
+    """
+    wanted = torch.is_grad_enabled()
+    value: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        outputs, weight, bias, targets, wanted
+    )
+    return value
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, wanted: bool
+    ) -> Tensor:
+        rows = len(targets)
+        need_x, need_w, need_b = (wanted and need for need in ctx.needs_input_grad[:3])
+        grad_x = torch.empty_like(outputs) if need_x else None
+        grad_w = torch.zeros_like(weight) if need_w else None
+        grad_b = torch.zeros_like(bias) if need_b else None
+        total = outputs.new_zeros((), dtype=torch.float64)
+        for start in range(0, rows, CHUNK):
+            part = slice(start, start + CHUNK)
+            x, target = outputs[part], targets[part].unsqueeze(1)
+            logits = torch.addmm(bias, x, weight.t())  # (chunk, V)
+            log_sum = torch.logsumexp(logits, -1, keepdim=True)
+            total += (log_sum - logits.gather(1, target)).sum(dtype=torch.float64)
+            if not (need_x or need_w or need_b):
+                continue
+            slope = logits.sub_(log_sum).exp_()  # probabilities, in the logits' place
+            slope.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
+            slope /= rows
+            if grad_x is not None:
+                torch.mm(slope, weight, out=grad_x[part])
+            if grad_w is not None:
+                grad_w.addmm_(slope.t(), x)
+            if grad_b is not None:
+                grad_b += slope.sum(0)
+        ctx.save_for_backward(*(g for g in (grad_x, grad_w, grad_b) if g is not None))
+        ctx.present = (need_x, need_w, need_b)
+        return (total / rows).to(outputs.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        grads = [next(saved) * slope if present else None for present in ctx.present]
+        return (*grads, None, None)

@@ -1,0 +1,206 @@
+"""The loop that search and training share: epochs, windows, saving, resuming, rolling back.
+
+What differs between them is a `Job`; what is the same stands here once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+from rnnnas.errors import DivergedError
+from rnnnas.progress import Progress
+from rnnnas.run import Run
+from rnnnas.signals import StopRequest
+
+ROLLBACKS = 3  # how often a run may diverge and start again with half the step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run stands: the window that comes next. start: its first token in each stream;
+    step: windows done over all epochs; progress: share of the run that is done, in [0, 1].
+    """
+
+    epoch: int = 0
+    window: int = 0
+    start: int = 0
+    step: int = 0
+    progress: float = 0.0
+
+
+class StepReport(NamedTuple):
+    """nats: mean a target; count: targets; norm: of the gradient before clipping; lr: used."""
+
+    nats: float
+    count: int  # type: ignore[assignment]  # the field's name wins over tuple.count
+    norm: float
+    lr: float
+
+
+class Job(Protocol):
+    """What is done in a window and after an epoch."""
+
+    epochs: int
+
+    def lengths(self, epoch: int) -> list[int]:
+        """T of every window of an epoch; depends on its arguments and the seed alone."""
+
+    def begin_epoch(self, at: Position) -> None:
+        """Before the first window of an epoch."""
+
+    def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
+        """Do the window `at`; `lr_factor` scales every step size, 1 unless the run diverged."""
+
+    def end_epoch(self, at: Position, run: Run) -> dict[str, float]:
+        """After the last window: what to log for the epoch, `valid_perplexity` among it."""
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to go on exactly."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums since the last logged line and since the start of the epoch."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    epoch_nats: float = 0.0
+    epoch_tokens: int = 0
+
+    def add(self, report: StepReport) -> None:
+        self.nats += report.nats * report.count
+        self.epoch_nats += report.nats * report.count
+        self.tokens += report.count
+        self.epoch_tokens += report.count
+
+
+def perplexity(nats: float, tokens: int) -> float:
+    """exp(nats / tokens), infinite where that overflows."""
+    mean = nats / max(tokens, 1)
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def drive(job: Job, run: Run, *, kind: str, title: str, quiet: bool = False) -> float:
+    """Run `job` to its end, from where its run folder stands; returns the seconds it took.
+
+    Raises:
+        DivergedError: after `ROLLBACKS` returns to the last good state, each with half the step.
+        Interrupted: on SIGINT or SIGTERM, after the state is saved.
+    """
+    at, tally, lr_factor, rollbacks, before = Position(), _Tally(), 1.0, 0, 0.0
+    began = time.perf_counter()
+
+    def save() -> None:
+        run.save_state(
+            {
+                "position": asdict(at),
+                "tally": asdict(tally),
+                "lr_factor": lr_factor,
+                "rollbacks": rollbacks,
+                "seconds": before + time.perf_counter() - began,
+                "job": job.state(),
+            }
+        )
+
+    def restore(saved: dict[str, Any]) -> tuple[Position, _Tally]:
+        job.restore(saved["job"])
+        return Position(**saved["position"]), _Tally(**saved["tally"])
+
+    saved = run.load_state()
+    if saved is None:
+        save()  # what a first divergence returns to
+    else:
+        at, tally = restore(saved)
+        lr_factor, rollbacks, before = saved["lr_factor"], saved["rollbacks"], saved["seconds"]
+
+    lengths = job.lengths(at.epoch) if at.epoch < job.epochs else []
+    total = _total_windows(job, at, len(lengths))
+    with StopRequest() as stop, Progress(title, total, done=at.step, quiet=quiet) as bar:
+        if at.step:
+            bar.line(f"continuing at epoch {at.epoch + 1}, window {at.window + 1}")
+        clock, clock_tokens = time.perf_counter(), 0
+        while at.epoch < job.epochs:
+            if at.window == 0:
+                lengths = job.lengths(at.epoch)
+                job.begin_epoch(at)
+            report = job.step(at, lengths[at.window], lr_factor)
+            if not (math.isfinite(report.nats) and math.isfinite(report.norm)):
+                if rollbacks == ROLLBACKS:
+                    raise DivergedError(
+                        f"the loss was not finite at step {at.step} of epoch {at.epoch + 1}, "
+                        f"after {ROLLBACKS} returns to the last good state",
+                        "lower the step size with --set weights.lr=... and start with --fresh",
+                    )
+                good = run.load_state()
+                assert good is not None  # one is saved before the first step
+                bar.line(f"loss not finite at step {at.step}: back to the last good state, lr / 2")
+                at, tally = restore(good)
+                lengths = job.lengths(at.epoch)
+                lr_factor, rollbacks = lr_factor / 2, rollbacks + 1
+                save()
+                continue
+            tally.add(report)
+            clock_tokens += report.count
+            at = _advance(at, lengths, job.epochs)
+            now = time.perf_counter()
+            speed = clock_tokens / max(now - clock, 1e-9)
+            epoch_over = at.window == len(lengths)
+            shown = perplexity(tally.epoch_nats, tally.epoch_tokens)
+            bar.update(
+                at.step,
+                perplexity=shown,
+                tokens_per_second=speed,
+                epoch=f"{at.epoch + 1}/{job.epochs}",
+            )
+            if at.window % max(1, len(lengths) // 20) == 0 or epoch_over:
+                run.log(
+                    kind,
+                    at.step,
+                    perplexity=perplexity(tally.nats, tally.tokens),
+                    lr=report.lr,
+                    gradient_norm=report.norm,
+                    tokens_per_second=speed,
+                )
+                tally.nats, tally.tokens = 0.0, 0
+                clock, clock_tokens = now, 0
+            if epoch_over:
+                values = job.end_epoch(at, run)
+                run.log(
+                    "epoch", at.step, epoch=at.epoch + 1, train_perplexity=shown,
+                    seconds=before + now - began, **values,
+                )  # fmt: skip
+                bar.line(_epoch_line(at.epoch + 1, job.epochs, shown, values))
+                at = Position(epoch=at.epoch + 1, step=at.step, progress=at.progress)
+                tally = _Tally()
+                clock, clock_tokens = time.perf_counter(), 0
+            if run.due() or at.epoch == job.epochs:
+                save()
+            stop.check(save, run.folder)
+    return before + time.perf_counter() - began
+
+
+def _advance(at: Position, lengths: list[int], epochs: int) -> Position:
+    return Position(
+        epoch=at.epoch,
+        window=at.window + 1,
+        start=at.start + lengths[at.window],
+        step=at.step + 1,
+        progress=(at.epoch + (at.window + 1) / len(lengths)) / epochs,
+    )
+
+
+def _total_windows(job: Job, at: Position, now: int) -> int:
+    """Windows of the whole run: exact up to this epoch, as long as this one for the others."""
+    return at.step - at.window + now * (job.epochs - at.epoch)
+
+
+def _epoch_line(epoch: int, epochs: int, train: float, values: dict[str, float]) -> str:
+    parts = [f"epoch {epoch}/{epochs}", f"train perplexity {train:.2f}"]
+    parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items()]
+    return ", ".join(parts)

@@ -1,0 +1,1 @@
+"""Architecture search on graphs and tensors; knows nothing of text or images."""

@@ -1,0 +1,275 @@
+"""The gradient of the validation loss in the alphas: first order, finite difference, exact.
+
+The Architect serves every network that offers the `Searchable` protocol and imports none. It
+never touches a weight in place, a weight's `.grad` or a buffer, and never copies the model: each
+evaluation runs the network on weights that are handed in.
+
+Notation: w weights, w' = w - lr (coef (g) + wd w) one inner step on the training objective with
+gradient g, m mixtures, L validation loss. DARTS, section 2.3, equations 6 to 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rnnnas.errors import UsageError
+from rnnnas.nas.relax import Alphas, Mixture, Relaxation, Spaces
+from rnnnas.types import Batch, Carry, InnerStep, Loss, Noise
+
+Order = Literal["first", "finite", "exact"]
+Weights = dict[str, Tensor]
+
+PERTURBATION = 1e-2  # norm of the weights' shift in the finite difference (DARTS, section 2.3)
+CLIP_EPSILON = 1e-6  # what torch's clip_grad_norm_ adds to the norm; the mirror is exact with it
+
+
+class Searchable(Protocol):
+    """A network that owns weights only; alphas live outside."""
+
+    space: Spaces
+
+    def noise(self, batch: Batch, generator: torch.Generator) -> Noise:
+        """Every random mask of one forward pass over `batch`."""
+
+    def __call__(
+        self, batch: Batch, carry: Carry, mixtures: Mapping[str, Mixture], noise: Noise
+    ) -> Loss:
+        """The loss of `batch` under `mixtures`."""
+
+    def named_parameters(self) -> Any: ...
+    def named_buffers(self) -> Any: ...
+
+
+def hypergradient(
+    net: Searchable,
+    alphas: Alphas,
+    relaxation: Relaxation,
+    *,
+    train: tuple[Batch, Carry],
+    valid: tuple[Batch, Carry],
+    inner: InnerStep,
+    order: Order,
+    progress: float,
+    generator: torch.Generator,
+    through_clip: bool = False,
+) -> tuple[dict[str, Tensor], Loss]:
+    """The gradient of the validation loss in the alphas.
+
+    Args:
+        train, valid: a batch and the carry that enters it, for the inner step and the outer loss.
+        inner: the weight step that the second order looks ahead by.
+        order: "first" takes w' = w; "finite" and "exact" differentiate through the inner step,
+            by a central difference over the weights and by double backward. A network that keeps
+            no graph of its backward pass cannot serve "exact".
+        progress: share of the search that is done, in [0, 1].
+        generator: draws the mixtures and the noise, each once: the three evaluations of the
+            training loss see the same values, or their difference would be mostly noise.
+        through_clip: also differentiate the clip factor. The published method does not: it treats
+            the factor as a constant, which drops a term whenever clipping is active.
+
+    Returns:
+        The gradients by alpha name, and the validation loss with its next carry, detached. The
+        outer loss is `Loss.value`, without penalties.
+    """
+    mixtures = relaxation.mix(alphas, net.space, progress, generator)
+    train_noise = net.noise(train[0], generator) if order != "first" else None
+    valid_noise = net.noise(valid[0], generator)
+    # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
+    # end: its graph is walked a single time whatever the order.
+    cut = {name: Mixture(m.weights.detach().requires_grad_()) for name, m in mixtures.items()}
+    leaves = [m.weights for m in cut.values()]
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+
+    def run(shifted: Weights, which: tuple[Batch, Carry], noise: Noise) -> Loss:
+        buffers = {name: b.clone() for name, b in net.named_buffers()}
+        state = {**shifted, **buffers}
+        loss: Loss = functional_call(_module(net), state, (*which, cut, noise))
+        return loss
+
+    with torch.enable_grad():
+        if order == "first":
+            loss = run(weights, valid, valid_noise)
+            grads = _grad(loss.value, leaves)
+        elif order == "exact":
+            own = {name: w.requires_grad_() for name, w in weights.items()}
+            objective = run(own, train, train_noise).objective
+            inner_grads = torch.autograd.grad(
+                objective, list(own.values()), create_graph=True, allow_unused=True
+            )
+            gradient = _named(own, inner_grads)
+            ahead = _ahead(own, gradient, inner, constant_clip=not through_clip)
+            # The weights themselves are constants of the outer problem: only g carries m.
+            loss = run(ahead, valid, valid_noise)
+            grads = _grad(loss.value, leaves)
+        else:
+            grads, loss = _finite_difference(
+                run, weights, leaves, (train, train_noise), (valid, valid_noise), inner,
+                through_clip,
+            )  # fmt: skip
+    result = torch.autograd.grad(
+        [m.weights for m in mixtures.values()],
+        list(alphas.values()),
+        grad_outputs=grads,
+        allow_unused=True,
+    )
+    named = {
+        name: torch.zeros_like(alpha) if grad is None else grad
+        for (name, alpha), grad in zip(alphas.items(), result, strict=True)
+    }
+    return named, loss._replace(value=loss.value.detach(), penalty=loss.penalty.detach())
+
+
+def _finite_difference(
+    run: Any,
+    weights: Weights,
+    leaves: list[Tensor],
+    train: tuple[tuple[Batch, Carry], Noise],
+    valid: tuple[tuple[Batch, Carry], Noise],
+    inner: InnerStep,
+    through_clip: bool,
+) -> tuple[list[Tensor], Loss]:
+    """Equation 8: the mixed second derivative from two gradients at w + Rv and w - Rv."""
+    own = {name: w.detach().requires_grad_() for name, w in weights.items()}
+    gradient = _named(own, _grad(run(own, *train).objective, list(own.values())))
+    with torch.no_grad():
+        ahead = _ahead(weights, gradient, inner, constant_clip=True)
+    ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
+    loss = run(ahead, *valid)
+    both = _grad(loss.value, [*leaves, *ahead.values()])
+    direct, vector = both[: len(leaves)], _named(ahead, both[len(leaves) :])
+    with torch.no_grad():
+        vector = _through_inner_step(vector, gradient, inner, through_clip)
+        length = norm(vector.values())
+        if length == 0:  # the outer loss does not depend on the weights: nothing to add
+            return direct, loss
+        radius = PERTURBATION / length
+        plus = {name: w + radius * vector[name] for name, w in weights.items()}
+        minus = {name: w - radius * vector[name] for name, w in weights.items()}
+    upper = _grad(run(plus, *train).objective, leaves)
+    del plus
+    lower = _grad(run(minus, *train).objective, leaves)
+    return [
+        d - inner.lr * (u - low) / (2 * radius)
+        for d, u, low in zip(direct, upper, lower, strict=True)
+    ], loss
+
+
+def _ahead(
+    weights: Weights, gradient: Weights, inner: InnerStep, *, constant_clip: bool
+) -> Weights:
+    """w' after one inner step: `torch.optim.SGD` after `clip_grad_norm_`, as a function."""
+    coef = _clip_factor(gradient, inner)
+    coef = coef.detach() if constant_clip else coef
+    moved = {}
+    for name, weight in weights.items():
+        start = weight.detach()
+        step = coef * gradient[name] + inner.weight_decay * start
+        if inner.momentum and name in inner.buffers:
+            step = step + inner.momentum * inner.buffers[name]
+        moved[name] = start - inner.lr * step
+    return moved
+
+
+def _through_inner_step(
+    vector: Weights, gradient: Weights, inner: InnerStep, through_clip: bool
+) -> Weights:
+    """v times the derivative of the clipped gradient in the gradient: what R v is taken of."""
+    coef = _clip_factor(gradient, inner)
+    scaled = {name: coef * v for name, v in vector.items()}
+    if through_clip and coef < 1:
+        length = norm(gradient.values())
+        along = _inner_product(vector, gradient) / (length * (length + CLIP_EPSILON))
+        scaled = {name: s - coef * along * gradient[name] for name, s in scaled.items()}
+    return scaled
+
+
+def _clip_factor(gradient: Weights, inner: InnerStep) -> Tensor:
+    length = norm(gradient.values())
+    if not inner.clip:
+        return torch.ones_like(length)
+    return (inner.clip / (length + CLIP_EPSILON)).clamp(max=1.0)
+
+
+def norm(tensors: Any) -> Tensor:
+    """The Euclidean norm of all tensors taken as one vector."""
+    lengths = torch.stack([torch.linalg.vector_norm(t) for t in tensors])
+    length: Tensor = torch.linalg.vector_norm(lengths)
+    return length
+
+
+def _inner_product(a: Weights, b: Weights) -> Tensor:
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def _grad(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    grads = torch.autograd.grad(value, inputs, allow_unused=True)
+    return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, grads, strict=True)]
+
+
+def _named(weights: Weights, grads: Sequence[Tensor | None]) -> Weights:
+    return {
+        name: torch.zeros_like(w) if g is None else g
+        for (name, w), g in zip(weights.items(), grads, strict=True)
+    }
+
+
+def _module(net: Searchable) -> nn.Module:
+    if not isinstance(net, nn.Module):
+        raise UsageError(f"{type(net).__name__} is not an nn.Module")
+    return net
+
+
+class Architect:
+    """Holds the alphas' optimiser and moves them by the hypergradient."""
+
+    def __init__(
+        self,
+        net: Searchable,
+        alphas: dict[str, Tensor],
+        relaxation: Relaxation,
+        optimizer: torch.optim.Optimizer,
+        order: Order,
+    ) -> None:
+        self.net = net
+        self.alphas = alphas
+        self.relaxation = relaxation
+        self.optimizer = optimizer
+        self.order: Order = order
+
+    def step(
+        self,
+        *,
+        train: tuple[Batch, Carry],
+        valid: tuple[Batch, Carry],
+        inner: InnerStep,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Loss:
+        """One step of the alphas; returns the validation loss with its next carry.
+
+        Non-finite gradients leave the alphas as they are; the loss that is returned tells.
+        """
+        grads, loss = hypergradient(
+            self.net,
+            self.alphas,
+            self.relaxation,
+            train=train,
+            valid=valid,
+            inner=inner,
+            order=self.order,
+            progress=progress,
+            generator=generator,
+        )
+        checked = [loss.value, *grads.values()]
+        if all(bool(torch.isfinite(value).all()) for value in checked):
+            for name, alpha in self.alphas.items():
+                alpha.grad = grads[name]
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            return loss
+        return loss._replace(value=torch.full_like(loss.value, torch.nan))

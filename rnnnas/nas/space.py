@@ -1,0 +1,152 @@
+"""The search space of one cell: its nodes, edges and allowed operations. Needs no torch.
+
+Legend: N nodes, E edges, O operations. `edges` fixes the row order of every (E, O) table.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from rnnnas.errors import UsageError
+from rnnnas.nas.genotype import RECURRENT, CellGene, Gene, Genotype, read_genotype
+
+NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellSpace:
+    """All cells that a search may find.
+
+    Node i (0-based) may take any of the `inputs + i` states before it. `keep` edges stay a node
+    when a cell is derived. `allowed` is an (E, O) table; without it every operation is allowed.
+    """
+
+    inputs: int
+    nodes: int
+    ops: tuple[str, ...]
+    keep: int
+    allowed: tuple[tuple[bool, ...], ...] = ()
+    edges: tuple[tuple[int, int], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        edges = tuple(
+            (source, self.inputs + node)
+            for node in range(self.nodes)
+            for source in range(self.inputs + node)
+        )
+        object.__setattr__(self, "edges", edges)
+        if self.nodes < 1 or not 1 <= self.keep <= self.inputs:
+            raise UsageError(f"{self.nodes} nodes that keep {self.keep} edges make no cell")
+        if not self.allowed:
+            everything = ((True,) * len(self.ops),) * len(edges)
+            object.__setattr__(self, "allowed", everything)
+        if len(self.allowed) != len(edges) or any(len(r) != len(self.ops) for r in self.allowed):
+            raise UsageError(f"`allowed` must be a table of {len(edges)} x {len(self.ops)}")
+        for node in range(self.nodes):
+            usable = [e for e in self.rows(node) if self._choices(e)]
+            if len(usable) < self.keep:
+                raise UsageError(f"node {node + self.inputs} has fewer than {self.keep} edges left")
+
+    def rows(self, node: int) -> range:
+        """The rows of node `node` (0-based): one for each state before it, in order."""
+        start = node * self.inputs + node * (node - 1) // 2
+        return range(start, start + self.inputs + node)
+
+    def _choices(self, edge: int) -> list[int]:
+        """Operations that a derived cell may use on `edge`: allowed, and not `none`."""
+        return [o for o, op in enumerate(self.ops) if self.allowed[edge][o] and op != NONE]
+
+    @property
+    def concat(self) -> tuple[int, ...]:
+        """The states that form the output of every cell of this space: all its nodes."""
+        return tuple(range(self.inputs, self.inputs + self.nodes))
+
+    def discretise(self, scores: Sequence[Sequence[float]]) -> CellGene:
+        """Derive the cell: per node the `keep` best edges by their best operation but `none`.
+
+        Args:
+            scores: (E, O); higher is better. Ties go to the lower state, then the earlier
+                operation (DARTS, section 2.4).
+
+        Raises:
+            UsageError: where the table has another shape or a score is not finite.
+        """
+        if len(scores) != len(self.edges) or any(len(row) != len(self.ops) for row in scores):
+            raise UsageError(f"scores must be a table of {len(self.edges)} x {len(self.ops)}")
+        if not all(math.isfinite(value) for row in scores for value in row):
+            raise UsageError("scores must be finite")
+        nodes = []
+        for node in range(self.nodes):
+            best = []
+            for edge in self.rows(node):
+                choices = self._choices(edge)
+                if choices:
+                    op = max(choices, key=lambda o: (scores[edge][o], -o))
+                    best.append((-scores[edge][op], self.edges[edge][0], op))
+            kept = sorted(best)[: self.keep]
+            nodes.append(tuple(Gene(self.ops[op], source) for _, source, op in kept))
+        return CellGene(nodes=tuple(nodes), concat=self.concat)
+
+    def prune(self, allowed: Sequence[Sequence[bool]]) -> CellSpace:
+        """The space in which only what this one and `allowed` (E, O) both allow is left."""
+        both = tuple(
+            tuple(a and bool(b) for a, b in zip(mine, other, strict=True))
+            for mine, other in zip(self.allowed, allowed, strict=True)
+        )
+        return replace(self, allowed=both)
+
+    def sample(self, rng: random.Random) -> CellGene:
+        """A cell drawn uniformly over the edges and operations of each node."""
+        nodes = []
+        for node in range(self.nodes):
+            usable = [edge for edge in self.rows(node) if self._choices(edge)]
+            edges = sorted(rng.sample(usable, self.keep))
+            nodes.append(
+                tuple(
+                    Gene(self.ops[rng.choice(self._choices(edge))], self.edges[edge][0])
+                    for edge in edges
+                )
+            )
+        return CellGene(nodes=tuple(nodes), concat=self.concat)
+
+    def count(self) -> int:
+        """How many different cells the space holds."""
+        total = 1
+        for node in range(self.nodes):
+            # Ways to choose `keep` edges, each with one of its operations: the elementary
+            # symmetric polynomial of degree `keep` in the edges' numbers of choices.
+            ways = [1] + [0] * self.keep
+            for edge in self.rows(node):
+                for degree in range(self.keep, 0, -1):
+                    ways[degree] += ways[degree - 1] * len(self._choices(edge))
+            total *= ways[self.keep]
+        return total
+
+
+RECURRENT_OPS = ("none", "tanh", "relu", "sigmoid", "identity")
+
+
+def recurrent_space(nodes: int = 8) -> CellSpace:
+    """The recurrent space of DARTS (section 3.1.2): one edge a node, five operations."""
+    return CellSpace(inputs=1, nodes=nodes, ops=RECURRENT_OPS, keep=1)
+
+
+def genotype_of(reference: str, seed: int) -> Genotype:
+    """As `read_genotype`, and 'random' or 'random:SEED': a cell drawn from the recurrent space.
+
+    Args:
+        seed: what 'random' without a seed of its own is drawn by.
+
+    Raises:
+        UsageError: where the reference is not understood.
+    """
+    word, _, own = reference.partition(":")
+    if word != "random":
+        return read_genotype(reference)
+    if own and not own.isdecimal():
+        raise UsageError(f"genotype {reference!r} must be 'random' or 'random:SEED'")
+    rng = random.Random(f"{own or seed}/cell")
+    return Genotype(cells={RECURRENT: recurrent_space().sample(rng)})

@@ -1,0 +1,150 @@
+"""Optimisers and what follows from them: schedules, averaging, and the step the architect mirrors.
+
+A schedule is a pure function of progress in [0, 1]; nothing here counts steps by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rnnnas.errors import UsageError
+from rnnnas.types import InnerStep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightConfig:
+    """SGD on the weights, and the switch to averaging.
+
+    lr: step size for a window of `bptt` tokens; it scales with a window's length.
+    schedule: of lr over the run. clip: largest gradient norm, 0 for none.
+    nonmono: averaging starts after the epoch whose validation loss is above the least of all
+    but the last `nonmono` epochs before it (NT-ASGD, Merity et al. 2018, algorithm 1);
+    0: never.
+    """
+
+    lr: float = 20.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    clip: float = 0.25
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    nonmono: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UsageError(f"weights.lr = {self.lr} must be positive")
+        for name in ("clip", "weight_decay", "momentum", "nonmono"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"weights.{name} = {getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlphaConfig:
+    """Adam on the alphas.
+
+    warmup: share of the search in [0, 1) during which only weights move.
+    text: what the alphas are trained on: the last `held_out` share of the training text, which
+    the weights then do not see; or the validation text itself, as the DARTS paper does.
+    second_order: how a second-order search differentiates through the weight step.
+    """
+
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-3
+    warmup: float = 0.0
+    text: Literal["held-out", "valid"] = "held-out"
+    held_out: float = 0.1
+    second_order: Literal["finite", "exact"] = "finite"
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.weight_decay < 0:
+            raise UsageError(
+                f"alphas.lr = {self.lr} must be positive, and "
+                f"alphas.weight_decay = {self.weight_decay} must not be negative"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"alphas.betas = {self.betas} must lie in [0, 1)")
+        if not 0 <= self.warmup < 1 or not 0 < self.held_out < 1:
+            raise UsageError(
+                f"alphas.warmup = {self.warmup} must lie in [0, 1), and "
+                f"alphas.held_out = {self.held_out} between 0 and 1"
+            )
+
+
+def scheduled(config: WeightConfig, progress: float) -> float:
+    """The step size at `progress` in [0, 1], for a window of full length."""
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+    if config.schedule == "linear":
+        return config.lr * (1.0 - progress)
+    return config.lr
+
+
+def weight_optimizer(net: nn.Module, config: WeightConfig) -> torch.optim.SGD:
+    """SGD over all weights; its step size is set before every step."""
+    return torch.optim.SGD(
+        net.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def alpha_optimizer(alphas: Mapping[str, Tensor], config: AlphaConfig) -> torch.optim.Adam:
+    """Adam over the alphas, weight decay as an L2 term in the gradient (as in DARTS)."""
+    return torch.optim.Adam(
+        list(alphas.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+
+
+def inner_step(net: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> InnerStep:
+    """The next step of `optimizer` on `net` after clipping at `clip`, for the architect.
+
+    Raises:
+        UsageError: for anything the architect does not mirror.
+    """
+    groups = optimizer.param_groups
+    if type(optimizer) is not torch.optim.SGD or len(groups) != 1:
+        raise UsageError(
+            f"the architect looks ahead by plain SGD with one group, not {type(optimizer).__name__}"
+        )
+    group: dict[str, Any] = groups[0]
+    for option in ("nesterov", "dampening", "maximize"):
+        if group[option]:
+            raise UsageError(f"the architect's look-ahead does not mirror SGD's {option}")
+    buffers = {
+        name: state["momentum_buffer"]
+        for name, p in net.named_parameters()
+        if (state := optimizer.state.get(p)) and state.get("momentum_buffer") is not None
+    }
+    return InnerStep(
+        lr=float(group["lr"]),
+        clip=clip,
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"],
+        buffers=buffers,
+    )
+
+
+def averaging_starts(history: list[float], loss: float, nonmono: int) -> bool:
+    """Whether NT-ASGD switches after an epoch with validation `loss`, given those before it."""
+    return nonmono > 0 and len(history) > nonmono and loss > min(history[:-nonmono])
+
+
+class Average:
+    """The uniform average of the weights after every step since it began (ASGD with t0 = 0)."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.steps = 0
+        self.weights = {name: w.detach().clone() for name, w in weights.items()}
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Take in the weights after one more step."""
+        self.steps += 1
+        new = [weights[name].detach() for name in self.weights]
+        torch._foreach_lerp_(list(self.weights.values()), new, 1.0 / self.steps)

@@ -1,0 +1,167 @@
+"""Training a derived cell to be reported: joins data, network, optimiser and run folder."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnnas import config as configs
+from rnnnas.config import TrainConfig
+from rnnnas.data.corpus import Corpus, check_unchanged
+from rnnnas.data.streams import Streams, window_lengths
+from rnnnas.evaluate import evaluate_checkpoint
+from rnnnas.lm.model import RecurrentLM
+from rnnnas.loop import Position, StepReport, drive
+from rnnnas.nas.genotype import Genotype
+from rnnnas.optim import Average, averaging_starts, scheduled, weight_optimizer
+from rnnnas.run import Run
+from rnnnas.steps import evaluate, generator, weight_step
+from rnnnas.types import Carry
+
+
+class TrainJob:
+    """The state of a training and its steps; see `loop.Job`."""
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device) -> None:
+        self.config = config
+        self.corpus = corpus
+        self.device = device
+        self.epochs = config.epochs
+        self.net = RecurrentLM(
+            config.model,
+            corpus.vocab.size,
+            Genotype.from_plain(config.genotype).recurrent,
+            noise=config.noise,
+            penalty=config.penalty,
+            generator=generator(config.seed, "weights", 0, torch.device("cpu")),
+        ).to(device)
+        self.optimizer = weight_optimizer(self.net, config.weights)
+        self.train = Streams(corpus.splits["train"], config.windows.streams, device)
+        self.valid = Streams(corpus.splits["valid"], config.valid_streams, device)
+        self.carry: Carry = None
+        self.average: Average | None = None
+        self.history: list[float] = []  # validation loss after each epoch
+        self.best = math.inf
+
+    def lengths(self, epoch: int) -> list[int]:
+        rng = random.Random(f"{self.config.seed}/windows/{epoch}")
+        return window_lengths(self.config.windows, self.train.length, rng)
+
+    def begin_epoch(self, at: Position) -> None:
+        self.carry = None
+
+    def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
+        config = self.config
+        lr = scheduled(config.weights, at.progress) * steps / config.windows.bptt * lr_factor
+        batch = self.train.window(at.start, steps)
+        noise = self.net.noise(batch, generator(config.seed, "weight-step", at.step, self.device))
+        loss, norm = weight_step(
+            self.net, self.optimizer, batch, self.carry, {}, noise, lr=lr, clip=config.weights.clip
+        )
+        self.carry = loss.carry
+        if self.average is not None:
+            self.average.update(dict(self.net.named_parameters()))
+        return StepReport(float(loss.value), loss.count, norm, lr)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is evaluated, saved and reported: the averaged weights once averaging is on."""
+        if self.average is not None and self.average.steps:
+            return self.average.weights
+        return {name: p.detach() for name, p in self.net.named_parameters()}
+
+    def end_epoch(self, at: Position, run: Run) -> dict[str, float]:
+        score = evaluate(self.net, self.valid, {}, self.weights())
+        averaged = self.average is not None
+        if score.loss < self.best:
+            self.best = score.loss
+            run.save_best(self.checkpoint(at, score.perplexity))
+        if not averaged and averaging_starts(self.history, score.loss, self.config.weights.nonmono):
+            self.average = Average(dict(self.net.named_parameters()))
+        self.history.append(score.loss)
+        return {"valid_perplexity": score.perplexity, "averaged": float(averaged)}
+
+    def checkpoint(self, at: Position, perplexity: float) -> dict[str, Any]:
+        """The content of best.pt: all that evaluation and sampling need, and nothing that differs
+        between two runs of the same command.
+        """
+        return {
+            "kind": "recurrent",
+            "config": configs.to_plain(self.config),
+            "genotype": self.config.genotype,
+            "vocabulary": self.corpus.vocab.to_plain(),
+            "corpus": {"name": self.corpus.name, "sha256": self.corpus.sha256},
+            "weights": self.weights(),
+            "metrics": {"epoch": at.epoch + 1, "step": at.step, "valid_perplexity": perplexity},
+        }
+
+    def state(self) -> dict[str, Any]:
+        average = self.average
+        return {
+            "weights": {name: p.detach() for name, p in self.net.named_parameters()},
+            "optimizer": self.optimizer.state_dict(),
+            "average": None
+            if average is None
+            else {"steps": average.steps, "weights": average.weights},
+            "carry": self.carry,
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = None
+        if state["average"] is not None:
+            weights = {name: w.to(self.device) for name, w in state["average"]["weights"].items()}
+            self.average = Average(weights)
+            self.average.steps = state["average"]["steps"]
+        carry = state["carry"]
+        self.carry = carry if carry is None else carry.to(self.device)
+        self.history = list(state["history"])
+        self.best = state["best"]
+
+
+def train(
+    config: TrainConfig,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    device: torch.device,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train a cell, or go on with a training that was stopped; returns its result.
+
+    The result: run, checkpoint, parameters, seconds, valid_perplexity and test_perplexity of
+    best.pt, digest (its SHA-256).
+
+    Raises:
+        RnnnasError: as `loop.drive` and `Run.open` say.
+    """
+    check_unchanged(corpus)
+    plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
+    with Run.open(folder, "train", plain, fresh=fresh, save_seconds=config.save_seconds) as run:
+        if run.result is not None:
+            return run.result
+        job = TrainJob(config, corpus, device)
+        seconds = drive(job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet)
+        valid = evaluate_checkpoint(run.best_path, "valid", corpus=corpus, device=device)
+        test = evaluate_checkpoint(run.best_path, "test", corpus=corpus, device=device)
+        result = {
+            "run": str(run.folder),
+            "checkpoint": str(run.best_path),
+            "parameters": sum(p.numel() for p in job.net.parameters()),
+            "seconds": round(seconds, 3),
+            "valid_perplexity": valid["perplexity"],
+            "test_perplexity": test["perplexity"],
+            "digest": valid["digest"],
+        }
+        scores = {name: result[name] for name in ("valid_perplexity", "test_perplexity")}
+        run.hparams(plain, scores)
+        run.finish(result)
+        return result

@@ -83,7 +83,7 @@ class _Tally:
 def perplexity(nats: float, tokens: int) -> float:
     """exp(nats / tokens), infinite where that overflows."""
     mean = nats / max(tokens, 1)
-    return math.exp(mean) if mean < 700 else math.inf
+    return math.inf if mean >= 700 else math.exp(mean)
 
 
 def drive(job: Job, run: Run, *, kind: str, title: str, quiet: bool = False) -> float:
@@ -130,7 +130,8 @@ def drive(job: Job, run: Run, *, kind: str, title: str, quiet: bool = False) -> 
                 lengths = job.lengths(at.epoch)
                 job.begin_epoch(at)
             report = job.step(at, lengths[at.window], lr_factor)
-            if not (math.isfinite(report.nats) and math.isfinite(report.norm)):
+            # A perplexity that overflows counts as not finite: such a run is lost as well.
+            if not (math.isfinite(perplexity(report.nats, 1)) and math.isfinite(report.norm)):
                 if rollbacks == ROLLBACKS:
                     raise DivergedError(
                         f"the loss was not finite at step {at.step} of epoch {at.epoch + 1}, "

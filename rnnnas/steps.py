@@ -33,7 +33,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean; infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
 
 
 def generator(seed: int, purpose: str, step: int, device: torch.device) -> torch.Generator:

@@ -14,6 +14,7 @@ from rnnnas import config as configs
 from rnnnas.config import TrainConfig
 from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.data.streams import Streams, window_lengths
+from rnnnas.errors import DivergedError
 from rnnnas.evaluate import evaluate_checkpoint
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive
@@ -77,7 +78,7 @@ class TrainJob:
     def end_epoch(self, at: Position, run: Run) -> dict[str, float]:
         score = evaluate(self.net, self.valid, {}, self.weights())
         averaged = self.average is not None
-        if score.loss < self.best:
+        if score.loss < self.best and math.isfinite(score.perplexity):
             self.best = score.loss
             run.save_best(self.checkpoint(at, score.perplexity))
         if not averaged and averaging_starts(self.history, score.loss, self.config.weights.nonmono):
@@ -150,6 +151,11 @@ def train(
             return run.result
         job = TrainJob(config, corpus, device)
         seconds = drive(job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet)
+        if not math.isfinite(job.best):
+            raise DivergedError(
+                "the validation perplexity was never finite: there is no model to report",
+                "lower the step size with --set weights.lr=... and start with --fresh",
+            )
         valid = evaluate_checkpoint(run.best_path, "valid", corpus=corpus, device=device)
         test = evaluate_checkpoint(run.best_path, "test", corpus=corpus, device=device)
         result = {

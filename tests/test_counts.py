@@ -19,8 +19,8 @@ from rnnnas.data.counts import (
 
 def stream(seed: int, length: int, vocabulary: int) -> np.ndarray:
     rng = random.Random(seed)
-    drawn = (int(rng.paretovariate(0.7)) - 1 for _ in range(10**9))
-    return np.array([x for x, _ in zip((d for d in drawn if d < vocabulary), range(length))], "<u2")
+    drawn = [min(int(rng.paretovariate(0.7)), vocabulary) - 1 for _ in range(length)]
+    return np.array(drawn, "<u2")
 
 
 def slow_discount(counts: list[int]) -> float:

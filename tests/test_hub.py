@@ -1,4 +1,4 @@
-"""Datasets in the hub's layouts, read from local folders through the code that fetches. No network."""
+"""Datasets in the hub's layouts, local folders through the code that fetches. No network."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ def test_bad_rows_are_refused_with_split_and_row() -> None:
     print(f"{len(cases)} kinds of bad rows refused")
 
 
-def test_damaged_parquet_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_damaged_parquet_is_refused_and_leaves_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = parquet(tmp_path / "d", everywhere(["some text"] * 100))
     path = folder / "data" / "train-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
@@ -129,6 +131,7 @@ def test_damaged_parquet_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
         add_corpus("x", folder, VocabOptions())
     assert "train-00000-of-00001.parquet" in caught.value.remedy
     assert list(corpora_folder().iterdir()) == []
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_parquet_folder_becomes_a_corpus(tmp_path: Path) -> None:

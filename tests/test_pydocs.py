@@ -61,7 +61,7 @@ def test_sources_are_read_and_never_imported(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "t.py").write_text('"""A test."""')
     found = list(docstrings(tmp_path))
-    assert found == ["Café.", "Escape \\d.", "Of A.", "Module one."][: len(found)] and len(found) == 4
+    assert found == ["Café.", "Escape \\d.", "Of A.", "Module one."]
 
 
 def test_the_running_python_gives_a_corpus() -> None:

@@ -1,4 +1,4 @@
-"""The hidden Markov source: its forward algorithm is exact, its text repeatable and worth memory."""
+"""The hidden Markov source: an exact bound, repeatable text, and something worth remembering."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rnnnas.data.counts import bigram_perplexity, unigram_perplexity
 from rnnnas.data.synthetic import (
     GRAMMAR,
     SEED,
-    TOPICS,
     Hmm,
     log_likelihoods,
     perplexity,
@@ -70,7 +69,7 @@ def test_conditional_probabilities_sum_to_one() -> None:
     prefix = sample(hmm, 40, 7)
     total = sum(
         math.exp(log_likelihoods(hmm, np.append(prefix, word))[-1])
-        for word in range(0, len(hmm.words))
+        for word in range(len(hmm.words))
         if hmm.emission[:, word].any()
     )
     assert total == pytest.approx(1, abs=1e-10)
@@ -123,7 +122,7 @@ def test_agreement_and_topics_are_kept_over_a_distance() -> None:
             assert len(set(numbers)) <= 1, clause
             apart += "prep" in clause or "pro" in clause
     assert apart > 300
-    print(f"number agrees in {len(sentences)} sentences, across a modifier in {apart}; {TOPICS} topics")
+    print(f"number agrees in {len(sentences)} sentences, across a modifier in {apart}")
 
 
 def test_memory_pays() -> None:

@@ -92,7 +92,10 @@ def test_permissions_are_named(tmp_path: Path) -> None:
         (b"a\r\nb\r\n\r\nc", ["a", "b", "", "c"]),
         (b"\xef\xbb\xbfmarked\n", ["marked"]),
         (b"a\n\n\nb\n\n", ["a", "", "", "b", ""]),
-        ("form\x0cfeed and \u2028 stay\nœuvre 日本\n".encode(), ["form\x0cfeed and \u2028 stay", "œuvre 日本"]),
+        (
+            "form\x0cfeed and \u2028 stay\nœuvre 日本\n".encode(),
+            ["form\x0cfeed and \u2028 stay", "œuvre 日本"],
+        ),
         (b"x" * LINE_LIMIT + b"\n", ["x" * LINE_LIMIT]),
     ],
     ids=["plain", "no end", "CRLF", "BOM", "blank lines", "separators", "longest line"],
@@ -103,9 +106,7 @@ def test_lines(tmp_path: Path, data: bytes, lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7])
-def test_blocks_do_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
+def test_blocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(module, "BLOCK", block)
     path = write(tmp_path, "œ a\r\n日本語 b\n\nlast".encode())
     assert read_lines(path) == ["œ a", "日本語 b", "", "last"]

@@ -128,7 +128,7 @@ def add(
 
 @corpus.command()
 @click.argument("name")
-@click.option("--dataset-config", help="Configuration of the dataset on the hub.")
+@click.option("--config", "dataset_config", help="Configuration of the dataset on the hub.")
 @click.option("--revision", help="Branch or commit of the dataset on the hub.")
 @_vocabulary_options
 def fetch(
@@ -140,7 +140,7 @@ def fetch(
     \b
     Examples:
       rnnnas corpus fetch wikitext-2
-      rnnnas corpus fetch owner/name --column text
+      rnnnas corpus fetch owner/name --config en --column text
     """
     from rnnnas.data.corpus import VocabOptions, fetch_corpus
 

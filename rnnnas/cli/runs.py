@@ -168,3 +168,49 @@ def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
         return
     click.echo(f"{parameters:,} parameters, {steps:,} steps an epoch, {plain['epochs']} epochs")
     click.echo(configs.to_toml(plain), nl=False)
+
+
+@click.command()
+@click.option("--corpus", default="pydocs", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@device_option
+@json_option
+def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
+    """Search, train and compare in three minutes, on the text that every Python carries.
+
+    \b
+    Example:
+      rnnnas demo
+    """
+    from rnnnas.demo import demo as run
+    from rnnnas.draw import as_text
+    from rnnnas.nas.genotype import Genotype
+
+    result = run(
+        corpus,
+        checkpoints(),
+        seed=seed,
+        device=pick_device(device),
+        say=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        print_json(result)
+        return
+    click.echo("\n" + as_text(Genotype.from_plain(result["genotype"]), "the cell that was found"))
+    click.echo(f"test perplexity on {corpus}, lower is better:")
+    for label, key in {
+        "the searched cell": "test_perplexity",
+        "a random cell, trained the same way": "random_test_perplexity",
+        "a bigram model": "bigram_perplexity",
+        "a unigram model": "unigram_perplexity",
+    }.items():
+        click.echo(f"  {label:36} {result[key]:8.2f}")
+    found = result["runs"]["found"]
+    click.echo(
+        f"\n{result['seconds']:.0f} s. One seed of a small run says little about cells; "
+        "`rnnnas presets list` has longer ones.\nWhere to look next:\n"
+        f"  rnnnas board                              curves, alphas and cells in TensorBoard\n"
+        f"  rnnnas show {result['runs']['search']} --format svg --out cell.svg\n"
+        f'  rnnnas sample --checkpoint {found} --prompt "The"\n'
+        f"  rnnnas corpus add mine --from story.txt   your own text"
+    )

@@ -60,8 +60,10 @@ def load(where: HubId, cache: Path, *, add_name: str = "NAME") -> Mapping[str, A
     import datasets
 
     local = Path(where.path).is_dir()
-    bars = datasets.are_progress_bars_disabled()
+    # Errors come back as exceptions; the library's bars and log lines would only repeat them.
+    silent, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         loaded = datasets.load_dataset(
             os.path.abspath(where.path) if local else where.path,
@@ -74,7 +76,8 @@ def load(where: HubId, cache: Path, *, add_name: str = "NAME") -> Mapping[str, A
     except Exception as error:
         raise _refusal(where, local, error, add_name) from error
     finally:
-        if not bars:
+        datasets.logging.set_verbosity(verbosity)
+        if not silent:
             datasets.enable_progress_bars()
     if not isinstance(loaded, Mapping):
         raise DataError(

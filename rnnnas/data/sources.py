@@ -25,8 +25,9 @@ SUFFIXES = (".txt", ".text", ".tokens", ".md", ".rst", ".raw", ".train", ".valid
 
 # Bytes, unpacked, of all members that are read. WikiText-103 has 540 million.
 ZIP_LIMIT = 4_000_000_000
-# Text packs 3 to 10 times; deflate's limit of 1032 is reached by repeating one character only.
-ZIP_RATIO = 200
+# Text packs 3 to 10 times, made-up text that repeats itself up to deflate's limit of 1032. Only
+# what is large and packed like that is a bomb.
+ZIP_RATIO, ZIP_LARGE = 200, 100_000_000
 
 # What zipfile raises for truncated, altered or exotically packed members.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError, OSError)
@@ -122,7 +123,7 @@ def _archive(path: Path) -> Source:
     texts = {}
     for member in wanted:
         info, called = members[member], f"{name}!{shown(member)}"
-        if info.file_size > 1_000_000 and info.file_size > ZIP_RATIO * info.compress_size:
+        if info.file_size > max(ZIP_LARGE, ZIP_RATIO * info.compress_size):
             raise DataError(
                 f"{called}: {info.file_size:,} bytes in {info.compress_size:,} are no text",
                 "Give an archive of plain text.",
@@ -155,8 +156,12 @@ def _readable(names: Iterable[str]) -> list[str]:
         name
         for name in names
         if PurePosixPath(name).suffix.lower() in SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+        and not any(map(_hidden, PurePosixPath(name).parts))
     ]
+
+
+def _hidden(part: str) -> bool:
+    return part.startswith((".", "__MACOSX")) and part != ".."
 
 
 def _assemble(name: str, called: str, texts: Mapping[str, Text]) -> Source:

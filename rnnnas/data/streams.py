@@ -78,7 +78,7 @@ class Streams:
 
     def window(self, start: int, steps: int) -> Batch:
         """The window of `steps` inputs from position `start`; targets lie one token ahead."""
-        cut = np.ascontiguousarray(self._rows[:, start : start + steps + 1].T, dtype=np.int64)
+        cut = np.array(self._rows[:, start : start + steps + 1].T, dtype=np.int64, order="C")
         block = torch.from_numpy(cut).to(self.device)
         return Batch(block[:-1], block[1:])
 

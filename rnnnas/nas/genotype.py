@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,8 +100,14 @@ class Genotype:
         return cls(cells=cells)
 
     def to_text(self) -> str:
-        """The field's short form of a recurrent cell, e.g. 'sigmoid0 relu1 tanh1'."""
+        """The field's short form of a recurrent cell, e.g. 'sigmoid0 relu1 tanh1'.
+
+        Raises:
+            UsageError: where there is no recurrent cell, or a node of it has several edges.
+        """
         cell = self.recurrent
+        if any(len(node) != 1 for node in cell.nodes):
+            raise UsageError("the short form is for cells with one edge a node; use JSON")
         genes = " ".join(f"{node[0].op}{node[0].source}" for node in cell.nodes)
         default = tuple(range(1, len(cell.nodes) + 1))
         concat = "" if cell.concat == default else " concat " + ",".join(map(str, cell.concat))
@@ -117,13 +123,13 @@ class Genotype:
         Raises:
             UsageError: naming the word that is not understood.
         """
-        body, _, tail = text.partition("concat")
+        body, word, tail = text.partition("concat")
         nodes = []
-        for word in body.split():
-            match = _GENE.fullmatch(word)
+        for gene in body.split():
+            match = _GENE.fullmatch(gene)
             if match is None:
                 raise UsageError(
-                    f"{word!r} is not an operation with its predecessor",
+                    f"{gene!r} is not an operation with its predecessor",
                     "write a cell as 'sigmoid0 relu1 tanh1', one word a node",
                 )
             nodes.append((Gene(match[1], int(match[2])),))
@@ -131,6 +137,8 @@ class Genotype:
             concat = tuple(int(part) for part in tail.replace(",", " ").split())
         except ValueError as error:
             raise UsageError(f"concat {tail.strip()!r} is not a list of node numbers") from error
+        if word and not concat:
+            raise UsageError("concat names no node", "write it as 'concat 1,2', or leave it out")
         cell = CellGene(nodes=tuple(nodes), concat=concat or tuple(range(1, len(nodes) + 1)))
         return cls(cells={RECURRENT: cell})
 
@@ -229,17 +237,19 @@ def read_genotype(reference: str) -> Genotype:
     if reference in ZOO:
         return ZOO[reference].genotype
     path = Path(reference)
-    if path.is_dir():
+    if reference.strip() and _is(path.is_dir):
         path = path / "genotype.json"
         if not path.is_file():
             raise UsageError(
                 f"{reference} holds no genotype.json",
                 "give the folder of a search that has run, e.g. checkpoints/search-ptb-darts-s1",
             )
-    if path.is_file():
+    if _is(path.is_file):
         try:
             return Genotype.from_plain(json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
             raise UsageError(f"{path} is not a genotype in JSON: {error}") from error
     if " " in reference.strip() or _GENE.fullmatch(reference):
         return Genotype.from_text(reference)
@@ -248,3 +258,11 @@ def read_genotype(reference: str) -> Genotype:
         + nearest(reference, list(ZOO)),
         f"published cells: {', '.join(ZOO)}; or write one: 'sigmoid0 relu1 tanh1'",
     )
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """What `Path.is_dir` or `Path.is_file` says, and no where the text cannot be a path."""
+    try:
+        return test()
+    except OSError:  # a cell's short form can be longer than any file name
+        return False

@@ -38,13 +38,16 @@ class CellSpace:
             for source in range(self.inputs + node)
         )
         object.__setattr__(self, "edges", edges)
-        if self.nodes < 1 or not 1 <= self.keep <= self.inputs:
-            raise UsageError(f"{self.nodes} nodes that keep {self.keep} edges make no cell")
+        # A CellGene tells the number of its inputs by the number of edges that its nodes keep.
+        if self.nodes < 1 or self.inputs not in (1, 2) or self.keep != self.inputs:
+            raise UsageError(
+                f"{self.nodes} nodes that keep {self.keep} edges over {self.inputs} inputs make "
+                "no cell: it has one input and keeps one edge a node, or two and two"
+            )
         if not self.allowed:
             everything = ((True,) * len(self.ops),) * len(edges)
             object.__setattr__(self, "allowed", everything)
-        if len(self.allowed) != len(edges) or any(len(r) != len(self.ops) for r in self.allowed):
-            raise UsageError(f"`allowed` must be a table of {len(edges)} x {len(self.ops)}")
+        self._check_shape("allowed", self.allowed)
         for node in range(self.nodes):
             usable = [e for e in self.rows(node) if self._choices(e)]
             if len(usable) < self.keep:
@@ -54,6 +57,11 @@ class CellSpace:
         """The rows of node `node` (0-based): one for each state before it, in order."""
         start = node * self.inputs + node * (node - 1) // 2
         return range(start, start + self.inputs + node)
+
+    def _check_shape(self, name: str, table: Sequence[Sequence[object]]) -> None:
+        edges, ops = len(self.edges), len(self.ops)
+        if len(table) != edges or any(len(row) != ops for row in table):
+            raise UsageError(f"{name} must be a table of {edges} x {ops}")
 
     def _choices(self, edge: int) -> list[int]:
         """Operations that a derived cell may use on `edge`: allowed, and not `none`."""
@@ -74,8 +82,7 @@ class CellSpace:
         Raises:
             UsageError: where the table has another shape or a score is not finite.
         """
-        if len(scores) != len(self.edges) or any(len(row) != len(self.ops) for row in scores):
-            raise UsageError(f"scores must be a table of {len(self.edges)} x {len(self.ops)}")
+        self._check_shape("scores", scores)
         if not all(math.isfinite(value) for row in scores for value in row):
             raise UsageError("scores must be finite")
         nodes = []
@@ -91,7 +98,12 @@ class CellSpace:
         return CellGene(nodes=tuple(nodes), concat=self.concat)
 
     def prune(self, allowed: Sequence[Sequence[bool]]) -> CellSpace:
-        """The space in which only what this one and `allowed` (E, O) both allow is left."""
+        """The space in which only what this one and `allowed` (E, O) both allow is left.
+
+        Raises:
+            UsageError: where the table has another shape, or a node has too few edges left.
+        """
+        self._check_shape("allowed", allowed)
         both = tuple(
             tuple(a and bool(b) for a, b in zip(mine, other, strict=True))
             for mine, other in zip(self.allowed, allowed, strict=True)

@@ -1,0 +1,9 @@
+"""Settings that every test runs under."""
+
+from __future__ import annotations
+
+import os
+
+# Tests work on small tensors, and often beside other processes: one thread each is fastest, and
+# what runs in a subprocess inherits it. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

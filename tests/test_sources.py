@@ -1,0 +1,170 @@
+"""Own text: files, folders and archives as splits; bad ones are refused and leave nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sample_sources import TEXT, left_behind, text_of, three, written, zipped
+from test_text import BAD
+
+from rnnnas.data import sources
+from rnnnas.data.corpus import (
+    SPLITS,
+    VocabOptions,
+    add_corpus,
+    corpus_info,
+)
+from rnnnas.data.sources import split_of
+from rnnnas.errors import DataError
+
+WORDS = VocabOptions()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RNNNAS_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_a_file_is_cut_by_lines(tmp_path: Path) -> None:
+    corpus = add_corpus("own", written(tmp_path / "t.txt"), VocabOptions(size=1000))
+    lines = TEXT.splitlines()
+    assert text_of(corpus, "train").splitlines() == lines[:360]
+    # Words that train lacks are <unk>: the numbers of later lines.
+    expected = [f"line <unk> of words {i % 9} and more {i % 4} words" for i in range(360, 380)]
+    assert text_of(corpus, "valid").splitlines() == expected
+    assert corpus.description["splits"]["valid"]["unknown"] == 20
+    assert corpus_info(corpus)["unknown"] == {"train": 0, "valid": 20, "test": 20}
+
+
+def test_folders_and_archives_by_name(tmp_path: Path) -> None:
+    texts = {split: f"{split} line here\n" * 60 for split in SPLITS}
+    layouts = {
+        "plain": {s: f"{s}.txt" for s in SPLITS},
+        "wiki": {s: f"wiki/wiki.{s}.tokens" for s in SPLITS},
+        "long": {"train": "training.md", "valid": "my_validation_set.txt", "test": "TEST.TXT"},
+        "dev": {"train": "a-train-0.txt", "valid": "a-dev.txt", "test": "a-test.txt"},
+        "folders": {s: f"{s}/part.txt" for s in SPLITS},
+    }
+    for name, files in layouts.items():
+        members = {files[s]: texts[s] for s in SPLITS} | {
+            "latest.txt": "x\n",
+            ".hid/train.txt": "y",
+        }
+        for path, text in members.items():
+            written(tmp_path / name / path, text)
+        for source in (tmp_path / name, zipped(tmp_path / f"{name}.zip", members)):
+            corpus = add_corpus(f"c-{name}-{source.suffix[1:]}", source, WORDS)
+            for split in SPLITS:
+                assert text_of(corpus, split).startswith(
+                    f"{split if split == 'train' else '<unk>'} "
+                )
+            assert corpus.description["note"] == "ignored files: latest.txt"
+    print(f"{2 * len(layouts)} layouts")
+
+
+def test_names_are_words_not_substrings() -> None:
+    names = {
+        "wiki.train.tokens": "train",
+        "data/validation-00000-of-00001.txt": "valid",
+        "test/a.txt": "test",
+        "latest.txt": None,
+        "developer.md": None,
+        "my-test-data/a.txt": None,
+        "train/test.txt": "test",
+    }
+    assert {name: split_of(name) for name in names} == names
+
+
+def test_files_of_no_split_are_joined_in_sorted_order(tmp_path: Path) -> None:
+    half = len(TEXT.splitlines()) // 2
+    lines = TEXT.splitlines(keepends=True)
+    members: dict[str, str | bytes] = {
+        "b.txt": "".join(lines[half:]),
+        "a.txt": "".join(lines[:half]),
+        "__MACOSX/a.txt": b"\0",
+        "picture.png": b"\0",
+    }
+    whole = add_corpus("whole", written(tmp_path / "t.txt"), WORDS)
+    joined = add_corpus("joined", zipped(tmp_path / "z.zip", members), WORDS)
+    assert joined.sha256 == whole.sha256
+
+
+@pytest.mark.parametrize("absent", SPLITS)
+def test_a_missing_split_is_named(tmp_path: Path, absent: str) -> None:
+    members: dict[str, str | bytes] = {f"{s}.txt": TEXT for s in SPLITS if s != absent}
+    for name, text in members.items():
+        written(tmp_path / "folder" / name, text)
+    for source in (tmp_path / "folder", zipped(tmp_path / "z.zip", members)):
+        with pytest.raises(DataError, match=f"no {absent} split") as caught:
+            add_corpus("own", source, WORDS)
+        assert str(source) in caught.value.cause and absent in caught.value.remedy
+    assert left_behind() == []
+
+
+def test_bad_bytes_leave_nothing(tmp_path: Path) -> None:
+    """Every kind of bad text, as a file, in a folder and in an archive, in any split."""
+    checked = 0
+    for number, (kind, (data, says)) in enumerate(BAD.items()):
+        split = SPLITS[number % 3]
+        members: dict[str, str | bytes] = {f"{s}.txt": data if s == split else TEXT for s in SPLITS}
+        for place in (
+            written(tmp_path / "bad.txt", data),
+            three(tmp_path / "folder", **{split: data}),
+            zipped(tmp_path / "bad.zip", members),
+        ):
+            with pytest.raises(DataError, match=says) as caught:
+                add_corpus("own", place, WORDS)
+            assert str(place) in caught.value.cause, kind
+            assert caught.value.remedy and caught.value.exit_code == 3
+            assert place.is_file() or split in caught.value.cause
+            assert left_behind() == [], kind
+            checked += 1
+    print(f"{checked} bad sources refused, nothing left")
+
+
+def test_bad_sources_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = zipped(tmp_path / "good.zip", {f"{s}.txt": TEXT for s in SPLITS})
+    whole = good.read_bytes()
+    middle = bytearray(whole)
+    middle[60] ^= 0xFF  # inside the first member's packed bytes
+    locked = bytearray(whole)
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := whole.find(mark, at + 1)) >= 0:
+            locked[at + flags] |= 1
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.setattr(sources, "ZIP_LARGE", 1_000_000)
+    cases: dict[Path, str] = {
+        tmp_path / "absent.txt": "no such file",
+        tmp_path / "absent.zip": "no such file",
+        tmp_path / "nothing": "holds no text file",
+        written(tmp_path / "pictures" / "a.png").parent: "holds no text file",
+        zipped(tmp_path / "none.zip", {"a.png": b"x"}): "holds no text file",
+        written(tmp_path / "cut.zip", whole[: len(whole) // 2]): "not a zip archive",
+        written(tmp_path / "text.zip", TEXT): "not a zip archive",
+        written(tmp_path / "bits.zip", bytes(middle)): "is damaged|not a zip archive",
+        written(tmp_path / "locked.zip", bytes(locked)): "is encrypted",
+        zipped(tmp_path / "bomb.zip", {"a.txt": b"a\n" * 2_000_000}): "are no text",
+        written(tmp_path / "few.txt", "one two\n" * 50): "valid split has 2 lines and 6 tokens",
+        written(tmp_path / "one.txt", "word " * 5000): "train split has 0 lines",
+        three(tmp_path / "short", test="word " * 500): "test split has 1 lines",
+    }
+    for path, says in cases.items():
+        with pytest.raises(DataError, match=says) as caught:
+            add_corpus("own", path, WORDS)
+        assert path.name in caught.value.cause and caught.value.remedy, path
+        assert left_behind() == [], path
+    monkeypatch.setattr(sources, "ZIP_LIMIT", 1000)
+    with pytest.raises(DataError, match="unpacks to"):
+        add_corpus("own", good, WORDS)
+    print(f"{len(cases) + 1} bad sources refused")
+
+
+def test_absolute_names_in_archives_are_harmless(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.train.txt"
+    members = {str(outside): TEXT, "../x.valid.txt": TEXT, "/x.test.txt": TEXT}
+    add_corpus("own", zipped(tmp_path / "z.zip", dict(members)), WORDS)
+    assert not outside.exists() and not (tmp_path / "x.valid.txt").exists()
+    assert left_behind() == ["own"]

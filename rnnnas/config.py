@@ -17,11 +17,13 @@ from typing import Any, Literal, TypeVar
 
 from rnnnas.data.streams import WindowConfig
 from rnnnas.errors import UsageError, nearest
+from rnnnas.lm.cell import check_cell
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig
 from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax import relaxation
+from rnnnas.nas.space import genotype_of
 from rnnnas.optim import AlphaConfig, WeightConfig
 
 if sys.version_info >= (3, 11):
@@ -89,7 +91,7 @@ class TrainConfig:
     weights: WeightConfig = field(default_factory=WeightConfig)
 
     def __post_init__(self) -> None:
-        Genotype.from_plain(self.genotype)
+        check_cell(Genotype.from_plain(self.genotype).recurrent)
         _at_least(
             epochs=(self.epochs, 1),
             valid_streams=(self.valid_streams, 1),
@@ -141,6 +143,9 @@ def resolve(
         place[last] = _value(text.strip())
         _merge(table, nested)
     _merge(table, {key: value for key, value in flags.items() if value is not None})
+    if isinstance(table.get("genotype"), str):
+        # A name, a file or `random`, which the run's seed decides.
+        table["genotype"] = genotype_of(table["genotype"], table.get("seed", 1)).to_plain()
     return from_plain(cls, table)
 
 
@@ -223,13 +228,22 @@ def from_plain(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     Raises:
         UsageError: for an unknown key, a missing one, or a value of the wrong kind.
     """
+    if not isinstance(table, Mapping):
+        raise UsageError(f"the settings are {table!r}, not a table")
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
     values = {}
     for key, value in table.items():
         if key not in known:
+            inside = [
+                f"{name}.{key}"
+                for name, hint in hints.items()
+                if dataclasses.is_dataclass(hint)
+                and key in {f.name for f in dataclasses.fields(hint)}
+            ]
+            hint = f" (did you mean {' or '.join(inside)}?)" if inside else ""
             raise UsageError(
-                f"there is no setting {where + key!r}{nearest(key, list(known))}",
+                f"there is no setting {where + key!r}{hint or nearest(key, list(known))}",
                 f"settings here: {', '.join(where + name for name in known)}",
             )
         values[key] = _checked(hints[key], value, where + key)
@@ -261,7 +275,10 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
             raise UsageError(f"{key} = {value!r} must be an object")
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = float("inf")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise UsageError(f"{key} = {value!r} must be of kind {hint.__name__}")
     if hint is float and not abs(value) < float("inf"):

@@ -15,7 +15,7 @@ from rnnnas.data.corpus import Corpus, check_unchanged, open_corpus
 from rnnnas.data.streams import Streams
 from rnnnas.data.text import read_lines
 from rnnnas.data.vocab import Vocab
-from rnnnas.errors import CheckpointError, DataError, RnnnasError
+from rnnnas.errors import CheckpointError, DataError, RnnnasError, UsageError
 from rnnnas.files import content_digest, load_content
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.genotype import Genotype
@@ -118,7 +118,7 @@ def evaluate_checkpoint(
     streams = config.valid_streams if split == "valid" else config.test_streams
     if text is not None and len(tokens) < 2:
         raise DataError(f"{text} holds fewer than two tokens", "give a longer text")
-    score = evaluate(loaded.net, Streams(tokens, streams if text is None else 1, device), {})
+    score = evaluate(loaded.net, Streams(tokens, streams if text is None else 1, device, ""), {})
     result: dict[str, Any] = {
         "split": split,
         "perplexity": score.perplexity,
@@ -153,8 +153,10 @@ def sample(
         temperature: logits are divided by it; 0 takes the likeliest token.
 
     Raises:
-        CheckpointError: as `load_checkpoint`.
+        CheckpointError: as `load_checkpoint`. UsageError: a temperature that is no number >= 0.
     """
+    if not 0 <= temperature < math.inf:
+        raise UsageError(f"temperature {temperature} must be a number that is not negative")
     loaded = load_checkpoint(path, device)
     draws = generator(seed, "sample", 0, torch.device("cpu"))
     # A line end before the prompt: the model saw every line begin after one.
@@ -164,11 +166,11 @@ def sample(
     logits, carry = loaded.net.logits(ids, None)
     drawn: list[int] = []
     for _ in range(tokens):
-        last = logits[-1, 0].float().cpu()
+        last = logits[-1, 0].double().cpu()
         if temperature == 0:
             choice = int(last.argmax())
         else:
-            chances = (last / temperature).softmax(-1)
+            chances = ((last - last.max()) / temperature).softmax(-1)
             choice = int(torch.multinomial(chances, 1, generator=draws))
         drawn.append(choice)
         logits, carry = loaded.net.logits(torch.tensor([[choice]], device=device), carry)

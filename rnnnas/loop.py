@@ -6,6 +6,7 @@ What differs between them is a `Job`; what is the same stands here once.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
@@ -184,6 +185,12 @@ def drive(job: Job, run: Run, *, kind: str, title: str, quiet: bool = False) -> 
                 save()
             stop.check(save, run.folder)
     return before + time.perf_counter() - began
+
+
+def finished(run: Run) -> dict[str, Any]:
+    """The result of a run that is done already; says so on standard error."""
+    print(f"{run.folder} is finished: this is its result (--fresh runs anew)", file=sys.stderr)
+    return dict(run.result or {})
 
 
 def _advance(at: Position, lengths: list[int], epochs: int) -> Position:

@@ -15,7 +15,7 @@ from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.data.streams import Streams, window_lengths
 from rnnnas.files import content_digest, write_json
 from rnnnas.lm.model import RecurrentLM
-from rnnnas.loop import Position, StepReport, drive
+from rnnnas.loop import Position, StepReport, drive, finished
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.relax import derive, relaxation
@@ -58,7 +58,7 @@ class SearchJob:
             train, alpha = train[:kept], train[kept:]
         self.train = Streams(train, streams, device)
         self.alpha = Streams(alpha, streams, device)
-        self.valid = Streams(corpus.splits["valid"], config.valid_streams, device)
+        self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
         self.train_carry: Carry = None
         self.alpha_carry: Carry = None
         self.alpha_start = 0
@@ -188,10 +188,10 @@ def search(
     """
     check_unchanged(corpus)
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
+    job = SearchJob(config, corpus, device)  # first: what it refuses leaves no run folder behind
     with Run.open(folder, "search", plain, fresh=fresh, save_seconds=config.save_seconds) as run:
         if run.result is not None:
-            return run.result
-        job = SearchJob(config, corpus, device)
+            return finished(run)
         title = f"search {config.method} on {config.corpus}"
         seconds = drive(job, run, kind="search", title=title, quiet=quiet)
         genotype = job.genotype()

@@ -16,8 +16,9 @@ from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.data.streams import Streams, window_lengths
 from rnnnas.errors import DivergedError
 from rnnnas.evaluate import evaluate_checkpoint
+from rnnnas.files import write_json
 from rnnnas.lm.model import RecurrentLM
-from rnnnas.loop import Position, StepReport, drive
+from rnnnas.loop import Position, StepReport, drive, finished
 from rnnnas.nas.genotype import Genotype
 from rnnnas.optim import Average, averaging_starts, scheduled, weight_optimizer
 from rnnnas.run import Run
@@ -43,7 +44,9 @@ class TrainJob:
         ).to(device)
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.train = Streams(corpus.splits["train"], config.windows.streams, device)
-        self.valid = Streams(corpus.splits["valid"], config.valid_streams, device)
+        self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
+        # Not used before the end, but a text too short for it is better refused now.
+        Streams(corpus.splits["test"], config.test_streams, device, "test_streams")
         self.carry: Carry = None
         self.average: Average | None = None
         self.history: list[float] = []  # validation loss after each epoch
@@ -146,10 +149,11 @@ def train(
     """
     check_unchanged(corpus)
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
+    job = TrainJob(config, corpus, device)  # first: what it refuses leaves no run folder behind
     with Run.open(folder, "train", plain, fresh=fresh, save_seconds=config.save_seconds) as run:
         if run.result is not None:
-            return run.result
-        job = TrainJob(config, corpus, device)
+            return finished(run)
+        write_json(run.folder / "genotype.json", config.genotype)
         seconds = drive(job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet)
         if not math.isfinite(job.best):
             raise DivergedError(

@@ -192,6 +192,7 @@ def test_inputs_are_told_by_the_edges() -> None:
     assert cell((T, 0)).inputs == 1
     pair = (Gene(T, 0), Gene(R, 1))
     assert CellGene(nodes=(pair,), concat=(2,)).inputs == 2
+    assert CellGene(nodes=((Gene(T, 1),), pair), concat=(2, 3)).inputs == 2
 
 
 # Where a genotype is read from

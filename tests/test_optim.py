@@ -163,7 +163,7 @@ def test_the_average_is_the_arithmetic_mean(dtype: torch.dtype, close: float) ->
         for w in weights.values():
             w.copy_(torch.randn(w.shape, dtype=dtype, generator=draws) + 5)
         average.update(weights)
-        history.append({name: w.double() for name, w in weights.items()})
+        history.append({name: w.double().clone() for name, w in weights.items()})
         assert average.steps == step
         for name, mean in average.weights.items():
             total = torch.zeros_like(history[0][name])
@@ -216,7 +216,7 @@ def test_averaging_starts_by_the_rule(nonmono: int) -> None:
 def test_averaging_on_a_curve_that_flattens() -> None:
     losses = [5.0, 4.0, 3.0, 2.9, 2.8, 2.85, 2.9, 2.95]
     starts = [averaging_starts(losses[:t], losses[t], 2) for t in range(len(losses))]
-    # 2.9 at epoch 6 equals 2.85 or less nowhere before epoch 4; its least is 2.9 at epoch 3.
+    # Epoch 6 is as good as the least of epochs 0 to 3; epoch 7 is above the least of 0 to 4.
     assert starts == [False] * 7 + [True]
     assert not any(averaging_starts([4.0 - t for t in range(k)], 4.0 - k, 1) for k in range(9))
     assert not averaging_starts([1.0] * 9, 1.0, 5)  # as good as the best is no rise

@@ -193,6 +193,7 @@ def test_scores() -> None:
     score = Score(nats=6.0, tokens=4)
     assert score.loss == 1.5 and score.perplexity == math.exp(1.5)
     assert Score(nats=1e6, tokens=2).perplexity == math.inf
+    assert math.isnan(Score(nats=math.nan, tokens=2).perplexity)
 
 
 # Generators

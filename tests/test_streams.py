@@ -99,6 +99,9 @@ def test_too_short_a_text_is_refused(tokens: int, count: int) -> None:
         streams(range(tokens), count)
     assert "windows.streams" in e.value.remedy
     streams(range(2 * count), count)
+    with pytest.raises(DataError) as e:
+        Streams(np.arange(tokens), count, CPU, "valid_streams")
+    assert "--set valid_streams=N" in e.value.remedy
 
 
 # Lengths

@@ -49,7 +49,8 @@ def evaluate(checkpoint: Path, split: str, text: Path | None, device: str, as_js
 
 
 @click.command()
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path))
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path),
+              help="The best.pt of a training, or its run folder.")  # fmt: skip
 @click.option("--prompt", default="", help="Text to go on from.")
 @click.option("--tokens", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True,

@@ -105,13 +105,8 @@ def train(genotype: str, **options: Any) -> None:
       rnnnas train --corpus ptb --genotype DARTS_V2 --preset ptb
     """
     from rnnnas import config as configs
-    from rnnnas.nas.space import genotype_of
 
-    seed = 1 if options["seed"] is None else options["seed"]
-    cell = genotype_of(genotype, seed)
-    flags = {
-        "corpus": options["corpus"], "seed": options["seed"], "genotype": cell.to_plain(),
-    }  # fmt: skip
+    flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
     config = _resolve("train", options, flags)
     if config is None:
         return
@@ -171,8 +166,9 @@ def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--corpus", default="pydocs", show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--corpus", default="pydocs", show_default=True, help="See `corpus list`.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
+              help="Decides every random draw.")  # fmt: skip
 @device_option
 @json_option
 def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:

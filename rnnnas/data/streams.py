@@ -63,14 +63,25 @@ class Streams:
 
     Args:
         tokens: 1-D integers, a memory map as well: it is viewed, not copied.
+        setting: what the user can set to get fewer streams, for the message.
+
+    Raises:
+        DataError: where a stream would hold fewer than two tokens.
     """
 
-    def __init__(self, tokens: np.ndarray, streams: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        streams: int,
+        device: torch.device,
+        setting: str = "windows.streams",
+    ) -> None:
         self.length = len(tokens) // streams
         if self.length < 2:
             raise DataError(
                 f"{len(tokens)} tokens are too few for {streams} streams",
-                "take a longer text, or fewer streams with --set windows.streams=N",
+                "take a longer text"
+                + (f", or fewer streams with --set {setting}=N" if setting else ""),
             )
         self.streams = streams
         self.device = device

@@ -79,13 +79,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + CHUNK)
             x, target = outputs[part], targets[part].unsqueeze(1)
             logits = torch.addmm(bias, x, weight.t())  # (chunk, V)
-            log_sum = torch.logsumexp(logits, -1, keepdim=True)
-            total += (log_sum - logits.gather(1, target)).sum(dtype=torch.float64)
+            logits -= logits.amax(-1, keepdim=True)
+            hit = logits.gather(1, target)
+            slope = logits.exp_()  # in the logits' place
+            mass = slope.sum(-1, keepdim=True)
+            total += (mass.log() - hit).sum(dtype=torch.float64)
             if not (need_x or need_w or need_b):
                 continue
-            slope = logits.sub_(log_sum).exp_()  # probabilities, in the logits' place
-            slope.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
-            slope /= rows
+            slope /= mass * rows
+            slope.scatter_add_(1, target, torch.full_like(mass, -1.0 / rows))
             if grad_x is not None:
                 torch.mm(slope, weight, out=grad_x[part])
             if grad_w is not None:

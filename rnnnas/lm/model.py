@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rnnnas.errors import UsageError
 from rnnnas.lm import cell as derived
-from rnnnas.lm import mixed
+from rnnnas.lm import fused, mixed
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
 from rnnnas.lm.noise import SILENCE, LMNoise, NoiseConfig, draw
 from rnnnas.nas.genotype import RECURRENT, CellGene
@@ -112,7 +112,7 @@ class RecurrentLM(nn.Module):
         args = (words, h, self.first, self.nodes)
         if isinstance(self.cell, CellGene):
             return derived.unroll(*args, self.cell, noise.x, noise.h)
-        unroll = mixed.unroll if self.config.path == "fast" else mixed.unroll_reference
+        unroll = fused.unroll if self.config.path == "fast" else mixed.unroll_reference
         return unroll(*args, self.cell, mixtures[RECURRENT].weights, noise.x, noise.h)
 
     def forward(

@@ -1,0 +1,233 @@
+"""The command line: the contract of names, keys and exit codes, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rnnnas.cli import main
+
+PTB = Path(__file__).parents[2] / "shared" / "data" / "ptb.zip"
+WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2-v1.zip"
+SMALL = ["--preset", "smoke", "--set", "model.hidden=8", "--set", "windows.limit=4"]
+SMALL += ["--set", "valid_streams=4"]
+SMALL_TRAIN = [*SMALL, "--set", "test_streams=4"]
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+def answer(*words: str) -> dict[str, Any]:
+    """The one JSON object that a command prints on standard output."""
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    value: dict[str, Any] = json.loads(result.stdout)
+    assert result.stdout.count("\n") == 1
+    return value
+
+
+def refused(code: int, *words: str) -> str:
+    """The message of a command that fails as expected: a line or two, no traceback."""
+    result = run(*words)
+    assert result.exit_code == code, (result.exit_code, result.output)
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
+    lines = [f"the {a} {b} sat on the {c}" for a in "abcde" for b in "fghij" for c in "klmno"]
+    (tmp_path / "text.txt").write_text("\n".join(lines * 3) + "\n", encoding="utf-8")
+    assert run("corpus", "add", "tiny", "--from", str(tmp_path / "text.txt")).exit_code == 0
+    return tmp_path
+
+
+def test_search_train_eval_sample_show(home: Path) -> None:
+    """The main way through, with the promised JSON keys."""
+    found = answer("search", "--corpus", "tiny", *SMALL, "--seed", "2")
+    assert {"run", "genotype", "seconds", "valid_perplexity"} <= set(found)
+    assert found["run"] == str(home / "checkpoints/search-tiny-darts-s2")
+    trained = answer("train", "--corpus", "tiny", *SMALL_TRAIN, "--genotype", found["run"])
+    wanted = {
+        "run", "checkpoint", "parameters", "seconds", "valid_perplexity", "test_perplexity",
+    }  # fmt: skip
+    assert wanted <= set(trained)
+    assert trained["run"] == str(home / "checkpoints/train-tiny-search-tiny-darts-s2-s1")
+    best = trained["checkpoint"]
+    config = json.loads((Path(trained["run"]) / "config.json").read_text())["config"]
+    assert config["genotype"] == found["genotype"]
+    evaluated = answer("eval", "--checkpoint", best)
+    assert {"split", "perplexity", "nats", "tokens", "unknown"} <= set(evaluated)
+    assert evaluated["split"] == "test"
+    assert evaluated["perplexity"] == pytest.approx(trained["test_perplexity"], rel=1e-6)
+    valid = answer("eval", "--checkpoint", trained["run"], "--split", "valid")
+    assert valid["perplexity"] == pytest.approx(trained["valid_perplexity"], rel=1e-6)
+    own = home / "own.txt"
+    own.write_text("the a f sat on the zebra\n" * 3, encoding="utf-8")
+    assert answer("eval", "--checkpoint", best, "--text", str(own))["unknown"] == 3
+    text = answer("sample", "--checkpoint", best, "--prompt", "the a", "--tokens", "5")["text"]
+    assert text.startswith("the a")
+    assert json.loads(run("show", found["run"], "--format", "json").stdout) == found["genotype"]
+    assert run("show", found["run"], "--format", "svg").stdout.startswith("<svg")
+    drawing = home / "cell.dot"
+    assert run("show", "DARTS_V2", "--format", "dot", "--out", str(drawing)).exit_code == 0
+    assert drawing.read_text().startswith("digraph")
+    assert "58.1/55.7" in run("show", "DARTS_V2").stdout
+
+
+def test_plain_output_names_the_next_step(home: Path) -> None:
+    result = run("search", "--corpus", "tiny", *SMALL, "--out", str(home / "s"))
+    assert result.exit_code == 0
+    assert "validation perplexity" in result.stdout
+    assert f"rnnnas train --corpus tiny --genotype {home / 's'}" in result.stderr
+    again = run("search", "--corpus", "tiny", *SMALL, "--out", str(home / "s"))
+    assert again.stdout == result.stdout
+    assert "finished" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["search", "--corpus", "nosuch"], 3, "nosuch"),
+        (["search", "--corpus", "tiny", "--preset", "quik"], 2, "did you mean 'quick'"),
+        (["search", "--corpus", "tiny", "--preset", "ptb"], 2, "no settings for search"),
+        (["search", "--corpus", "tiny", "--method", "dart"], 2, "did you mean 'darts"),
+        (["search", "--corpus", "tiny", "--set", "weights.lrr=1"], 2, "did you mean 'lr'"),
+        (["search", "--corpus", "tiny", "--set", "epochs=many"], 2, "epochs"),
+        (["search", "--corpus", "tiny", "--set", "epochs"], 2, "key=value"),
+        (["search", "--corpus", "tiny", "--device", "tpu9"], 2, "--device cpu"),
+        (["search", "--corpus", "tiny", "--set", "windows.streams=4000"], 3, "windows.streams=N"),
+        (["search", "--corpus", "tiny", "--set", "valid_streams=4000"], 3, "valid_streams=N"),
+        (["search", "--corpus", "tiny", "--config", "/no/such.toml"], 2, "such.toml"),
+        (["train", "--corpus", "tiny", "--genotype", "DARTS_V3"], 2, "did you mean 'DARTS_V"),
+        (["train", "--corpus", "tiny", "--genotype", "tanh0 swish1"], 2, "swish"),
+        (["train", "--corpus", "tiny", "--genotype", "tanh0 relu2"], 2, "states 0 to 1"),
+        (["train", "--corpus", "tiny"], 2, "--genotype"),
+        (["eval", "--checkpoint", "/no/best.pt"], 4, "/no/best.pt"),
+        (["corpus", "add", "x", "--from", "/no/file.txt"], 3, "/no/file.txt"),
+        (["corpus", "info", "nosuch"], 3, "nosuch"),
+        (["show", "nothing"], 2, "nothing"),
+        (["presets", "show", "smok"], 2, "did you mean 'smoke'"),
+        (["board", "/no/such/folder"], 2, "/no/such/folder"),
+        (["nocommand"], 2, "nocommand"),
+    ],
+)
+def test_expected_failures(words: list[str], code: int, message: str, home: Path) -> None:
+    text = refused(code, *words)
+    assert message in text
+    assert len(text.strip().splitlines()) <= 5
+
+
+def test_dry_run_and_config(home: Path) -> None:
+    dry = answer("search", "--corpus", "tiny", *SMALL, "--dry-run")
+    assert set(dry) == {"parameters", "steps_per_epoch", "config"}
+    assert dry["steps_per_epoch"] == 4
+    assert not (home / "checkpoints").exists()
+    printed = run("search", "--corpus", "tiny", *SMALL, "--print-config").stdout
+    (home / "own.toml").write_text(printed, encoding="utf-8")
+    again = run("search", "--corpus", "tiny", "--config", str(home / "own.toml"), "--print-config")
+    assert again.stdout == printed
+
+
+def test_paper_presets_say_that_they_use_the_validation_text(home: Path) -> None:
+    result = run("search", "--corpus", "tiny", *SMALL, "--set", "alphas.text=valid")
+    assert "alphas are trained on the validation text" in result.stderr
+
+
+def test_random_cells_by_seed(home: Path) -> None:
+    genotypes = [
+        json.loads(run("show", name, "--format", "json").stdout)
+        for name in ("random:1", "random:1", "random:2")
+    ]
+    assert genotypes[0] == genotypes[1] != genotypes[2]
+    dry = ["train", "--corpus", "tiny", *SMALL_TRAIN, "--dry-run", "--genotype"]
+    by_seed = answer(*dry, "random", "--seed", "2")["config"]["genotype"]
+    assert by_seed == genotypes[2]
+
+
+@pytest.mark.skipif(not PTB.exists(), reason="the Penn Treebank archive is not beside the checkout")
+def test_published_parameter_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
+    added = answer("corpus", "add", "ptb", "--from", str(PTB))
+    assert [added[k] for k in ("train", "valid", "test", "vocabulary")] == [
+        929589, 73760, 82430, 10000,
+    ]  # fmt: skip
+    assert added["canonical"] is True
+    dry = answer("search", "--corpus", "ptb", "--preset", "ptb-darts", "--dry-run")
+    assert dry["parameters"] == 4_810_000
+    words = ["train", "--genotype", "DARTS_V2", "--dry-run"]
+    assert answer(*words, "--corpus", "ptb", "--preset", "ptb")["parameters"] == 22_960_000
+
+
+@pytest.mark.skipif(not WIKITEXT.exists(), reason="WikiText-2 is not beside the checkout")
+def test_published_parameter_count_on_wikitext(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
+    added = answer("corpus", "add", "wikitext-2", "--from", str(WIKITEXT))
+    assert [added[k] for k in ("train", "valid", "test", "vocabulary")] == [
+        2088628, 217646, 245569, 33278,
+    ]  # fmt: skip
+    dry = answer(
+        "train", "--genotype", "DARTS_V2", "--corpus", "wikitext-2", "--preset", "wikitext-2",
+        "--dry-run",
+    )  # fmt: skip
+    assert dry["parameters"] == 33_127_878
+
+
+@pytest.mark.skipif(not PTB.exists(), reason="the Penn Treebank archive is not beside the checkout")
+def test_smoke_search_on_ptb(tmp_path: Path) -> None:
+    """The whole command in a process of its own, on the real text."""
+    env = {**os.environ, "RNNNAS_HOME": str(tmp_path)}
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "rnnnas", *words], env=env, text=True, capture_output=True,
+            timeout=120, check=True,
+        )  # fmt: skip
+
+    command("corpus", "add", "ptb", "--from", str(PTB))
+    result = command("search", "--corpus", "ptb", "--preset", "smoke", "--json")
+    found = json.loads(result.stdout)
+    assert len(found["genotype"]["recurrent"]["nodes"]) == 8
+    # Plain lines, not control codes, where standard error is no terminal.
+    assert "\x1b" not in result.stderr and "ppl" in result.stderr
+
+
+def test_a_refused_run_leaves_no_folder_behind(home: Path) -> None:
+    out = home / "out"
+    words = ["train", "--corpus", "tiny", *SMALL_TRAIN, "--genotype", "tanh0", "--out", str(out)]
+    refused(3, *words, "--set", "windows.streams=5000")
+    assert not out.exists()
+    assert run(*words).exit_code == 0
+    assert run("show", str(out)).stdout.rstrip().endswith("tanh0")
+
+
+def test_a_setting_of_a_group_is_pointed_at(home: Path) -> None:
+    message = refused(2, "search", "--corpus", "tiny", "--set", "dropout=0.3")
+    assert "noise.dropout" in message
+
+
+def test_the_seed_setting_decides_a_random_cell_too(home: Path) -> None:
+    dry = ["train", "--corpus", "tiny", *SMALL_TRAIN, "--dry-run", "--genotype", "random"]
+    by_flag = answer(*dry, "--seed", "5")["config"]["genotype"]
+    assert by_flag == answer(*dry, "--set", "seed=5")["config"]["genotype"]
+    assert by_flag != answer(*dry)["config"]["genotype"]
+
+
+def test_extreme_temperatures(home: Path) -> None:
+    words = ["train", "--corpus", "tiny", *SMALL_TRAIN, "--genotype", "tanh0"]
+    best = answer(*words)["checkpoint"]
+    greedy = answer("sample", "--checkpoint", best, "--temperature", "0")
+    assert answer("sample", "--checkpoint", best, "--temperature", "1e-40") == greedy
+    refused(2, "sample", "--checkpoint", best, "--temperature", "nan")

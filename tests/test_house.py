@@ -1,0 +1,394 @@
+"""The rules of the house, kept: who imports whom, sizes, forbidden calls, help, and the README."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import click
+import pytest
+
+from rnnnas.cli import main
+from rnnnas.config import preset_names
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "rnnnas"
+LINES = 400
+HEAVY = ["torch", "datasets", "tensorboard", "sentencepiece", "numpy", "PIL", "rich", "pyarrow"]
+
+# What a module may import of the package, besides `errors`, `types` and the version. The first
+# pattern that fits a module counts. A new module needs a line here: what it may know of others is
+# a decision. (`architecture: who may import whom`.)
+MAY_IMPORT: dict[str, list[str]] = {
+    "errors": [],
+    "types": [],
+    "nas.genotype": [],
+    "nas.space": ["nas.genotype"],
+    "nas.relax": ["nas.space", "nas.genotype"],
+    "nas.architect": ["nas.relax"],
+    "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax"],
+    "data.*": ["data.*"],
+    "optim": [],
+    "columns": [],
+    "layout": ["columns", "nas.genotype"],
+    "draw": ["layout", "nas.genotype"],
+    "raster": ["layout", "nas.genotype"],
+    "content": [],
+    "progress": [],
+    "signals": [],
+    "files": ["content"],
+    "lock": ["files"],
+    "board": ["files"],
+    "run": ["board", "files", "lock"],
+    "loop": ["progress", "run", "signals"],
+    "steps": ["data.streams", "nas.relax"],
+    "config": ["data.streams", "lm.*", "nas.genotype", "nas.relax", "nas.space", "optim"],
+    "evaluate": ["config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
+    "search": [
+        "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "raster", "run", "steps",
+    ],
+    "train": [
+        "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
+        "run", "steps",
+    ],
+    "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
+    "cli": ["cli.*"],
+    "cli.*": [
+        "cli.*", "board", "config", "data.corpus", "demo", "draw", "evaluate", "files",
+        "nas.genotype", "nas.space", "search", "train",
+    ],
+    "__main__": ["cli"],
+}  # fmt: skip
+EVERYONE = ["errors", "types", ""]
+
+# Libraries, besides Python's own, that a part may use. Parts that are not named may use any.
+LIBRARIES: dict[str, set[str]] = {
+    "errors": set(), "nas.genotype": set(), "nas.space": set(), "columns": set(), "layout": set(),
+    "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
+    "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
+}  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    """'nas.space' for rnnnas/nas/space.py, '' for rnnnas/__init__.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+SOURCES = sorted(
+    path for folder in ("rnnnas", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def full_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import anywhere in a file; name is '' for `import module`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def own_imports(name: str) -> set[str]:
+    """The package's modules that module `name` imports, at the top or in a function."""
+    found = set()
+    for module, what in full_imports(TREES[name]):
+        first, _, rest = module.partition(".")
+        if first == "rnnnas":
+            deeper = f"{rest}.{what}" if rest else what
+            found.add(deeper if deeper in MODULES else rest)
+    return found
+
+
+def fits(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def rule_of(name: str, rules: dict[str, list[str]] | dict[str, set[str]]) -> str | None:
+    return next((pattern for pattern in rules if fnmatch(name, pattern)), None)
+
+
+# Imports
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if MODULES[name].name != "__init__.py"
+                                  or name == "cli"])  # fmt: skip
+def test_who_may_import_whom(name: str) -> None:
+    rule = rule_of(name, MAY_IMPORT)
+    assert rule is not None, f"add {name!r} to MAY_IMPORT: what may it know of other modules?"
+    wrong = {i for i in own_imports(name) if not fits(i, [*MAY_IMPORT[rule], *EVERYONE])}
+    assert not wrong, f"{name} imports {sorted(wrong)}"
+
+
+def test_every_rule_is_for_a_module_that_is_there() -> None:
+    for rule, allowed in MAY_IMPORT.items():
+        assert any(rule_of(name, MAY_IMPORT) == rule for name in MODULES), rule
+        used = {i for n in MODULES if rule_of(n, MAY_IMPORT) == rule for i in own_imports(n)}
+        idle = [pattern for pattern in allowed if not any(fnmatch(i, pattern) for i in used)]
+        assert not idle, f"{rule} no longer imports {idle}"
+
+
+@pytest.mark.parametrize("name", [n for n, p in MODULES.items() if p.name == "__init__.py"])
+def test_packages_hold_no_code(name: str) -> None:
+    """All but the command line's, which assembles the commands."""
+    if name != "cli":
+        kinds = {type(node) for node in TREES[name].body}
+        assert kinds <= {ast.Expr, ast.Assign}
+
+
+def test_networks_know_mixtures_and_nothing_else_of_relaxations() -> None:
+    for name, tree in TREES.items():
+        if fits(name, ["lm.*", "steps"]):
+            taken = {what for module, what in full_imports(tree) if module == "rnnnas.nas.relax"}
+            assert taken <= {"Mixture"}, name
+
+
+def test_no_cycles() -> None:
+    graph = {name: own_imports(name) - {""} for name in MODULES}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above[above.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+    assert done == set(MODULES)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if rule_of(name, LIBRARIES)])
+def test_parts_use_the_libraries_they_may(name: str) -> None:
+    """nas, the search itself, knows nothing of text or images, nor lm of how text is stored."""
+    rule = rule_of(name, LIBRARIES)
+    assert rule is not None
+    own = {"rnnnas", *sys.stdlib_module_names}
+    used = {module.partition(".")[0] for module, _ in full_imports(TREES[name])} - own
+    assert used <= LIBRARIES[rule], f"{name} imports {sorted(used - LIBRARIES[rule])}"
+
+
+# Sizes and places
+
+
+def test_no_file_is_long() -> None:
+    counts = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in SOURCES
+    }
+    long = {name: count for name, count in counts.items() if count > LINES}
+    assert counts and not long, long
+
+
+def test_the_house_is_two_folders_deep() -> None:
+    assert all(len(path.relative_to(ROOT).parts) <= 3 for path in SOURCES)
+
+
+def test_every_module_says_what_it_is() -> None:
+    for name, tree in TREES.items():
+        text = ast.get_docstring(tree)
+        assert text and text.split("\n")[0].endswith((".", ":")), name
+
+
+# Forbidden
+
+
+def called(node: ast.AST) -> str:
+    """'pickle.load' for a call of it, '' for what is no call of a plain name."""
+    return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+
+
+def wrongs(tree: ast.AST) -> Iterator[str]:
+    """What a file does that no file of ours may do, with its line."""
+    for node in ast.walk(tree):
+        line = f"line {getattr(node, 'lineno', 0)}"
+        name = called(node)
+        if name in {"eval", "exec", "os.system"} or name.endswith((".extractall", ".extract")):
+            yield f"{line}: {name}()"
+        if re.fullmatch(r"c?[pP]ickle\.(load|loads|Unpickler)", name):
+            yield f"{line}: {name}() runs what a file says"
+        if isinstance(node, ast.Call):
+            given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if name == "torch.load" and given.get("weights_only") != "True":
+                yield f"{line}: torch.load without weights_only=True"
+            if given.get("shell", "False") != "False":
+                yield f"{line}: a shell"
+        if isinstance(node, ast.ExceptHandler):
+            if node.type is None:
+                yield f"{line}: a bare except takes Ctrl-C too"
+            elif ast.unparse(node.type) in {"Exception", "BaseException"} and all(
+                isinstance(inner, ast.Pass) for inner in node.body
+            ):
+                yield f"{line}: an error is swallowed"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_forbidden_calls(path: Path) -> None:
+    assert not list(wrongs(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["eval('1')", "exec('1')", "pickle.load(f)", "pickle.loads(b)", "z.extractall()",
+     "torch.load(f)", "torch.load(f, weights_only=False)", "subprocess.run('a', shell=True)",
+     "try: pass\nexcept: raise", "try: pass\nexcept Exception: pass"],
+)  # fmt: skip
+def test_forbidden_calls_would_show(code: str) -> None:
+    assert list(wrongs(ast.parse(code)))
+
+
+def test_ordinary_calls_pass() -> None:
+    code = "net.eval()\nre.compile('x')\ntorch.load(f, weights_only=True)\npickle.dumps(1)"
+    assert not list(wrongs(ast.parse(code)))
+
+
+def test_the_forbidden_words_stand_nowhere_in_the_package() -> None:
+    words = ["pickle" + ".load", "weights_only" + "=False", "extract" + "all"]
+    for path in MODULES.values():
+        text = path.read_text(encoding="utf-8")
+        assert not [word for word in words if word in text], path
+
+
+# The command line
+
+
+def commands(
+    command: click.Command = main, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from commands(inner, (*path, name))
+
+
+COMMANDS = dict(commands())
+NAMES = [" ".join(path) for path in COMMANDS]
+
+
+def python(*arguments: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment,
+        cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_help_is_quick() -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert "Usage:" in python("-m", "rnnnas", "--help")
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 1.0, seconds  # the least: the machine may have other work
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from rnnnas.cli import main
+for path in {[path for path in COMMANDS]!r}:
+    try:
+        main([*path, "--help"])
+    except SystemExit as stop:
+        assert stop.code == 0, (path, stop.code)
+print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    out = python("-c", code)
+    assert out.count("Usage:") == len(COMMANDS) and out.splitlines()[-1] == "HEAVY []"
+
+
+def parse_check(words: list[str]) -> None:
+    """Parse 'rnnnas ...' as the command line would, without running it."""
+    assert words.pop(0) == "rnnnas"
+    command: click.Command = main
+    parent = click.Context(main, info_name="rnnnas")
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name = words.pop(0)
+        assert name in command.commands, f"there is no command {name!r}"
+        command = command.commands[name]
+    if not isinstance(command, click.Group):
+        command.make_context(command.name, words, parent=parent)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help_with_an_example_that_parses(name: str) -> None:
+    text = COMMANDS[tuple(name.split())].help or ""
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines and lines[0].endswith("."), "help begins with a sentence"
+    examples = [line for line in lines if line.startswith("rnnnas ")]
+    assert any(f"{line} ".startswith(f"rnnnas {name}".strip() + " ") for line in examples), text
+    for line in examples:
+        parse_check(shlex.split(line))
+
+
+def test_an_example_that_does_not_parse_would_show() -> None:
+    for bad in ("rnnnas search --corpus", "rnnnas search --corpsu a", "rnnnas serach",
+                "rnnnas show", "rnnnas show a --format png"):  # fmt: skip
+        with pytest.raises((AssertionError, click.UsageError)):
+            parse_check(shlex.split(bad))
+
+
+# The README
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    path = ROOT / "README.md"
+    assert path.is_file(), "there is no README.md"
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name])
+def test_every_command_stands_in_the_readme(readme: str, name: str) -> None:
+    group, _, inner = name.rpartition(" ")
+    listed = any(f"rnnnas {group}" in line and f"`{inner}`" in line for line in readme.splitlines())
+    assert f"rnnnas {name}" in readme or (group and listed)
+
+
+def test_commands_in_the_readme_parse(readme: str) -> None:
+    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, re.S | re.M)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    examples = [line.removeprefix(".venv/bin/") for line in lines]
+    examples = [line for line in examples if line.startswith("rnnnas ")]
+    assert len(examples) > 5
+    for line in examples:
+        parse_check(shlex.split(line, comments=True))
+
+
+def test_every_module_stands_in_the_readme(readme: str) -> None:
+    """Its file name, as often as there are files of that name."""
+    files = [path.name for path in MODULES.values() if path.name != "__init__.py"]
+    missing = [
+        name for name in sorted(set(files))
+        if len(re.findall(rf"(?<![\w.]){re.escape(name)}(?!\w)", readme)) < files.count(name)
+    ]  # fmt: skip
+    assert not missing, f"not in the README's file map: {missing}"
+
+
+def test_the_readme_names_no_file_that_is_gone(readme: str) -> None:
+    there = {path.name for path in SOURCES}
+    named = re.findall(r"(?<![\w.])(?:\w+/)*(\w+\.py)(?!\w)", readme)
+    assert set(named) <= there, set(named) - there
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_stands_in_the_readme(readme: str, name: str) -> None:
+    assert f"`{name}`" in readme
+
+
+def test_every_link_of_the_readme_leads_somewhere(readme: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", readme):
+        assert (ROOT / target).exists(), target

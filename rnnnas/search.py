@@ -48,8 +48,10 @@ class SearchJob:
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
         self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas)
+        # First order needs no more precision than the weight step; the others do.
+        net = self.net if config.order == "first" else self.net.in_float32()
         self.architect = Architect(
-            self.net, self.alphas, self.relaxation, self.alpha_optimizer, config.order
+            net, self.alphas, self.relaxation, self.alpha_optimizer, config.order
         )
         streams = config.windows.streams
         train, alpha = corpus.splits["train"], corpus.splits["valid"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rnnnas.errors import UsageError
 from rnnnas.lm import cell as derived
-from rnnnas.lm import fused, mixed
+from rnnnas.lm import fused_mixed, mixed
 from rnnnas.nas.genotype import ZOO, CellGene, Gene
 from rnnnas.nas.space import CellSpace, recurrent_space
 
@@ -153,7 +153,7 @@ def test_mixed_reference_number_by_number(seed: int) -> None:
     expected = [
         [(states[1][b][k] + states[2][b][k]) / 2 for k in range(hidden)] for b in range(streams)
     ]
-    for unroll in (mixed.unroll_reference, mixed.unroll, fused.unroll):
+    for unroll in (mixed.unroll_reference, mixed.unroll, fused_mixed.unroll):
         result = unroll(x, h, first, nodes, space, p, None, mh)
         torch.testing.assert_close(result[0], torch.tensor(expected, dtype=DOUBLE))
 

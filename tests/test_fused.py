@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rnnnas.lm import fused, mixed
+from rnnnas.lm import cell as derived
+from rnnnas.lm import fused, fused_mixed, mixed
+from rnnnas.nas.genotype import ZOO
 from rnnnas.nas.space import recurrent_space
 
 DOUBLE = torch.float64
@@ -42,7 +45,7 @@ def mixed_case(seed: int) -> tuple[list[Tensor], Any, Tensor | None, Tensor | No
 def test_mixed_values_and_gradients(seed: int) -> None:
     tensors, space, mask_x, mask_h = mixed_case(seed)
     results = []
-    for unroll in (mixed.unroll_reference, fused.unroll):
+    for unroll in (mixed.unroll_reference, fused_mixed.unroll):
         inputs, h, first, nodes, weights = leaves = [t.clone().requires_grad_() for t in tensors]
         out = unroll(inputs, h, first, nodes, space, weights, mask_x, mask_h)
         slope = torch.randn(out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
@@ -56,7 +59,7 @@ def test_mixed_gradient_of_one_input_alone(wanted: int) -> None:
     """What the architect asks for: gradients of the mixture only, or of the weights only."""
     tensors, space, mask_x, mask_h = mixed_case(3)
     results = []
-    for unroll in (mixed.unroll_reference, fused.unroll):
+    for unroll in (mixed.unroll_reference, fused_mixed.unroll):
         leaves = [t.clone() for t in tensors]
         leaves[wanted].requires_grad_()
         inputs, h, first, nodes, weights = leaves
@@ -69,9 +72,9 @@ def test_mixed_without_gradients_keeps_nothing() -> None:
     tensors, space, mask_x, mask_h = mixed_case(4)
     inputs, h, first, nodes, weights = [t.clone().requires_grad_() for t in tensors]
     args = (inputs, h, first, nodes, space, weights, mask_x, mask_h)
-    expected = fused.unroll(*args)
+    expected = fused_mixed.unroll(*args)
     with torch.no_grad():
-        got = fused.unroll(*args)
+        got = fused_mixed.unroll(*args)
     assert not got.requires_grad
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
@@ -86,7 +89,9 @@ def test_two_windows_at_once_do_not_share_buffers() -> None:
         found = []
         for k, (own, (_, space, mask_x, mask_h)) in enumerate(zip(leaves, cases, strict=True)):
             inputs, h, first, nodes, weights = own
-            out = fused.unroll((k + 1) * inputs, h, first, nodes, space, weights, mask_x, mask_h)
+            out = fused_mixed.unroll(
+                (k + 1) * inputs, h, first, nodes, space, weights, mask_x, mask_h
+            )
             if together:
                 outs.append(out)
             else:
@@ -105,7 +110,90 @@ def test_two_windows_at_once_do_not_share_buffers() -> None:
 def test_a_second_backward_pass_is_refused() -> None:
     tensors, space, mask_x, mask_h = mixed_case(7)
     inputs, h, first, nodes, weights = [t.clone().requires_grad_() for t in tensors]
-    out = fused.unroll(inputs, h, first, nodes, space, weights, mask_x, mask_h).sum()
+    out = fused_mixed.unroll(inputs, h, first, nodes, space, weights, mask_x, mask_h).sum()
     out.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
         out.backward()
+
+
+def derived_case(seed: int) -> tuple[list[Tensor], Any, Tensor | None, Tensor | None]:
+    """A random cell, from the space or with a concat of its own, sizes, weights and masks."""
+    rng = random.Random(seed)
+    nodes, hidden, width = rng.randint(1, 9), rng.randint(1, 6), rng.randint(1, 6)
+    steps, streams = rng.randint(1, 5), rng.randint(1, 6)
+    cell = recurrent_space(nodes).sample(rng)
+    if rng.random() < 0.5:
+        concat = tuple(sorted(rng.sample(range(1, nodes + 1), rng.randint(1, nodes))))
+        cell = replace(cell, concat=concat)
+    draws = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=DOUBLE, generator=draws)
+
+    tensors = [
+        rand(steps, streams, width), rand(streams, hidden),
+        rand(width + hidden, 2 * hidden), rand(nodes, hidden, 2 * hidden),
+    ]  # fmt: skip
+    mask_x = rand(streams, width).abs() if rng.random() < 0.5 else None
+    mask_h = rand(streams, hidden).abs() if rng.random() < 0.5 else None
+    return tensors, cell, mask_x, mask_h
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_derived_values_and_gradients(seed: int) -> None:
+    tensors, cell, mask_x, mask_h = derived_case(seed)
+    results = []
+    for unroll in (derived.unroll, fused.unroll):
+        inputs, h, first, nodes = leaves = [t.clone().requires_grad_() for t in tensors]
+        out = unroll(inputs, h, first, nodes, cell, mask_x, mask_h)
+        slope = torch.randn(out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
+        grads = torch.autograd.grad((out * slope).sum(), leaves, allow_unused=True)
+        results.append([out, *grads])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_derived_zoo(name: str) -> None:
+    cell = ZOO[name].genotype.recurrent
+    draws = torch.Generator().manual_seed(0)
+    shapes = ((3, 4, 5), (4, 5), (10, 10), (len(cell.nodes), 5, 10))
+    tensors = [torch.randn(*s, dtype=DOUBLE, generator=draws) for s in shapes]
+    results = []
+    for unroll in (derived.unroll, fused.unroll):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        inputs, h, first, nodes = leaves
+        out = unroll(inputs, h, first, nodes, cell, None, None)
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_plan_groups_by_predecessor_and_depth() -> None:
+    """DARTS_V2 takes states 0,1,1,1,2,5,3,5: five products in four levels instead of eight."""
+    cell = ZOO["DARTS_V2"].genotype.recurrent
+    made = fused.plan(cell)
+    assert [group.size for group in made.groups] == [1, 3, 1, 1, 2]
+    assert sorted(made.nodes) == list(range(8))
+    known = {0}
+    slots = {0: 0} | {node + 1: i + 1 for i, node in enumerate(made.nodes)}
+    for group in made.groups:
+        assert group.source in known
+        for op, low, high in group.runs:
+            for k in range(low, high):
+                gene = cell.nodes[made.nodes[group.start + k - 1]][0]
+                assert (gene.op, slots[gene.source]) == (op, group.source)
+        known |= set(range(group.start, group.start + group.size))
+    assert known == set(range(9))
+
+
+def test_derived_without_gradients_and_twice() -> None:
+    tensors, cell, mask_x, mask_h = derived_case(4)
+    inputs, h, first, nodes = [t.clone().requires_grad_() for t in tensors]
+    args = (inputs, h, first, nodes, cell, mask_x, mask_h)
+    expected = fused.unroll(*args)
+    with torch.no_grad():
+        torch.testing.assert_close(fused.unroll(*args), expected, rtol=1e-12, atol=1e-12)
+    expected.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="only once"):
+        expected.sum().backward()

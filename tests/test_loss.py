@@ -76,3 +76,19 @@ def test_penalties_by_their_formulas() -> None:
 def test_negative_penalties_are_refused() -> None:
     with pytest.raises(UsageError, match="penalty.tar"):
         PenaltyConfig(tar=-1.0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bfloat16_products_are_close_and_nothing_else_is_rounded(seed: int) -> None:
+    leaves, targets = case(700, seed)
+    single = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    value = cross_entropy(*single, targets, low=True)
+    expected = cross_entropy_reference(*leaves, targets)
+    assert value.dtype == torch.float32
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=5e-3)
+    grads = torch.autograd.grad(value, single)
+    for grad, wanted in zip(grads, torch.autograd.grad(expected, leaves), strict=True):
+        assert grad.dtype == torch.float32
+        assert float((grad - wanted).norm() / wanted.norm()) < 1e-2
+    # The bias takes part in no product: its gradient keeps the sum of a softmax to float32.
+    assert abs(float(grads[2].sum())) < 1e-6

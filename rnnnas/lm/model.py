@@ -5,8 +5,9 @@ Legend: T steps, B streams, D embedding, H hidden, V vocabulary, N nodes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from rnnnas.errors import UsageError
 from rnnnas.lm import cell as derived
-from rnnnas.lm import fused, mixed
+from rnnnas.lm import fused, fused_mixed, mixed
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
 from rnnnas.lm.noise import SILENCE, LMNoise, NoiseConfig, draw
 from rnnnas.nas.genotype import RECURRENT, CellGene
@@ -33,16 +34,34 @@ class ModelConfig:
     hidden: H, and D too: the decoder is tied to the embedding. nodes: N of the searched cell (a
     derived cell brings its own). path: "reference" follows the definitions and can be
     differentiated twice; "fast" gives the same values and first gradients.
+    precision: of the decoder's products in training, the largest ones: "auto" is bfloat16 where
+    the machine multiplies it in hardware, else float32. Evaluation is always float32, and so are
+    weights, sums and the loss.
     """
 
     hidden: int = 300
     nodes: int = 8
     path: Literal["fast", "reference"] = "fast"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("hidden", "nodes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)} must be at least 1")
+        if self.path == "reference" and self.precision == "bfloat16":
+            raise UsageError("model.precision = 'bfloat16' needs model.path = 'fast'")
+
+
+def low_precision(config: ModelConfig, device: torch.device) -> bool:
+    """Whether training products run in bfloat16 on `device`."""
+    if config.path == "reference" or config.precision == "float32":
+        return False
+    if config.precision == "bfloat16":
+        return True
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    supported: bool = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return supported
 
 
 class RecurrentLM(nn.Module):
@@ -99,6 +118,17 @@ class RecurrentLM(nn.Module):
             generator=generator,
         )
 
+    def in_float32(self) -> RecurrentLM:
+        """The same weights in a network that rounds no product: for finite differences.
+
+        A perturbation of norm 0.01 over millions of weights lies below bfloat16's resolution.
+        """
+        twin = copy.copy(self)
+        twin.config = replace(self.config, precision="float32")
+        # Its own table of the same parameters: a functional call swaps entries for its duration.
+        twin._parameters = dict(self._parameters)
+        return twin
+
     def outputs(
         self, inputs: Tensor, carry: Carry, mixtures: Mapping[str, Mixture], noise: LMNoise
     ) -> Tensor:
@@ -111,9 +141,10 @@ class RecurrentLM(nn.Module):
         assert isinstance(h, Tensor)
         args = (words, h, self.first, self.nodes)
         if isinstance(self.cell, CellGene):
-            return derived.unroll(*args, self.cell, noise.x, noise.h)
-        unroll = fused.unroll if self.config.path == "fast" else mixed.unroll_reference
-        return unroll(*args, self.cell, mixtures[RECURRENT].weights, noise.x, noise.h)
+            run = fused.unroll if self.config.path == "fast" else derived.unroll
+            return run(*args, self.cell, noise.x, noise.h)
+        search = fused_mixed.unroll if self.config.path == "fast" else mixed.unroll_reference
+        return search(*args, self.cell, mixtures[RECURRENT].weights, noise.x, noise.h)
 
     def forward(
         self,
@@ -133,9 +164,13 @@ class RecurrentLM(nn.Module):
         raw = self.outputs(batch.inputs, carry, mixtures, masks)
         dropped = derived.masked(raw, masks.outputs)
         extra = raw.new_zeros(()) if noise is None else penalty(self.penalty_config, raw, dropped)
-        loss = cross_entropy if self.config.path == "fast" else cross_entropy_reference
         targets = batch.targets.reshape(-1)
-        value = loss(dropped.reshape(len(targets), -1), self.embedding, self.bias, targets)
+        args = (dropped.reshape(len(targets), -1), self.embedding, self.bias, targets)
+        if self.config.path == "fast":
+            low = noise is not None and low_precision(self.config, raw.device)
+            value = cross_entropy(*args, low=low and raw.dtype == torch.float32)
+        else:
+            value = cross_entropy_reference(*args)
         return Loss(value=value, count=len(targets), carry=raw[-1].detach(), penalty=extra)
 
     def logits(self, inputs: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

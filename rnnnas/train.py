@@ -63,12 +63,11 @@ class TrainJob:
             self._begin_finetuning()
 
     def _begin_finetuning(self) -> None:
-        """Go on from the best weights, with averaging from the first step.
-
-        Done again after a crash before the first saved step, hence `best_weights` stay.
-        """
+        """Go on from the best weights, with averaging from the first step."""
         if self.best_weights is not None:
             self.net.load_state_dict(self.best_weights)
+            # Whoever comes here again, after a crash or a divergence, has restored them first.
+            self.best_weights = None
         self.optimizer = weight_optimizer(self.net, self.config.weights)  # no old momentum
         self.average = Average(dict(self.net.named_parameters()))
 

@@ -196,7 +196,7 @@ def test_without_a_finetuning_nothing_more_is_kept(corpus: Corpus, tmp_path: Pat
 
 def test_best_weights_are_the_averaged_ones(corpus: Corpus, tmp_path: Path) -> None:
     """Finetuning after a switch to averaging starts from what best.pt holds."""
-    chosen = config(CELL, "epochs=5", "weights.finetune_epochs=1", "weights.nonmono=1",
+    chosen = config(CELL, "epochs=4", "weights.finetune_epochs=1", "weights.nonmono=1",
                     "weights.lr=30", "windows.limit=20")  # fmt: skip
     starts: list[tuple[bool, int]] = []
     begin = TrainJob._begin_finetuning
@@ -216,7 +216,7 @@ def test_best_weights_are_the_averaged_ones(corpus: Corpus, tmp_path: Path) -> N
         patch.setattr(TrainJob, "_begin_finetuning", watch)
         train(chosen, corpus, tmp_path / "run", device=CPU)
     switched = [x["averaged"] for x in metrics(tmp_path / "run") if x["kind"] == "epoch"]
-    assert starts == [(True, 5)] and switched[4] == 1.0, "choose a case in which averaging pays"
+    assert starts == [(True, 4)] and switched[3] == 1.0, "choose a case in which averaging pays"
 
 
 def test_the_schedule_spans_the_main_epochs(corpus: Corpus) -> None:

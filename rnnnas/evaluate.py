@@ -48,9 +48,11 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
     content = load_content(path)
     try:
         config = configs.from_plain(TrainConfig, content["config"])
+        if content["genotype"] != config.genotype:
+            raise UsageError("its genotype is not the one of its settings")
         genotype = None
         if config.cell == "derived":
-            genotype = Genotype.from_plain(content["genotype"])
+            genotype = Genotype.from_plain(config.genotype)
         vocab = Vocab.from_plain(content["vocabulary"])
         net = RecurrentLM(
             config.model, vocab.size, config.network, noise=config.noise,

@@ -17,11 +17,12 @@ from typing import Any, Literal, TypeVar
 
 from rnnnas.data.streams import WindowConfig
 from rnnnas.errors import UsageError, nearest
+from rnnnas.lm.baseline import Baseline
 from rnnnas.lm.cell import check_cell
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
 from rnnnas.nas.relax import relaxation
 from rnnnas.nas.space import genotype_of
 from rnnnas.optim import AlphaConfig, WeightConfig
@@ -56,6 +57,14 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         relaxation(self.method)
+        # Settings that the components share with a training but that a search has no place for.
+        for name, value, only in (
+            ("model.layers", self.model.layers, 1),
+            ("noise.weightdrop", self.noise.weightdrop, 0.0),
+            ("weights.finetune_epochs", self.weights.finetune_epochs, 0),
+        ):
+            if value != only:
+                raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
         if self.windows.streams < 2:
             raise UsageError("windows.streams must be at least 2: search normalises over streams")
@@ -73,12 +82,13 @@ class SearchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One training of a derived cell. valid_streams and test_streams: B of the evaluations
-    (10 and 1 in the literature).
+    """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
+    genotype. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
     """
 
     corpus: str
-    genotype: dict[str, Any]
+    cell: Literal["derived", "lstm", "gru"] = "derived"
+    genotype: dict[str, Any] = field(default_factory=dict)
     seed: int = 1
     epochs: int = 50
     valid_streams: int = 10
@@ -91,12 +101,29 @@ class TrainConfig:
     weights: WeightConfig = field(default_factory=WeightConfig)
 
     def __post_init__(self) -> None:
-        check_cell(Genotype.from_plain(self.genotype).recurrent)
+        if self.cell != "derived" and self.genotype:
+            raise UsageError(f"cell = {self.cell!r} takes no genotype", "leave one of them out")
+        if self.cell == "derived":
+            if not self.genotype:
+                raise UsageError("the setting 'genotype' is missing")
+            check_cell(Genotype.from_plain(self.genotype).recurrent)
+            if self.noise.weightdrop:
+                raise UsageError(
+                    f"noise.weightdrop = {self.noise.weightdrop} is for LSTM and GRU: a derived "
+                    "cell has noise.dropouth and noise.dropoutx"
+                )
         _at_least(
             epochs=(self.epochs, 1),
             valid_streams=(self.valid_streams, 1),
             test_streams=(self.test_streams, 1),
         )
+
+    @property
+    def network(self) -> CellGene | Baseline:
+        """What `RecurrentLM` runs."""
+        if self.cell == "derived":
+            return Genotype.from_plain(self.genotype).recurrent
+        return self.cell
 
 
 KINDS: dict[str, type] = {"search": SearchConfig, "train": TrainConfig}
@@ -144,8 +171,13 @@ def resolve(
         _merge(table, nested)
     _merge(table, {key: value for key, value in flags.items() if value is not None})
     if isinstance(table.get("genotype"), str):
-        # A name, a file or `random`, which the run's seed decides.
-        table["genotype"] = genotype_of(table["genotype"], table.get("seed", 1)).to_plain()
+        # A baseline, a name, a file or `random`, which the run's seed decides.
+        name = table["genotype"]
+        if name.upper() in BASELINES:
+            table["cell"], table["genotype"] = name.lower(), {}
+        else:
+            table["cell"] = "derived"
+            table["genotype"] = genotype_of(name, table.get("seed", 1)).to_plain()
     return from_plain(cls, table)
 
 

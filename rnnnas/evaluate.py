@@ -31,7 +31,7 @@ class Loaded:
 
     net: RecurrentLM
     config: TrainConfig
-    genotype: Genotype
+    genotype: Genotype | None  # of a derived cell
     vocab: Vocab
     corpus: str
     corpus_sha256: str
@@ -48,10 +48,14 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
     content = load_content(path)
     try:
         config = configs.from_plain(TrainConfig, content["config"])
-        genotype = Genotype.from_plain(content["genotype"])
+        if content["genotype"] != config.genotype:
+            raise UsageError("its genotype is not the one of its settings")
+        genotype = None
+        if config.cell == "derived":
+            genotype = Genotype.from_plain(config.genotype)
         vocab = Vocab.from_plain(content["vocabulary"])
         net = RecurrentLM(
-            config.model, vocab.size, genotype.recurrent, noise=config.noise,
+            config.model, vocab.size, config.network, noise=config.noise,
             penalty=config.penalty, generator=torch.Generator(),
         )  # fmt: skip
         net.load_state_dict(content["weights"])

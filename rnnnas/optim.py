@@ -26,6 +26,8 @@ class WeightConfig:
     nonmono: averaging starts after the epoch whose validation loss is above the least of all
     but the last `nonmono` epochs before it (NT-ASGD, Merity et al. 2018, algorithm 1);
     0: never.
+    finetune_epochs: epochs after the others, at the step size `lr` whatever the schedule, that
+    start from the best weights and average from their first step (Merity et al. 2018, section 5).
     """
 
     lr: float = 20.0
@@ -34,11 +36,12 @@ class WeightConfig:
     weight_decay: float = 0.0
     momentum: float = 0.0
     nonmono: int = 0
+    finetune_epochs: int = 0
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise UsageError(f"weights.lr = {self.lr} must be positive")
-        for name in ("clip", "weight_decay", "momentum", "nonmono"):
+        for name in ("clip", "weight_decay", "momentum", "nonmono", "finetune_epochs"):
             if getattr(self, name) < 0:
                 raise UsageError(f"weights.{name} = {getattr(self, name)} must not be negative")
 

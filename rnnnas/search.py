@@ -22,7 +22,7 @@ from rnnnas.nas.relax import derive, relaxation
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import alpha_optimizer, inner_step, scheduled, weight_optimizer
 from rnnnas.run import Run
-from rnnnas.steps import evaluate, generator, weight_step
+from rnnnas.steps import carry_to, evaluate, generator, weight_step
 from rnnnas.types import Carry
 
 
@@ -146,18 +146,12 @@ class SearchJob:
                 alpha.copy_(state["alphas"][name])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        self.train_carry = _to(state["train_carry"], self.device)
-        self.alpha_carry = _to(state["alpha_carry"], self.device)
+        self.train_carry = carry_to(state["train_carry"], self.device)
+        self.alpha_carry = carry_to(state["alpha_carry"], self.device)
         self.alpha_start = state["alpha_start"]
         self.valid_perplexity = state["valid_perplexity"]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
-
-
-def _to(carry: Carry, device: torch.device) -> Carry:
-    if carry is None or isinstance(carry, Tensor):
-        return None if carry is None else carry.to(device)
-    return tuple(part.to(device) for part in carry)
 
 
 def _draw(

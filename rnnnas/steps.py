@@ -42,6 +42,13 @@ def generator(seed: int, purpose: str, step: int, device: torch.device) -> torch
     return torch.Generator(device=device).manual_seed(int.from_bytes(key[:8], "little"))
 
 
+def carry_to(carry: Carry, device: torch.device) -> Carry:
+    """A carry, e.g. a saved one, on `device`."""
+    if carry is None or isinstance(carry, Tensor):
+        return None if carry is None else carry.to(device)
+    return tuple(part.to(device) for part in carry)
+
+
 def weight_step(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -1,4 +1,4 @@
-"""Training a derived cell to be reported: joins data, network, optimiser and run folder."""
+"""Training a cell to be reported: joins data, network, optimiser and run folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from rnnnas.evaluate import evaluate_checkpoint
 from rnnnas.files import write_json
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive, finished
-from rnnnas.nas.genotype import Genotype
 from rnnnas.optim import Average, averaging_starts, scheduled, weight_optimizer
 from rnnnas.run import Run
-from rnnnas.steps import evaluate, generator, weight_step
+from rnnnas.steps import carry_to, evaluate, generator, weight_step
 from rnnnas.types import Carry
 
 
@@ -33,11 +32,11 @@ class TrainJob:
         self.config = config
         self.corpus = corpus
         self.device = device
-        self.epochs = config.epochs
+        self.epochs = config.epochs + config.weights.finetune_epochs
         self.net = RecurrentLM(
             config.model,
             corpus.vocab.size,
-            Genotype.from_plain(config.genotype).recurrent,
+            config.network,
             noise=config.noise,
             penalty=config.penalty,
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
@@ -51,6 +50,8 @@ class TrainJob:
         self.average: Average | None = None
         self.history: list[float] = []  # validation loss after each epoch
         self.best = math.inf
+        # What finetuning starts from; kept only while one is to come.
+        self.best_weights: dict[str, Tensor] | None = None
 
     def lengths(self, epoch: int) -> list[int]:
         rng = random.Random(f"{self.config.seed}/windows/{epoch}")
@@ -58,10 +59,30 @@ class TrainJob:
 
     def begin_epoch(self, at: Position) -> None:
         self.carry = None
+        if at.epoch == self.config.epochs:
+            self._begin_finetuning()
+
+    def _begin_finetuning(self) -> None:
+        """Go on from the best weights, with averaging from the first step."""
+        if self.best_weights is not None:
+            self.net.load_state_dict(self.best_weights)
+            # Whoever comes here again, after a crash or a divergence, has restored them first.
+            self.best_weights = None
+        self.optimizer = weight_optimizer(self.net, self.config.weights)  # no old momentum
+        self.average = Average(dict(self.net.named_parameters()))
+
+    def _learning_rate(self, at: Position) -> float:
+        """The step size of a full window: the schedule spans the main epochs only."""
+        config = self.config
+        if at.epoch >= config.epochs:
+            return config.weights.lr
+        if self.epochs == config.epochs:
+            return scheduled(config.weights, at.progress)
+        return scheduled(config.weights, min(1.0, at.progress * self.epochs / config.epochs))
 
     def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
         config = self.config
-        lr = scheduled(config.weights, at.progress) * steps / config.windows.bptt * lr_factor
+        lr = self._learning_rate(at) * steps / config.windows.bptt * lr_factor
         batch = self.train.window(at.start, steps)
         noise = self.net.noise(batch, generator(config.seed, "weight-step", at.step, self.device))
         loss, norm = weight_step(
@@ -84,6 +105,8 @@ class TrainJob:
         if score.loss < self.best and math.isfinite(score.perplexity):
             self.best = score.loss
             run.save_best(self.checkpoint(at, score.perplexity))
+            if at.epoch < self.config.epochs < self.epochs:
+                self.best_weights = {name: w.clone() for name, w in self.weights().items()}
         if not averaged and averaging_starts(self.history, score.loss, self.config.weights.nonmono):
             self.average = Average(dict(self.net.named_parameters()))
         self.history.append(score.loss)
@@ -114,6 +137,7 @@ class TrainJob:
             "carry": self.carry,
             "history": self.history,
             "best": self.best,
+            "best_weights": self.best_weights,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -124,10 +148,13 @@ class TrainJob:
             weights = {name: w.to(self.device) for name, w in state["average"]["weights"].items()}
             self.average = Average(weights)
             self.average.steps = state["average"]["steps"]
-        carry = state["carry"]
-        self.carry = carry if carry is None else carry.to(self.device)
+        self.carry = carry_to(state["carry"], self.device)
         self.history = list(state["history"])
         self.best = state["best"]
+        best = state["best_weights"]
+        self.best_weights = None
+        if best is not None:
+            self.best_weights = {name: w.to(self.device) for name, w in best.items()}
 
 
 def train(
@@ -153,7 +180,8 @@ def train(
     with Run.open(folder, "train", plain, fresh=fresh, save_seconds=config.save_seconds) as run:
         if run.result is not None:
             return finished(run)
-        write_json(run.folder / "genotype.json", config.genotype)
+        if config.genotype:
+            write_json(run.folder / "genotype.json", config.genotype)
         seconds = drive(job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet)
         if not math.isfinite(job.best):
             raise DivergedError(

@@ -113,6 +113,9 @@ def test_plain_output_names_the_next_step(home: Path) -> None:
         (["train", "--corpus", "tiny", "--genotype", "tanh0 swish1"], 2, "swish"),
         (["train", "--corpus", "tiny", "--genotype", "tanh0 relu2"], 2, "states 0 to 1"),
         (["train", "--corpus", "tiny"], 2, "--genotype"),
+        (["train", "--corpus", "tiny", "--genotype", "LSTN"], 2, "did you mean 'LSTM'"),
+        (["search", "--corpus", "tiny", "--set", "model.layers=2"], 2, "model.layers = 2"),
+        (["show", "LSTM", "--format", "svg"], 2, "LSTM is no genotype"),
         (["eval", "--checkpoint", "/no/best.pt"], 4, "/no/best.pt"),
         (["corpus", "add", "x", "--from", "/no/file.txt"], 3, "/no/file.txt"),
         (["corpus", "info", "nosuch"], 3, "nosuch"),
@@ -223,6 +226,26 @@ def test_the_seed_setting_decides_a_random_cell_too(home: Path) -> None:
     by_flag = answer(*dry, "--seed", "5")["config"]["genotype"]
     assert by_flag == answer(*dry, "--set", "seed=5")["config"]["genotype"]
     assert by_flag != answer(*dry)["config"]["genotype"]
+
+
+@pytest.mark.parametrize("name", ["LSTM", "gru"])
+def test_baselines_by_name(name: str, home: Path) -> None:
+    words = ["train", "--corpus", "tiny", *SMALL_TRAIN, "--genotype", name]
+    words += ["--set", "noise.weightdrop=0.2", "--set", "model.layers=2"]
+    words += ["--set", "model.softmaxes=2", "--set", "weights.finetune_epochs=1"]
+    dry = answer(*words, "--dry-run")
+    gates = {"LSTM": 4, "gru": 3}[name]
+    vocabulary = answer("corpus", "info", "tiny")["vocabulary"]
+    sizes = vocabulary * 9 + 2 * gates * (8 * 16 + 16) + 2 * (8 * 8 + 8)
+    assert dry["parameters"] == sizes
+    assert dry["config"]["cell"] == name.lower() and dry["config"]["genotype"] == {}
+    trained = answer(*words)
+    assert trained["run"] == str(home / f"checkpoints/train-tiny-{name}-s1")
+    assert trained["parameters"] == sizes
+    evaluated = answer("eval", "--checkpoint", trained["checkpoint"])
+    assert evaluated["perplexity"] == pytest.approx(trained["test_perplexity"], rel=1e-6)
+    shown = run("show", name).stdout
+    assert shown.startswith(f"{name.upper()}: torch's own cell") and shown.count("\n") == 1
 
 
 def test_extreme_temperatures(home: Path) -> None:

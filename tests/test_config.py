@@ -138,6 +138,12 @@ def test_values_are_toml_or_plain_words() -> None:
         ("noise.dropout=1", ["noise.dropout = 1.0", "[0, 1)"]),
         ("model.hidden=0", ["model.hidden = 0", "at least 1"]),
         ("model.path=slow", ["model.path = 'slow'", "'fast', 'reference'"]),
+        ("model.layers=0", ["model.layers = 0", "at least 1"]),
+        ("model.layers=2", ["model.layers = 2", "for trainings"]),
+        ("model.softmaxes=0", ["model.softmaxes = 0", "at least 1"]),
+        ("noise.weightdrop=0.5", ["noise.weightdrop = 0.5", "for trainings"]),
+        ("weights.finetune_epochs=1", ["weights.finetune_epochs = 1", "for trainings"]),
+        ("weights.finetune_epochs=-1", ["weights.finetune_epochs = -1", "not be negative"]),
         ("penalty.tar=-1", ["penalty.tar = -1.0"]),
         ("windows.streams=1", ["windows.streams", "at least 2"]),
         ("valid_streams=1", ["valid_streams = 1", "at least 2"]),
@@ -231,6 +237,29 @@ def test_a_genotype_is_one_value(tmp_path: Path) -> None:
     assert resolved("train", file=file).genotype == CELL
 
 
+@pytest.mark.parametrize("name", ["LSTM", "lstm", "GRU"])
+def test_a_baseline_has_no_genotype(name: str, tmp_path: Path) -> None:
+    config = resolved("train", "noise.weightdrop=0.5", genotype=name)
+    assert (config.cell, config.genotype, config.network) == (name.lower(), {}, name.lower())
+    file = tmp_path / "own.toml"
+    file.write_text(to_toml(to_plain(config)), encoding="utf-8")
+    assert resolved("train", file=file, genotype=name) == config
+    # The flag decides, whatever cell the file has.
+    derived = resolved("train", "noise.weightdrop=0", file=file, genotype="DARTS_V2")
+    assert (derived.cell, derived.genotype) == ("derived", CELL)
+    assert derived.network == Genotype.from_plain(CELL).recurrent
+    plain = to_plain(derived)
+    del plain["cell"]  # settings from before there were baselines
+    assert from_plain(TrainConfig, plain) == derived
+
+
+def test_settings_that_do_not_go_together_are_named() -> None:
+    assert "cell = 'lstm' takes no genotype" in refused("train", "cell=lstm").cause
+    assert "cell = 'rnn'" in refused("train", "cell=rnn").cause
+    error = refused("train", "noise.weightdrop=0.5")
+    assert "noise.weightdrop = 0.5" in error.cause and "LSTM and GRU" in error.cause
+
+
 def test_orders_follow_the_method() -> None:
     assert resolved("search", method="darts").order == "finite"
     assert resolved("search", method="darts-1st").order == "first"
@@ -295,7 +324,7 @@ def test_the_recipes_of_the_paper() -> None:
     """Sections 3 and 4 of the facts, number by number."""
     search = resolved("search", preset="ptb-darts")
     assert (search.method, search.epochs, search.model.hidden) == ("darts", 50, 300)
-    assert dataclasses.astuple(search.noise) == (0.75, 0.2, 0.0, 0.75, 0.25)
+    assert dataclasses.astuple(search.noise) == (0.75, 0.2, 0.0, 0.75, 0.25, 0.0)
     assert (search.penalty.ar, search.penalty.tar) == (0.0, 1e-3)
     assert (search.windows.streams, search.windows.bptt) == (256, 35)
     assert (search.windows.halved, search.windows.jitter) == (0.05, 0.0)
@@ -311,7 +340,7 @@ def test_the_recipes_of_the_paper() -> None:
     ):
         train: TrainConfig = resolved("train", preset=name)
         assert (train.epochs, train.model.hidden) == (3600, hidden)
-        assert dataclasses.astuple(train.noise) == (0.75, 0.2, 0.1, 0.75, dropouth)
+        assert dataclasses.astuple(train.noise) == (0.75, 0.2, 0.1, 0.75, dropouth, 0.0)
         assert (train.penalty.ar, train.penalty.tar) == (0.0, 1e-3)
         assert dataclasses.astuple(train.windows) == (64, 35, 5.0, 0.05, 5, 20, 0)
         t = train.weights

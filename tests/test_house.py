@@ -56,8 +56,7 @@ MAY_IMPORT: dict[str, list[str]] = {
         "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "raster", "run", "steps",
     ],
     "train": [
-        "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
-        "run", "steps",
+        "config", "data.*", "evaluate", "files", "lm.model", "loop", "optim", "run", "steps",
     ],
     "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
     "cli": ["cli.*"],

@@ -160,7 +160,7 @@ def test_a_window_by_the_formula(path: Any, cell: CellGene | CellSpace, noisy: b
     net = lm(cell, path=path)
     batch, carry = window(), torch.randn(B, H, dtype=DOUBLE, generator=seeded(9))
     noise = net.noise(batch, seeded(4)) if noisy else SILENCE
-    assert all((mask is not None) == noisy for mask in noise)
+    assert all((mask is not None) == noisy for mask in noise[:5])
     mixtures = mixture(cell) if isinstance(cell, CellSpace) else {}
     loss = net(batch, carry, mixtures, noise)
     leaves = untied(net)
@@ -287,7 +287,7 @@ def test_the_carry_is_the_last_raw_output_detached() -> None:
     net, batch = lm(DERIVED), window()
     noise = net.noise(batch, seeded(1))
     loss = net(batch, None, {}, noise)
-    raw = net.outputs(batch.inputs, None, {}, noise)
+    raw, _ = net.outputs(batch.inputs, None, {}, noise)
     assert isinstance(loss.carry, Tensor) and not loss.carry.requires_grad
     assert torch.equal(loss.carry, raw[-1])
     assert raw.shape == (T, B, H) and raw.requires_grad
@@ -337,7 +337,7 @@ def test_noise_fits_the_window_and_its_seed() -> None:
     for name, shape in shapes.items():
         assert getattr(noise, name).shape == shape and getattr(noise, name).dtype == DOUBLE
         assert torch.equal(getattr(noise, name), getattr(same, name))
-    assert any(not torch.equal(one, two) for one, two in zip(noise, other, strict=True))
+    assert any(not torch.equal(getattr(noise, n), getattr(other, n)) for n in shapes)
 
 
 def test_logits_agree_with_the_loss() -> None:
@@ -379,27 +379,3 @@ def test_the_start_of_a_search_is_differentiable_in_the_alphas() -> None:
     loss = net(batch, None, {k: Mixture(m.weights.double()) for k, m in mixtures.items()}, None)
     (grad,) = torch.autograd.grad(loss.value, [alphas["recurrent"]])
     assert bool((grad != 0).all())
-
-
-def test_float32_twin_shares_the_weights_and_rounds_nothing() -> None:
-    """bfloat16 rounds in training alone, and not in the network that the architect differs by."""
-    draws = torch.Generator().manual_seed(0)
-    net = RecurrentLM(
-        ModelConfig(hidden=8, precision="bfloat16"), 50, ZOO["DARTS_V2"].genotype.recurrent,
-        noise=NoiseConfig(), penalty=PenaltyConfig(), generator=draws,
-    )  # fmt: skip
-    with torch.no_grad():
-        for p in net.parameters():
-            p.mul_(20)
-    words = torch.randint(50, (6, 4), generator=draws)
-    batch = Batch(words[:-1], words[1:])
-    twin = net.in_float32()
-    assert all(a is b for a, b in zip(net.parameters(), twin.parameters(), strict=True))
-    noise = net.noise(batch, draws)
-    rounded, exact = (float(n(batch, None, {}, noise).value.detach()) for n in (net, twin))
-    evaluated = float(net(batch, None, {}, None).value.detach())
-    assert rounded != exact == evaluated
-    assert rounded == pytest.approx(exact, rel=1e-2)
-    moved = {name: p.detach() + 1.0 for name, p in twin.named_parameters()}
-    torch.func.functional_call(twin, moved, (batch, None, {}, noise))
-    assert all(a is b for a, b in zip(net.parameters(), twin.parameters(), strict=True))

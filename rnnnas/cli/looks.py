@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from rnnnas.cli.common import checkpoints, json_option, print_json
+from rnnnas.errors import UsageError
 
 
 @click.command()
@@ -18,16 +19,22 @@ from rnnnas.cli.common import checkpoints, json_option, print_json
 def show(genotype: str, form: str, out: Path | None) -> None:
     """Draw a cell: a published name, a JSON file, a run folder or the cell itself.
 
+    LSTM and GRU, which are no genotypes, are told of in a sentence.
+
     \b
     Examples:
       rnnnas show DARTS_V2
       rnnnas show checkpoints/q --format svg --out cell.svg
     """
     from rnnnas import draw
-    from rnnnas.files import write_atomic
-    from rnnnas.nas.genotype import ZOO
+    from rnnnas.nas.genotype import BASELINES, ZOO
     from rnnnas.nas.space import genotype_of
 
+    if genotype.upper() in BASELINES:
+        if form != "text":
+            raise UsageError(f"{genotype} is no genotype: it has no form as {form}")
+        _give(BASELINES[genotype.upper()], out)
+        return
     cell = genotype_of(genotype, seed=1)
     title = genotype
     if form == "json":
@@ -36,6 +43,12 @@ def show(genotype: str, form: str, out: Path | None) -> None:
         text = {"text": draw.as_text, "svg": draw.as_svg, "dot": draw.as_dot}[form](cell, title)
     if form == "text" and genotype in ZOO:
         text += f"\n{ZOO[genotype].source}\npublished: {ZOO[genotype].results} (validation/test)"
+    _give(text, out)
+
+
+def _give(text: str, out: Path | None) -> None:
+    from rnnnas.files import write_atomic
+
     if out is None:
         click.echo(text)
     else:

@@ -94,7 +94,7 @@ def search(method: str | None, **options: Any) -> None:
     "--genotype",
     required=True,
     help="A published cell (DARTS_V2), a JSON file, a search's run folder, 'random', "
-    "'random:SEED', or the cell itself ('sigmoid0 relu1 tanh1').",
+    "'random:SEED', LSTM, GRU, or the cell itself ('sigmoid0 relu1 tanh1').",
 )
 def train(genotype: str, **options: Any) -> None:
     """Train a cell from scratch and report its perplexity.

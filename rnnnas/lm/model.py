@@ -1,6 +1,7 @@
-"""The recurrent language model: embedding, cell, tied decoder, loss. It owns weights only.
+"""The recurrent language model: embedding, layers, tied decoder, loss. It owns weights only.
 
-Legend: T steps, B streams, D embedding, H hidden, V vocabulary, N nodes.
+Legend: T steps, B streams, D embedding, H hidden, V vocabulary, N nodes,
+K softmaxes.
 """
 
 from __future__ import annotations
@@ -8,17 +9,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnnnas.errors import UsageError
+from rnnnas.lm import baseline, fused, fused_mixed, mixed, softmaxes
 from rnnnas.lm import cell as derived
-from rnnnas.lm import fused, fused_mixed, mixed
+from rnnnas.lm.baseline import Baseline
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
-from rnnnas.lm.noise import SILENCE, LMNoise, NoiseConfig, draw
+from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise, NoiseConfig, draw
 from rnnnas.nas.genotype import RECURRENT, CellGene
 from rnnnas.nas.relax import Mixture
 from rnnnas.nas.space import CellSpace
@@ -33,19 +35,22 @@ class ModelConfig:
 
     hidden: H, and D too: the decoder is tied to the embedding. nodes: N of the searched cell (a
     derived cell brings its own). path: "reference" follows the definitions and can be
-    differentiated twice; "fast" gives the same values and first gradients.
-    precision: of the decoder's products in training, the largest ones: "auto" is bfloat16 where
-    the machine multiplies it in hardware, else float32. Evaluation is always float32, and so are
-    weights, sums and the loss.
+    differentiated twice; "fast" gives the same values and first gradients. layers: each takes
+    the outputs of the one below. softmaxes: K of a mixture of softmaxes; 1 is a plain softmax.
+    precision: of the plain softmax's products in training, the largest ones: "auto" is bfloat16
+    where the machine multiplies it in hardware, else float32. Evaluation is always float32, and
+    so are weights, sums and the loss.
     """
 
     hidden: int = 300
     nodes: int = 8
     path: Literal["fast", "reference"] = "fast"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    layers: int = 1
+    softmaxes: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "nodes"):
+        for name in ("hidden", "nodes", "layers", "softmaxes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)} must be at least 1")
         if self.path == "reference" and self.precision == "bfloat16":
@@ -65,10 +70,11 @@ def low_precision(config: ModelConfig, device: torch.device) -> bool:
 
 
 class RecurrentLM(nn.Module):
-    """A word-level language model with one recurrent cell, derived or under search.
+    """A word-level language model of one kind of recurrent cell.
 
     Args:
-        cell: what runs: a `CellGene` (a derived cell) or a `CellSpace` (search, under mixtures).
+        cell: what runs: a `CellGene` (a derived cell), a `CellSpace` (search, under mixtures),
+            or the name of a baseline.
         generator: draws the initial weights; on the CPU, so that a seed gives the same weights
             on every device.
     """
@@ -77,7 +83,7 @@ class RecurrentLM(nn.Module):
         self,
         config: ModelConfig,
         vocabulary: int,
-        cell: CellGene | CellSpace,
+        cell: CellGene | CellSpace | Baseline,
         *,
         noise: NoiseConfig,
         penalty: PenaltyConfig,
@@ -86,7 +92,6 @@ class RecurrentLM(nn.Module):
         super().__init__()
         if isinstance(cell, CellGene):
             derived.check_cell(cell)
-        nodes = len(cell.nodes) if isinstance(cell, CellGene) else cell.nodes
         hidden = config.hidden
         self.config = config
         self.cell = cell
@@ -96,14 +101,30 @@ class RecurrentLM(nn.Module):
         self.noise_config = noise
         self.penalty_config = penalty
 
-        def weight(*shape: int) -> nn.Parameter:
+        def weight(*shape: int, reach: float = INITIAL_RANGE) -> nn.Parameter:
             fresh = torch.empty(shape)
-            return nn.Parameter(fresh.uniform_(-INITIAL_RANGE, INITIAL_RANGE, generator=generator))
+            return nn.Parameter(fresh.uniform_(-reach, reach, generator=generator))
 
         self.embedding = weight(vocabulary, hidden)  # (V, D), the decoder's matrix too
         self.bias = nn.Parameter(torch.zeros(vocabulary))  # (V,) of the decoder
-        self.first = weight(2 * hidden, 2 * hidden)  # (D+H, 2H)
-        self.nodes = weight(nodes, hidden, 2 * hidden)  # (N, H, 2H)
+        reach = hidden**-0.5  # where torch's own LSTM, GRU and linear layers start
+        self.layers = nn.ModuleDict()  # weights by layer, "1" the lowest
+        if isinstance(cell, str):
+            shapes = baseline.shapes(cell, hidden, hidden)
+            for k in range(config.layers):
+                own = {name: weight(*shape, reach=reach) for name, shape in shapes.items()}
+                self.layers[str(k + 1)] = nn.ParameterDict(own)
+        else:
+            nodes = len(cell.nodes) if isinstance(cell, CellGene) else cell.nodes
+            sizes = {"first": (2 * hidden, 2 * hidden), "nodes": (nodes, hidden, 2 * hidden)}
+            self.first = weight(*sizes["first"])  # (D+H, 2H), of the lowest layer
+            self.nodes = weight(*sizes["nodes"])  # (N, H, 2H)
+            for k in range(1, config.layers):
+                own = {name: weight(*size) for name, size in sizes.items()}
+                self.layers[str(k + 1)] = nn.ParameterDict(own)
+        if config.softmaxes > 1:
+            self.projections = weight(config.softmaxes, hidden, hidden, reach=reach)  # (K, H, D)
+            self.prior = weight(hidden, config.softmaxes, reach=reach)  # (H, K)
 
     def noise(self, batch: Batch, generator: torch.Generator) -> LMNoise:
         """The masks of one window of `batch`'s streams."""
@@ -116,6 +137,8 @@ class RecurrentLM(nn.Module):
             vocabulary=vocabulary,
             dtype=self.embedding.dtype,
             generator=generator,
+            layers=self.config.layers,
+            gates=baseline.GATES[self.cell] if isinstance(self.cell, str) else 0,
         )
 
     def in_float32(self) -> RecurrentLM:
@@ -131,20 +154,52 @@ class RecurrentLM(nn.Module):
 
     def outputs(
         self, inputs: Tensor, carry: Carry, mixtures: Mapping[str, Mixture], noise: LMNoise
-    ) -> Tensor:
-        """Raw outputs (T, B, H) of the cell for word ids (T, B)."""
+    ) -> tuple[Tensor, Carry]:
+        """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next carry."""
         words = F.embedding(inputs, self.embedding)  # (T, B, D)
         if noise.words is not None:
             words = words * F.embedding(inputs, noise.words)
-        words = derived.masked(words, noise.inputs)
-        h = words.new_zeros(words.shape[1:]) if carry is None else carry
-        assert isinstance(h, Tensor)
-        args = (words, h, self.first, self.nodes)
+        raw = derived.masked(words, noise.inputs)
+        layers = self.config.layers
+        each = baseline.STATES[self.cell] if isinstance(self.cell, str) else 1
+        if carry is None:
+            carry = (words.new_zeros(words.shape[1:]),) * (layers * each)
+        states = (carry,) if isinstance(carry, Tensor) else carry
+        after: tuple[Tensor, ...] = ()
+        for k in range(layers):
+            state = states[k * each : (k + 1) * each]
+            raw, state = self._layer(k, raw, state, mixtures, noise.layer(k))
+            after += tuple(s.detach() for s in state)
+        alone = layers == 1 and not isinstance(self.cell, str)
+        return raw, after[0] if alone else after
+
+    def _layer(
+        self,
+        k: int,
+        inputs: Tensor,
+        state: tuple[Tensor, ...],
+        mixtures: Mapping[str, Mixture],
+        noise: LayerNoise,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Outputs (T, B, H) of layer `k`, counted from 0, and its state after them."""
+        fast = self.config.path == "fast"
+        name = str(k + 1)
+        own: Mapping[str, Tensor] = {}
+        if name in self.layers:
+            own = dict(cast(nn.ParameterDict, self.layers[name]).items())
+        if isinstance(self.cell, str):
+            weights = dict(own)
+            weights["weight_hh"] = derived.masked(weights["weight_hh"], noise.weights)
+            run = baseline.unroll if fast else baseline.unroll_reference
+            return run(self.cell, derived.masked(inputs, noise.x), state, weights)
+        first, nodes = (own["first"], own["nodes"]) if own else (self.first, self.nodes)
+        args = (inputs, state[0], first, nodes)
         if isinstance(self.cell, CellGene):
-            run = fused.unroll if self.config.path == "fast" else derived.unroll
-            return run(*args, self.cell, noise.x, noise.h)
-        search = fused_mixed.unroll if self.config.path == "fast" else mixed.unroll_reference
-        return search(*args, self.cell, mixtures[RECURRENT].weights, noise.x, noise.h)
+            raw = (fused if fast else derived).unroll(*args, self.cell, noise.x, noise.h)
+        else:
+            search = fused_mixed.unroll if fast else mixed.unroll_reference
+            raw = search(*args, self.cell, mixtures[RECURRENT].weights, noise.x, noise.h)
+        return raw, (raw[-1],)
 
     def forward(
         self,
@@ -156,24 +211,43 @@ class RecurrentLM(nn.Module):
         """The loss of one window.
 
         Args:
-            carry: h (B, H) after the window before, or None for zeros.
-            mixtures: of the cell under search; {} for a derived one.
+            carry: the states after the window before, layer by layer, (B, H) each: h of a cell
+                of ours (a single layer's not in a tuple), h and c of an LSTM, h of a GRU; None
+                for zeros.
+            mixtures: of the cell under search; {} for any other.
             noise: the window's masks, or None to evaluate: no masks and no penalty.
         """
         masks = SILENCE if noise is None else noise
-        raw = self.outputs(batch.inputs, carry, mixtures, masks)
+        raw, after = self.outputs(batch.inputs, carry, mixtures, masks)
         dropped = derived.masked(raw, masks.outputs)
         extra = raw.new_zeros(()) if noise is None else penalty(self.penalty_config, raw, dropped)
+        fast = self.config.path == "fast"
         targets = batch.targets.reshape(-1)
-        args = (dropped.reshape(len(targets), -1), self.embedding, self.bias, targets)
-        if self.config.path == "fast":
-            low = noise is not None and low_precision(self.config, raw.device)
-            value = cross_entropy(*args, low=low and raw.dtype == torch.float32)
+        rows = dropped.reshape(len(targets), -1)
+        decoder = (self.embedding, self.bias, targets)
+        if self.config.softmaxes > 1:
+            mixture = softmaxes.cross_entropy if fast else softmaxes.cross_entropy_reference
+            value = mixture(rows, self.projections, self.prior, *decoder)
+        elif fast:
+            low = noise is not None and raw.dtype == torch.float32
+            low = low and low_precision(self.config, raw.device)
+            value = cross_entropy(rows, *decoder, low=low)
         else:
-            value = cross_entropy_reference(*args)
-        return Loss(value=value, count=len(targets), carry=raw[-1].detach(), penalty=extra)
+            value = cross_entropy_reference(rows, *decoder)
+        return Loss(value=value, count=len(targets), carry=after, penalty=extra)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Next-word scores (..., V) for the last layer's outputs (..., H): their softmax is p.
+
+        With a mixture of softmaxes they are log p itself.
+        """
+        if self.config.softmaxes > 1:
+            return softmaxes.log_probabilities(
+                outputs, self.projections, self.prior, self.embedding, self.bias
+            )
+        return F.linear(outputs, self.embedding, self.bias)
 
     def logits(self, inputs: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """Next-word scores (T, B, V) for word ids (T, B), and the next carry; without noise."""
-        raw = self.outputs(inputs, carry, {}, SILENCE)
-        return F.linear(raw, self.embedding, self.bias), raw[-1].detach()
+        raw, after = self.outputs(inputs, carry, {}, SILENCE)
+        return self.scores(raw), after

@@ -1,8 +1,8 @@
 """Every dropout mask of one window, as values.
 
-Legend: T steps, B streams, D embedding, H hidden, V vocabulary. All masks are drawn once a window
-and fixed over its steps (Gal, Ghahramani 2016; Merity et al. 2018, section 4), and scaled by
-1 / (1 - p), so that no other place need know p. None stands for a mask of ones.
+Legend: T steps, B streams, D embedding, H hidden, V vocabulary, G gates. All masks are drawn
+once a window and fixed over its steps (Gal, Ghahramani 2016; Merity et al. 2018, section 4), and
+scaled by 1 / (1 - p), so that no other place need know p. None stands for a mask of ones.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from rnnnas.errors import UsageError
 class NoiseConfig:
     """Shares dropped, in [0, 1), by their names in the literature.
 
-    dropout: outputs of the cell; dropouti: embedded inputs; dropoute: whole words of the
-    embedding; dropoutx: x inside the cell; dropouth: h and every node's input inside the cell.
+    dropout: outputs of the last layer; dropouti: embedded inputs; dropoute: whole words of the
+    embedding. In a cell of ours, dropoutx: x inside the cell, in the layers above the first too;
+    dropouth: h and every node's input inside the cell. In an LSTM or GRU, as in the AWD-LSTM,
+    dropouth: outputs from one layer to the next; weightdrop: the hidden-to-hidden weights
+    (Merity et al. 2018, section 2); dropoutx has no place there.
     """
 
     dropout: float = 0.0
@@ -29,6 +32,7 @@ class NoiseConfig:
     dropoute: float = 0.0
     dropoutx: float = 0.0
     dropouth: float = 0.0
+    weightdrop: float = 0.0
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -37,14 +41,32 @@ class NoiseConfig:
                 raise UsageError(f"noise.{f.name} = {value} must lie in [0, 1)")
 
 
+class LayerNoise(NamedTuple):
+    """Masks inside one layer: x (B, D), h (B, H), weights (G·H, H); None: all ones."""
+
+    x: Tensor | None = None
+    h: Tensor | None = None
+    weights: Tensor | None = None
+
+
 class LMNoise(NamedTuple):
-    """words (V, 1), inputs (1, B, D), x (B, D), h (B, H), outputs (1, B, H); None: all ones."""
+    """words (V, 1), inputs (1, B, D), outputs (1, B, H); x, h and weights as in `LayerNoise`, of
+    the first layer; above: of the layers above it. None: all ones.
+    """
 
     words: Tensor | None
     inputs: Tensor | None
     x: Tensor | None
     h: Tensor | None
     outputs: Tensor | None
+    weights: Tensor | None = None
+    above: tuple[LayerNoise, ...] = ()
+
+    def layer(self, index: int) -> LayerNoise:
+        """The masks inside layer `index`, counted from 0."""
+        if index == 0:
+            return LayerNoise(self.x, self.h, self.weights)
+        return self.above[index - 1] if self.above else LayerNoise()
 
 
 SILENCE = LMNoise(None, None, None, None, None)
@@ -59,8 +81,14 @@ def draw(
     vocabulary: int,
     dtype: torch.dtype,
     generator: torch.Generator,
+    layers: int = 1,
+    gates: int = 0,
 ) -> LMNoise:
-    """All masks of one window, on the generator's device, in a fixed order."""
+    """All masks of one window, on the generator's device, in a fixed order.
+
+    Args:
+        gates: G of an LSTM or GRU; 0 for a cell of ours.
+    """
 
     def mask(share: float, *shape: int) -> Tensor | None:
         if share == 0.0:
@@ -68,10 +96,16 @@ def draw(
         ones = torch.empty(shape, dtype=dtype, device=generator.device)
         return ones.bernoulli_(1.0 - share, generator=generator).div_(1.0 - share)
 
-    return LMNoise(
-        words=mask(config.dropoute, vocabulary, 1),
-        inputs=mask(config.dropouti, 1, streams, embedding),
-        x=mask(config.dropoutx, streams, embedding),
-        h=mask(config.dropouth, streams, hidden),
-        outputs=mask(config.dropout, 1, streams, hidden),
-    )
+    def inside(width: int, share: float) -> LayerNoise:
+        if gates:
+            x = mask(share, streams, width)
+            return LayerNoise(x, None, mask(config.weightdrop, gates * hidden, hidden))
+        x = mask(config.dropoutx, streams, width)
+        return LayerNoise(x, mask(config.dropouth, streams, hidden), None)
+
+    words = mask(config.dropoute, vocabulary, 1)
+    inputs = mask(config.dropouti, 1, streams, embedding)
+    x, h, weights = inside(embedding, 0.0)
+    outputs = mask(config.dropout, 1, streams, hidden)
+    above = tuple(inside(hidden, config.dropouth) for _ in range(layers - 1))
+    return LMNoise(words, inputs, x, h, outputs, weights, above)

@@ -227,6 +227,13 @@ ZOO: dict[str, Published] = {
     ),
 }
 
+# Cells that `--genotype` understands beside these but that no genotype describes: torch's own.
+BASELINES: dict[str, str] = {
+    "LSTM": "LSTM: torch's own cell, not a genotype. With weight drop it is the AWD-LSTM (Merity "
+    "et al. 2018): PTB 60.0/57.3 (24M, 3 layers, finetuned), WikiText-2 68.6/65.8 (33M)",
+    "GRU": "GRU: torch's own cell, not a genotype (Cho et al. 2014)",
+}
+
 
 def read_genotype(reference: str) -> Genotype:
     """A genotype from a zoo name, a JSON file, a run folder or the short text form itself.
@@ -255,7 +262,7 @@ def read_genotype(reference: str) -> Genotype:
         return Genotype.from_text(reference)
     raise UsageError(
         f"genotype {reference!r} is neither a file, a run folder nor a published cell"
-        + nearest(reference, list(ZOO)),
+        + nearest(reference, [*ZOO, *BASELINES]),
         f"published cells: {', '.join(ZOO)}; or write one: 'sigmoid0 relu1 tanh1'",
     )
 

@@ -68,10 +68,10 @@ class SearchConfig:
         _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
         if self.windows.streams < 2:
             raise UsageError("windows.streams must be at least 2: search normalises over streams")
-        if self.order == "exact" and self.model.path != "reference":
+        if self.order == "exact" and self.model.path == "fast":
             raise UsageError(
                 "alphas.second_order = 'exact' differentiates twice, which the fast path cannot",
-                "add --set model.path=reference",
+                "add --set model.path=eager",
             )
 
     @property

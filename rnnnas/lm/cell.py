@@ -35,6 +35,16 @@ def gated(state: Tensor, product: Tensor, op: str) -> Tensor:
     return state + torch.sigmoid(c) * (ACTIVATIONS[op](z) - state)
 
 
+def input_product(inputs: Tensor, first: Tensor, mask_x: Tensor | None) -> Tensor:
+    """The input's part of the first product, of all steps at once: it needs no recurrence.
+
+    inputs (T, B, D) → (T, B, 2H).
+    """
+    steps, streams, width = inputs.shape
+    rows = masked(inputs, mask_x).reshape(steps * streams, width)
+    return (rows @ first[:width]).view(steps, streams, -1)
+
+
 def first_state(
     x: Tensor, h: Tensor, first: Tensor, mask_x: Tensor | None, mask_h: Tensor | None
 ) -> Tensor:

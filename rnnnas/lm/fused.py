@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rnnnas.lm.cell import masked
+from rnnnas.lm.cell import input_product
 from rnnnas.lm.pool import POOL
 from rnnnas.nas.genotype import CellGene
 
@@ -90,13 +90,10 @@ def unroll(
 
     The backward pass runs once; it can be neither repeated nor differentiated again.
     """
-    width, hidden = inputs.shape[-1], h.shape[-1]
-    # The input's part of the first product needs no recurrence: one product for all steps.
-    from_x = masked(inputs, mask_x).flatten(0, 1) @ first[:width]
-    from_x = from_x.view(*inputs.shape[:2], 2 * hidden)
+    from_x, from_h = input_product(inputs, first, mask_x), first[inputs.shape[-1] :]
     mask = h.new_ones(()) if mask_h is None else mask_h
     outputs: Tensor = _DerivedUnroll.apply(  # type: ignore[no-untyped-call]
-        from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled()
+        from_x, h, from_h, nodes, mask, plan(cell), torch.is_grad_enabled()
     )
     return outputs
 

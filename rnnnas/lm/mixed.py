@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rnnnas.lm.cell import ACTIVATIONS, first_state, gated, masked
+from rnnnas.lm.cell import ACTIVATIONS, first_state, gated, input_product, masked
 from rnnnas.nas.space import NONE, CellSpace
 
 EPSILON = 1e-5  # of the batch normalisation
@@ -69,13 +69,11 @@ def unroll(
     """The same outputs with one product a node and the gate taken out of the sum over f:
 
     Σ_j (1 - σc_j) (P_j s_j) + σc_j Σ_f P[j, f] f(z_j), with P_j the sum over f without `none`.
-    The input's part of the first product is hoisted out of time.
+    The input's part of the first product is hoisted out of time. It can be differentiated twice.
     """
     steps, streams, width = inputs.shape
     hidden = h.shape[-1]
-    from_x = masked(inputs, mask_x).reshape(steps * streams, width) @ first[:width]
-    from_x = from_x.view(steps, streams, 2 * hidden)
-    from_h = first[width:]
+    from_x, from_h = input_product(inputs, first, mask_x), first[width:]
     columns = [(o, op) for o, op in enumerate(space.ops) if op != NONE]
     mass = weights[:, [o for o, _ in columns]].sum(-1)  # (E,)
     outputs = []

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from rnnnas.config import from_plain
+from rnnnas.config import from_plain, to_plain
 from rnnnas.data.store import Corpus
 from rnnnas.data.streams import Streams
 from rnnnas.errors import CheckpointError, DiskError, DivergedError, UsageError
@@ -93,8 +93,10 @@ def evaluate_adapting(
     result = Score(nats=float(total), tokens=tokens)
     if not math.isfinite(result.loss):
         raise DivergedError(
-            "the loss of the adapting model became non-finite on this text",
-            "evaluate it without --dynamic",
+            "the loss became non-finite on this text",
+            "evaluate it without --dynamic: steps that suit the validation text are too long here"
+            if dynamic
+            else "",
         )
     return result, report
 
@@ -290,7 +292,11 @@ class _Kept:
 
     def _parsed(self, name: str, cls: type[T]) -> tuple[T, dict[str, Any]]:
         report = self._content[name]
-        return from_plain(cls, _settings(report)), report
+        settings = _settings(report)
+        config = from_plain(cls, settings)
+        if to_plain(config) != settings:
+            raise UsageError(f"settings of {name!r} are missing")
+        return config, report
 
 
 def _settings(report: Any) -> Any:

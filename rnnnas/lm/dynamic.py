@@ -126,9 +126,10 @@ class Dynamic:
             )
         with torch.no_grad():
             x = raw.detach().flatten(0, 1)  # (M, H)
-            slope = torch.addmm(own["bias"], x, own["embedding"].t()).log_softmax(-1)  # (M, V)
-            log_probs = slope.gather(1, targets.unsqueeze(1))
-            slope.exp_().div_(len(targets))
+            logits = torch.addmm(own["bias"], x, own["embedding"].t())  # (M, V)
+            total = logits.logsumexp(-1, keepdim=True)
+            log_probs = logits.gather(1, targets.unsqueeze(1)) - total
+            slope = logits.sub_(total).exp_().div_(len(targets))  # in the logits' place
             slope.scatter_add_(1, targets.unsqueeze(1), torch.full_like(log_probs, -1 / len(x)))
             from_loss = (slope @ own["embedding"]).view_as(raw)
         from_rows, *from_cell = torch.autograd.grad(raw, [rows, *cell.values()], from_loss)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rnnnas import config as configs
+from rnnnas.adapt import evaluate_adapting
 from rnnnas.config import TrainConfig
 from rnnnas.data.corpus import Corpus, check_unchanged, open_corpus
 from rnnnas.data.streams import Streams
@@ -83,6 +84,9 @@ def evaluate_checkpoint(
     text: Path | None = None,
     corpus: Corpus | None = None,
     device: torch.device,
+    dynamic: bool = False,
+    cache: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """The perplexity of a checkpoint.
 
@@ -91,12 +95,18 @@ def evaluate_checkpoint(
             `valid_streams` streams and the others on `test_streams` (10 and 1 by default).
         text: evaluated instead of a split; words the vocabulary lacks count as `<unk>`.
         corpus: the corpus, where the caller has it open.
+        dynamic, cache: let the model learn from the text as it goes by (see `adapt`); any split
+            is then one stream. Parameters are chosen on validation text, once, and kept beside
+            the checkpoint.
+        quiet: show no progress of these.
 
     Returns:
         split ("text" for a text), perplexity, nats (mean a token), tokens (targets counted),
         unknown (tokens read as `<unk>` that the text itself did not write so), digest (of the
         checkpoint), for sentencepiece word_perplexity, and for a generated corpus
-        best_perplexity with `leak`, whether the perplexity lies clearly below it.
+        best_perplexity with `leak`, whether the perplexity lies clearly below it. With `dynamic`
+        or `cache` also plain_perplexity, without either on the same stream, and under their names
+        the parameters used and the validation perplexity they were chosen by.
 
     Raises:
         CheckpointError, DataError: as their causes say.
@@ -109,20 +119,24 @@ def evaluate_checkpoint(
         encoded = loaded.vocab.encode(read_lines(text))
         tokens, unknown, words = encoded.tokens, encoded.unknown, encoded.words
     else:
-        corpus = corpus or open_corpus(loaded.corpus)
-        if corpus.sha256 != loaded.corpus_sha256:
-            raise DataError(
-                f"the corpus {loaded.corpus!r} here is not the one this model was trained on",
-                "add the original text again, or evaluate a text of your own with --text FILE",
-            )
-        check_unchanged(corpus)
+        corpus = _trained_on(loaded, corpus)
         tokens, words = corpus.splits[split], corpus.words(split)
         unknown = int(corpus.description["splits"][split]["unknown"])
         bound = corpus.best_perplexity(split)
     streams = config.valid_streams if split == "valid" else config.test_streams
+    if text is not None or dynamic or cache:
+        streams = 1
     if text is not None and len(tokens) < 2:
         raise DataError(f"{text} holds fewer than two tokens", "give a longer text")
-    score = evaluate(loaded.net, Streams(tokens, streams if text is None else 1, device, ""), {})
+    read = Streams(tokens, streams, device, "")
+    plain = score = evaluate(loaded.net, read, {})
+    report: dict[str, Any] = {}
+    if dynamic or cache:
+        score, report = evaluate_adapting(
+            loaded.net, read, lambda: _trained_on(loaded, corpus), dynamic=dynamic, cache=cache,
+            saved=path.with_suffix(".dynamic.json"), digest=loaded.digest, quiet=quiet,
+        )  # fmt: skip
+        report["plain_perplexity"] = plain.perplexity
     result: dict[str, Any] = {
         "split": split,
         "perplexity": score.perplexity,
@@ -130,6 +144,7 @@ def evaluate_checkpoint(
         "tokens": score.tokens,
         "unknown": unknown,
         "digest": loaded.digest,
+        **report,
     }
     if loaded.vocab.kind == "sentencepiece":
         # All nats of the text shared out over its words and line ends.
@@ -139,6 +154,18 @@ def evaluate_checkpoint(
         result["best_perplexity"] = bound
         result["leak"] = score.perplexity < bound * (1 - LEAK_MARGIN)
     return result
+
+
+def _trained_on(loaded: Loaded, corpus: Corpus | None) -> Corpus:
+    """The corpus the model was trained on: the one given, or opened by its name, and checked."""
+    corpus = corpus or open_corpus(loaded.corpus)
+    if corpus.sha256 != loaded.corpus_sha256:
+        raise DataError(
+            f"the corpus {loaded.corpus!r} here is not the one this model was trained on",
+            "add the original text again, or evaluate a text of your own with --text FILE",
+        )
+    check_unchanged(corpus)
+    return corpus
 
 
 @torch.no_grad()

@@ -85,6 +85,25 @@ def test_search_train_eval_sample_show(home: Path) -> None:
     assert "58.1/55.7" in run("show", "DARTS_V2").stdout
 
 
+def test_eval_that_adapts(home: Path) -> None:
+    words = ["train", "--corpus", "tiny", *SMALL_TRAIN, "--genotype", "tanh0"]
+    best = answer(*words)["checkpoint"]
+    result = run("eval", "--checkpoint", best, "--dynamic", "--cache", "--json")
+    assert result.exit_code == 0, result.output
+    value = json.loads(result.stdout)
+    assert result.stdout.count("\n") == 1 and "choose dynamic" in result.stderr
+    assert value["perplexity"] != value["plain_perplexity"]
+    assert {"lr", "decay", "steps", "epsilon", "valid_perplexity"} <= set(value["dynamic"])
+    assert {"size", "theta", "share", "valid_perplexity"} <= set(value["cache"])
+    again = run("eval", "--checkpoint", best, "--dynamic", "--cache")
+    assert "choose" not in again.stderr  # kept beside the checkpoint
+    assert f"test perplexity {value['perplexity']:.4f}" in again.stdout
+    assert f"without adapting {value['plain_perplexity']:.4f}" in again.stdout
+    assert "dynamic: lr " in again.stdout and "cache: size " in again.stdout
+    alone = answer("eval", "--checkpoint", best, "--cache", "--split", "valid")
+    assert "dynamic" not in alone and alone["plain_perplexity"] > 0
+
+
 def test_plain_output_names_the_next_step(home: Path) -> None:
     result = run("search", "--corpus", "tiny", *SMALL, "--out", str(home / "s"))
     assert result.exit_code == 0

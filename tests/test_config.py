@@ -137,7 +137,7 @@ def test_values_are_toml_or_plain_words() -> None:
         ('alphas.betas=[0.9, "x"]', ["alphas.betas = 'x'", "float"]),
         ("noise.dropout=1", ["noise.dropout = 1.0", "[0, 1)"]),
         ("model.hidden=0", ["model.hidden = 0", "at least 1"]),
-        ("model.path=slow", ["model.path = 'slow'", "'fast', 'reference'"]),
+        ("model.path=slow", ["model.path = 'slow'", "'fast', 'eager', 'reference'"]),
         ("model.layers=0", ["model.layers = 0", "at least 1"]),
         ("model.layers=2", ["model.layers = 2", "for trainings"]),
         ("model.softmaxes=0", ["model.softmaxes = 0", "at least 1"]),

@@ -51,7 +51,11 @@ MAY_IMPORT: dict[str, list[str]] = {
     "loop": ["progress", "run", "signals"],
     "steps": ["data.streams", "nas.relax"],
     "config": ["data.streams", "lm.*", "nas.genotype", "nas.relax", "nas.space", "optim"],
-    "evaluate": ["config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
+    "adapt": [
+        "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
+        "lm.scores", "progress", "steps",
+    ],
+    "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
     "search": [
         "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "raster", "run", "steps",
     ],

@@ -200,14 +200,15 @@ def test_the_fast_path_equals_the_reference(seed: int, searched: bool) -> None:
     mixtures = mixture(space, seed) if searched else {}
     batch, carry = window(seed, 3), torch.randn(B, 7, dtype=DOUBLE, generator=seeded(seed))
     results = []
-    for path in ("reference", "fast"):
+    for path in ("reference", "eager", "fast"):
         net = lm(cell, path=path, seed=seed, hidden=7)
         loss = net(batch, carry, mixtures, net.noise(batch, seeded(seed)))
         leaves = [*net.parameters(), *(m.weights for m in mixtures.values())]
         grads = torch.autograd.grad(loss.objective, leaves)
         results.append([loss.value, loss.penalty, loss.carry, *grads])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-11)
+    for one, *others in zip(*results, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-11)
 
 
 # Size and start

@@ -15,20 +15,33 @@ from rnnnas.cli.common import device_option, json_option, pick_device, print_jso
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), default="test",
               show_default=True)  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="Evaluate this file instead.")
+@click.option("--dynamic", is_flag=True,
+              help="Dynamic evaluation: the weights learn from what was scored.")  # fmt: skip
+@click.option("--cache", is_flag=True,
+              help="The continuous cache: words seen lately become likelier.")  # fmt: skip
 @device_option
 @json_option
-def evaluate(checkpoint: Path, split: str, text: Path | None, device: str, as_json: bool) -> None:
+def evaluate(
+    checkpoint: Path, split: str, text: Path | None, dynamic: bool, cache: bool, device: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Perplexity of a checkpoint.
+
+    Settings of --dynamic and --cache are chosen on the validation text, once, and kept beside the
+    checkpoint.
 
     \b
     Examples:
       rnnnas eval --checkpoint checkpoints/qt/best.pt
       rnnnas eval --checkpoint checkpoints/qt/best.pt --text story.txt
+      rnnnas eval --checkpoint checkpoints/qt/best.pt --dynamic --cache
     """
     from rnnnas.evaluate import evaluate_checkpoint
 
     path = checkpoint / "best.pt" if checkpoint.is_dir() else checkpoint
-    result = evaluate_checkpoint(path, split, text=text, device=pick_device(device))
+    result = evaluate_checkpoint(
+        path, split, text=text, device=pick_device(device), dynamic=dynamic, cache=cache
+    )
     if result.get("leak"):
         click.echo(
             f"warning: perplexity {result['perplexity']:.2f} lies below the "
@@ -42,6 +55,14 @@ def evaluate(checkpoint: Path, split: str, text: Path | None, device: str, as_js
     click.echo(f"{result['split']} perplexity {result['perplexity']:.4f}")
     click.echo(f"{result['nats']:.6f} nats a token over {result['tokens']:,} tokens, "
                f"{result['unknown']:,} unknown words")  # fmt: skip
+    if "plain_perplexity" in result:
+        click.echo(f"without adapting {result['plain_perplexity']:.4f}")
+    for name in ("dynamic", "cache"):
+        if name in result:
+            chosen = ", ".join(f"{key} {value:g}" for key, value in result[name].items()
+                               if not key.startswith("valid_"))  # fmt: skip
+            click.echo(f"{name}: {chosen}; validation perplexity "
+                       f"{result[name]['valid_perplexity']:.4f}")  # fmt: skip
     if "word_perplexity" in result:
         click.echo(f"perplexity a word {result['word_perplexity']:.4f}")
     if "best_perplexity" in result:

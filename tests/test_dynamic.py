@@ -1,0 +1,269 @@
+"""Dynamic evaluation against the published formula, parameter by parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rnnnas.errors import UsageError
+from rnnnas.lm.cache import Cache, with_cache
+from rnnnas.lm.dynamic import Dynamic, DynamicConfig, gradient_rms
+from rnnnas.lm.loss import PenaltyConfig
+from rnnnas.lm.model import ModelConfig, RecurrentLM
+from rnnnas.lm.noise import NoiseConfig
+from rnnnas.lm.scores import Scores, score
+from rnnnas.nas.genotype import Genotype
+from rnnnas.types import Batch, Carry
+
+CELL = Genotype.from_text("tanh0 relu1 sigmoid1 identity0 concat 2,3,4").recurrent
+WORDS = 11
+
+
+def make_net(seed: int, path: str = "fast") -> RecurrentLM:
+    net = RecurrentLM(
+        ModelConfig(hidden=5, path=path),  # type: ignore[arg-type]
+        WORDS, CELL, noise=NoiseConfig(dropout=0.5), penalty=PenaltyConfig(ar=1.0, tar=1.0),
+        generator=torch.Generator().manual_seed(seed),
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seed + 9)) * 0.5)
+    return net
+
+
+def make_batches(seed: int, count: int, steps: int, streams: int) -> list[Batch]:
+    draws = torch.Generator().manual_seed(seed)
+    text = torch.randint(0, WORDS, (count * steps + 1, streams), generator=draws)
+    cuts = range(0, count * steps, steps)
+    return [Batch(text[i : i + steps], text[i + 1 : i + steps + 1]) for i in cuts]
+
+
+def gradients(net: RecurrentLM, batch: Batch, carry: Carry) -> tuple[float, dict[str, Tensor]]:
+    """The mean loss of a window and its gradients, by plain cross entropy over logits."""
+    logits, _ = net.logits(batch.inputs, carry)
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+    names = dict(net.named_parameters())
+    grads = torch.autograd.grad(loss, list(names.values()))
+    return float(loss.detach()), dict(zip(names, grads, strict=True))
+
+
+def next_carry(net: RecurrentLM, batch: Batch, carry: Carry) -> Carry:
+    with torch.no_grad():
+        return net.logits(batch.inputs, carry)[1]
+
+
+def plain_scores(net: RecurrentLM, batches: list[Batch]) -> Iterator[Scores]:
+    carry: Carry = None
+    for batch in batches:
+        scores, carry = score(net, batch, carry)
+        yield scores
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_rms(seed: int) -> None:
+    net = make_net(seed)
+    batches = make_batches(seed, 4, 5, 3)
+    squares = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    carry: Carry = None
+    for batch in batches:
+        for name, grad in gradients(net, batch, carry)[1].items():
+            squares[name] += grad**2 / 4
+        carry = next_carry(net, batch, carry)
+    rms = gradient_rms(net, iter(batches))
+    assert set(rms) == set(squares) and len(rms) == 4
+    for name, total in squares.items():
+        torch.testing.assert_close(rms[name], total.sqrt(), rtol=1e-9, atol=1e-14)
+        assert not rms[name].requires_grad
+    with pytest.raises(ValueError, match="at least one window"):
+        gradient_rms(net, [])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("path", "streams"), [("fast", 1), ("reference", 1), ("fast", 3)])
+def test_the_formula(seed: int, path: str, streams: int) -> None:
+    """θ - lr g / (rms + ε) + min(decay rms / mean rms, 1) (θ_g - θ), over several windows."""
+    net = make_net(seed, path)
+    rms = gradient_rms(net, make_batches(seed + 50, 3, 5, 2))
+    config = DynamicConfig(lr=3e-2, decay=0.4, epsilon=1e-3)
+    mean = torch.cat([r.flatten() for r in rms.values()]).mean()
+    clipped = sum(int((0.4 * r / mean > 1).sum()) for r in rms.values())
+    assert 0 < clipped < 200  # both sides of the limit are tested
+    theta = make_net(seed, path)  # a second copy, moved by the formula
+    trained = {name: p.detach().clone() for name, p in net.named_parameters()}
+    moving = Dynamic(net, rms, config)
+    carry: Carry = None
+    own_carry: Carry = None
+    for batch in make_batches(seed + 70, 4, 5, streams):
+        loss, grads = gradients(theta, batch, carry)
+        carry = next_carry(theta, batch, carry)
+        scores, own_carry = moving.score(batch, own_carry)
+        assert -float(scores.log_probs.mean()) == pytest.approx(loss, rel=1e-12)
+        torch.testing.assert_close(own_carry, carry, rtol=1e-11, atol=1e-12)
+        assert torch.equal(scores.targets, batch.targets)
+        torch.testing.assert_close(scores.outputs[-1], carry, rtol=1e-11, atol=1e-12)
+        with torch.no_grad():
+            for name, p in theta.named_parameters():
+                back = torch.minimum(0.4 * rms[name] / mean, torch.tensor(1.0))
+                step = 3e-2 * grads[name] / (rms[name] + 1e-3)
+                p.copy_(p - step + back * (trained[name] - p))
+                assert float((p - trained[name]).abs().max()) > 1e-3
+        for name, p in theta.named_parameters():
+            torch.testing.assert_close(moving.weights[name], p.detach(), rtol=1e-9, atol=1e-11)
+    for name, p in net.named_parameters():
+        assert torch.equal(p, trained[name]) and p.grad is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("single", [False, True])
+def test_without_a_step_it_is_the_plain_evaluation(seed: int, single: bool) -> None:
+    net = make_net(seed).float() if single else make_net(seed)
+    batches = make_batches(seed, 6, 5, 1)
+    rms = gradient_rms(net, batches)
+    for decay in (0.0, 0.1):
+        moving = Dynamic(net, rms, DynamicConfig(lr=0.0, decay=decay))
+        carry: Carry = None
+        for batch, plain in zip(batches, plain_scores(net, batches), strict=True):
+            scores, carry = moving.score(batch, carry)
+            assert torch.equal(scores.outputs, plain.outputs)
+            assert torch.equal(scores.log_probs, plain.log_probs)
+        for name, p in net.named_parameters():
+            assert torch.equal(moving.weights[name], p)
+
+
+def test_plain_scores_are_the_models_own() -> None:
+    net = make_net(4)
+    batch = make_batches(4, 1, 9, 2)[0]
+    scores, carry = score(net, batch, None)
+    with torch.no_grad():
+        logits, expected = net.logits(batch.inputs, None)
+    hits = logits.log_softmax(-1).gather(2, batch.targets.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(scores.log_probs, hits, rtol=1e-12, atol=1e-12)
+    assert isinstance(carry, Tensor) and torch.equal(carry, expected)  # type: ignore[arg-type]
+
+
+def test_a_window_is_scored_before_it_is_learned_from() -> None:
+    """The first window's score is the plain one, whatever the step; the second's is not."""
+    net = make_net(1)
+    batches = make_batches(1, 2, 5, 1)
+    moving = Dynamic(net, gradient_rms(net, batches), DynamicConfig(lr=0.1))
+    plain = list(plain_scores(net, batches))
+    first, carry = moving.score(batches[0], None)
+    torch.testing.assert_close(first.log_probs, plain[0].log_probs, rtol=1e-12, atol=1e-12)
+    second, _ = moving.score(batches[1], carry)
+    assert float((second.log_probs - plain[1].log_probs).abs().max()) > 1e-3
+
+
+def test_full_decay_forgets_each_window() -> None:
+    """Where the decay reaches its limit of 1, what was learned before is gone."""
+    net = make_net(2)
+    rms = {name: torch.ones_like(p) for name, p in net.named_parameters()}
+    moving = Dynamic(net, rms, DynamicConfig(lr=0.1, decay=5.0))
+    with torch.no_grad():
+        for w in moving.weights.values():
+            w.add_(1e-9)
+    batch = make_batches(2, 1, 5, 1)[0]
+    _, grads = gradients(net, batch, None)
+    moving.score(batch, None)
+    for name, p in net.named_parameters():
+        expected = p.detach() - 0.1 * grads[name] / (1 + moving.config.epsilon)
+        torch.testing.assert_close(moving.weights[name], expected, rtol=1e-6, atol=1e-7)
+
+
+def changing_text(seed: int, steps: int) -> Tensor:
+    """Words 0 to 2 in the first half, 5 to 8 in the second. (steps, 1)"""
+    draws = torch.Generator().manual_seed(seed)
+    half = steps // 2
+    first = torch.randint(0, 3, (half, 1), generator=draws)
+    return torch.cat([first, torch.randint(5, 9, (steps - half, 1), generator=draws)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_learns_a_text_that_changes(seed: int) -> None:
+    """A model of uniform text gains on it by the weights, by the cache, and most by both."""
+    net = make_net(seed).float()
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-2)
+    for batch in make_batches(seed, 60, 10, 16):
+        optimizer.zero_grad()
+        net(batch, None, {}, None).value.backward()
+        optimizer.step()
+    rms = gradient_rms(net, make_batches(seed + 1, 20, 5, 16))
+    text = changing_text(seed, 601)
+    batches = [Batch(text[i : i + 5], text[i + 1 : i + 6]) for i in range(0, 600, 5)]
+    plain = list(plain_scores(net, batches))
+    moving = Dynamic(net, rms, DynamicConfig(lr=3e-3, decay=1e-2))
+    carry: Carry = None
+    moved = []
+    for batch in batches:
+        scores, carry = moving.score(batch, carry)
+        moved.append(scores)
+
+    def perplexity(windows: list[Scores]) -> float:
+        return math.exp(-float(torch.cat([w.log_probs for w in windows]).mean()))
+
+    def with_memory(windows: list[Scores]) -> list[Scores]:
+        cache = Cache(50, 0.1)
+        return [with_cache(w, cache, 0.3) for w in windows]
+
+    values = [perplexity(w) for w in (plain, moved, with_memory(plain), with_memory(moved))]
+    print("plain {:.2f} dynamic {:.2f} cache {:.2f} both {:.2f}".format(*values))
+    assert values[0] > 9  # of the 11 words that it was trained on
+    assert values[1] < 0.8 * values[0] and values[2] < 0.8 * values[0]
+    assert values[3] < min(values[1], values[2])
+
+
+@pytest.mark.parametrize(
+    "values", [{"lr": -1.0}, {"lr": math.nan}, {"decay": -0.1}, {"decay": math.inf}, {"steps": 0},
+               {"epsilon": 0.0}, {"streams": 0}, {"windows": 0}],
+)  # fmt: skip
+def test_senseless_settings_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=f"dynamic.{next(iter(values))}"):
+        DynamicConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_decoder_by_hand_equals_automatic_differentiation(seed: int) -> None:
+    """The plain softmax has a faster form; mixtures of softmaxes take the general one."""
+    net = make_net(seed)
+    batches = make_batches(seed, 4, 5, 3)
+    rms = gradient_rms(net, batches)
+    config = DynamicConfig(lr=0.01, decay=0.1)
+    found = []
+    for plain in (True, False):
+        dynamic = Dynamic(net, rms, config)
+        assert dynamic._plain
+        dynamic._plain = plain
+        carry: Carry = None
+        for batch in batches:
+            scores, carry = dynamic.score(batch, carry)
+        found.append([scores.log_probs, carry, *dynamic.weights.values()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", CELL], ids=["lstm", "gru", "derived"])
+def test_every_network_can_follow_a_text(cell: Any) -> None:
+    """Layers, baselines and mixtures of softmaxes: exact at rest, better where it repeats."""
+    net = RecurrentLM(
+        ModelConfig(hidden=5, layers=2, softmaxes=2), WORDS, cell,
+        noise=NoiseConfig(), penalty=PenaltyConfig(), generator=torch.Generator().manual_seed(0),
+    ).double()  # fmt: skip
+    batches = make_batches(0, 1, 5, 2) * 12
+    rms = gradient_rms(net, batches)
+    plain = [s.log_probs for s in plain_scores(net, batches)]
+    for lr in (0.0, 0.003):
+        dynamic = Dynamic(net, rms, DynamicConfig(lr=lr, decay=0.0))
+        carry: Carry = None
+        moved = []
+        for batch in batches:
+            scores, carry = dynamic.score(batch, carry)
+            moved.append(scores.log_probs)
+        if lr == 0.0:
+            torch.testing.assert_close(moved, plain, rtol=1e-12, atol=1e-12)
+        else:
+            assert float(moved[-1].mean()) > float(plain[-1].mean()) + 0.02

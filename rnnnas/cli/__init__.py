@@ -60,6 +60,6 @@ def main() -> None:
 
 for _command in (
     runs.demo, runs.search, runs.train, models.evaluate, models.sample, looks.show,
-    corpora.corpus, looks.presets, looks.board,
+    corpora.corpus, looks.presets, looks.board, looks.bench,
 ):  # fmt: skip
     main.add_command(_command)

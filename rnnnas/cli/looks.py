@@ -1,4 +1,4 @@
-"""show, presets and board."""
+"""show, presets, board and bench."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from pathlib import Path
 
 import click
 
-from rnnnas.cli.common import checkpoints, json_option, print_json
+from rnnnas.cli.common import (
+    checkpoints,
+    device_option,
+    json_option,
+    pick_device,
+    print_json,
+)
 from rnnnas.errors import UsageError
 
 
@@ -117,3 +123,30 @@ def board(run: Path | None, port: int) -> None:
     from rnnnas.board import launch
 
     launch(run or checkpoints(), port)
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["search", "train", "eval"]))
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Change the paper's settings, e.g. model.hidden=100.")  # fmt: skip
+@device_option
+@json_option
+def bench(what: str, settings: tuple[str, ...], device: str, as_json: bool) -> None:
+    """Time one iteration: the classic way, the fast path, and the products alone.
+
+    \b
+    Example:
+      rnnnas bench train
+    """
+    from rnnnas.bench import bench as run
+
+    report = run(
+        what, pick_device(device), settings=settings, say=lambda text: click.echo(text, err=True)
+    )
+    if as_json:
+        print_json(report)
+        return
+    for kind, values in report.items():
+        click.echo(kind)
+        for name, value in values.items():
+            click.echo(f"  {name:26} {value:12.3f}")

@@ -1,0 +1,228 @@
+"""Reference and fast path side by side at the paper's settings, and the machine's limit.
+
+The limit is the time of an iteration's matrix products alone, each shape timed on this machine in
+the same run. Legend: T steps, B streams, H hidden, V vocabulary, N nodes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from rnnnas import config as configs
+from rnnnas.data.streams import Streams
+from rnnnas.lm.loss import CHUNK
+from rnnnas.lm.model import RecurrentLM, low_precision
+from rnnnas.nas.architect import Architect
+from rnnnas.nas.genotype import ZOO
+from rnnnas.nas.relax import relaxation
+from rnnnas.nas.space import recurrent_space
+from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
+from rnnnas.steps import evaluate, weight_step
+from rnnnas.types import Batch
+
+Kind = Literal["first_order", "second_order", "train", "eval"]
+Product = tuple[int, int, int, bool]  # rows, inner, columns; whether in bfloat16
+
+VOCABULARY = 10_000  # of PTB
+EVALUATED = 200  # tokens of one evaluation iteration, one stream
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "search": ("first_order", "second_order"),
+    "train": ("train",),
+    "eval": ("eval",),
+}
+
+
+def _config(kind: Kind, path: str, settings: tuple[str, ...]) -> Any:
+    """The paper's own settings (presets ptb-darts and ptb); the reference is always float32."""
+    settings = (f"model.path={path}", *settings)
+    if kind in ("first_order", "second_order"):
+        method = "darts" if kind == "second_order" else "darts-1st"
+        flags: dict[str, Any] = {"corpus": "ptb", "method": method}
+        return configs.resolve(
+            "search", preset="ptb-darts", file=None, settings=settings, flags=flags
+        )
+    flags = {"corpus": "ptb", "genotype": "DARTS_V2"}
+    return configs.resolve("train", preset="ptb", file=None, settings=settings, flags=flags)
+
+
+def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], object]:
+    """One iteration on random words: its time does not depend on what the text says."""
+    draws = torch.Generator().manual_seed(1)
+    search = kind in ("first_order", "second_order")
+    cell = recurrent_space(config.model.nodes) if search else ZOO["DARTS_V2"].genotype.recurrent
+    net = RecurrentLM(
+        config.model, VOCABULARY, cell,
+        noise=config.noise, penalty=config.penalty, generator=draws,
+    ).to(device)  # fmt: skip
+    masks = torch.Generator(device=device).manual_seed(2)
+    if kind == "eval":
+        text = torch.randint(VOCABULARY, (EVALUATED + 1,), generator=draws).numpy()
+        return lambda: evaluate(net, Streams(text, 1, device), {})
+    streams, steps = config.windows.streams, config.windows.bptt
+    words = torch.randint(VOCABULARY, (steps + 1, streams), generator=draws).to(device)
+    batch = Batch(words[:-1], words[1:])
+    optimizer = weight_optimizer(net, config.weights)
+    clip, lr = config.weights.clip, config.weights.lr
+    if not search:
+        return lambda: weight_step(
+            net, optimizer, batch, None, {}, net.noise(batch, masks), lr=lr, clip=clip
+        )
+    method = relaxation(config.method)
+    alphas = {n: a.to(device) for n, a in method.init(net.space, draws).items()}
+    alphas = {n: a.detach().requires_grad_() for n, a in alphas.items()}
+    outer = net if config.order == "first" else net.in_float32()
+    adam = alpha_optimizer(alphas, config.alphas)
+    architect = Architect(outer, alphas, method, adam, config.order)
+
+    def iterate() -> None:
+        architect.step(
+            train=(batch, None), valid=(batch, None), progress=0.5, generator=masks,
+            inner=inner_step(net, optimizer, clip),
+        )  # fmt: skip
+        with torch.no_grad():
+            mixtures = method.mix(alphas, net.space, 0.5, masks)
+        noise = net.noise(batch, masks)
+        weight_step(net, optimizer, batch, None, mixtures, noise, lr=lr, clip=clip)
+
+    return iterate
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _time(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The least seconds of `repeats` runs, after one that warms up."""
+    run()
+    best = float("inf")
+    for _ in range(repeats):
+        _synchronise(device)
+        began = time.perf_counter()
+        run()
+        _synchronise(device)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _measure(kind: Kind, path: str, settings: tuple[str, ...], name: str, repeats: int) -> Any:
+    """Seconds and peak memory in GB of one iteration; runs in a process of its own."""
+    device = torch.device(name)
+    run = _iteration(kind, _config(kind, path, settings), device)
+    seconds = _time(run, device, repeats)
+    if device.type == "cuda":
+        return seconds, torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _apart(*args: Any) -> Any:
+    """`_measure` in a fresh process: its peak memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure, args)
+
+
+def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
+    """The matrix products of one iteration, by shape, as the mathematics asks for them."""
+    hidden = config.model.hidden
+    low = low_precision(config.model, device)
+    search = kind in ("first_order", "second_order")
+    if kind == "eval":
+        steps, streams = EVALUATED, 1
+    else:
+        steps, streams = config.windows.bptt, config.windows.streams
+    rows = steps * streams
+    cell: Counter[Product] = Counter()
+    cell[(rows, hidden, 2 * hidden, False)] += 1  # the input's part of the first product
+    cell[(streams, hidden, 2 * hidden, False)] += steps
+    for node in range(8):  # in search a node's product has a row for every predecessor
+        size = streams * (node + 1) if search else streams
+        cell[(size, hidden, 2 * hidden, False)] += steps
+
+    def decoder(rounded: bool) -> Counter[Product]:
+        chunks = [min(CHUNK, rows - start) for start in range(0, rows, CHUNK)]
+        return Counter((size, hidden, VOCABULARY, rounded) for size in chunks)
+
+    def window(*, weights: bool, rounded: bool) -> Counter[Product]:
+        """Forward, back to the inputs, and back to the weights where they are wanted."""
+        forward = cell + decoder(rounded)
+        total = Counter(forward)
+        for (m, k, n, bf16), count in forward.items():
+            total[(m, n, k, bf16)] += count
+            if weights:
+                total[(k, m, n, bf16)] += count
+        return total
+
+    if kind == "eval":
+        return cell + decoder(False)
+    step = window(weights=True, rounded=low)
+    if kind == "train":
+        return step
+    if kind == "first_order":
+        return step + window(weights=False, rounded=low)
+    exact = window(weights=True, rounded=False), window(weights=False, rounded=False)
+    return step + exact[0] + exact[0] + exact[1] + exact[1]
+
+
+def limit(shapes: Counter[Product], device: torch.device) -> float:
+    """Seconds of all the products, each shape timed by itself."""
+    total = 0.0
+    for (m, k, n, bf16), count in shapes.items():
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        a = torch.randn(m, k, device=device).to(dtype)
+        b = torch.randn(k, n, device=device).to(dtype)
+        out = torch.empty(m, n, device=device, dtype=dtype)
+        many = max(3, min(30, int(2e9 / (2 * m * k * n))))
+
+        def run(a: Any = a, b: Any = b, out: Any = out, many: int = many) -> None:
+            for _ in range(many):
+                torch.mm(a, b, out=out)
+
+        total += count * _time(run, device, 2) / many
+    return total
+
+
+def bench(
+    what: str, device: torch.device, *, settings: tuple[str, ...] = (), repeats: int = 2,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Time one iteration of the reference (the classic way, operation by operation, float32) and
+    of the fast path.
+
+    Args:
+        what: "search", "train" or "eval". settings: `--set` texts on top of the paper's presets.
+
+    Returns:
+        By kind of iteration: reference_seconds, fast_seconds, ratio (of the two), limit_seconds
+        (the products alone), limit_ratio (fast over limit), peak_memory_gb and
+        reference_peak_memory_gb (of the process), tokens_per_second (of the fast path).
+    """
+    report: dict[str, dict[str, float]] = {}
+    for kind in KINDS[what]:
+        say(f"{kind}: the reference")
+        slow, slow_memory = _apart(kind, "reference", settings, str(device), repeats)
+        say(f"{kind}: the fast path")
+        fast, memory = _apart(kind, "fast", settings, str(device), max(repeats, 3))
+        config = _config(kind, "fast", settings)
+        say(f"{kind}: its products alone")
+        least = limit(products(kind, config, device), device)
+        tokens = EVALUATED if kind == "eval" else config.windows.bptt * config.windows.streams
+        report[kind] = {
+            "reference_seconds": slow,
+            "fast_seconds": fast,
+            "ratio": slow / fast,
+            "limit_seconds": least,
+            "limit_ratio": fast / least,
+            "peak_memory_gb": memory,
+            "reference_peak_memory_gb": slow_memory,
+            "tokens_per_second": tokens / fast,
+        }
+    return report

@@ -1,0 +1,68 @@
+"""The benchmark measures what it says: real iterations, real products, the promised keys."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from rnnnas import bench
+from rnnnas.cli import main
+
+CPU = torch.device("cpu")
+TINY = ("model.hidden=8", "windows.streams=4", "windows.bptt=3", "model.precision=auto")
+KEYS = {
+    "reference_seconds", "fast_seconds", "ratio", "limit_seconds", "limit_ratio", "peak_memory_gb",
+    "reference_peak_memory_gb", "tokens_per_second",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["search", "train", "eval"])
+def test_the_promised_keys(what: str) -> None:
+    words = ["bench", what, "--json"]
+    for setting in TINY:
+        words += ["--set", setting]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert list(report) == list(bench.KINDS[what])
+    for values in report.values():
+        assert set(values) == KEYS
+        assert all(value > 0 for value in values.values())
+        assert values["ratio"] == values["reference_seconds"] / values["fast_seconds"]
+        assert values["limit_ratio"] == values["fast_seconds"] / values["limit_seconds"]
+
+
+def flops(shapes: Counter[bench.Product]) -> int:
+    return sum(2 * m * k * n * count for (m, k, n, _), count in shapes.items())
+
+
+def test_products_of_the_papers_settings() -> None:
+    """Against the arithmetic of the issue: 170 GFLOP forward in search, three times with back."""
+    config = bench._config("first_order", "fast", ())
+    rows, hidden = 35 * 256, 300
+    forward = 2 * rows * hidden * (2 * hidden * (2 + 36) + bench.VOCABULARY)
+    assert flops(bench.products("first_order", config, CPU)) == 5 * forward
+    config = bench._config("second_order", "fast", ())
+    assert flops(bench.products("second_order", config, CPU)) == 13 * forward
+    config = bench._config("train", "fast", ())
+    rows, hidden = 35 * 64, 850
+    forward = 2 * rows * hidden * (2 * hidden * 10 + bench.VOCABULARY)
+    assert flops(bench.products("train", config, CPU)) == 3 * forward
+    rows = bench.EVALUATED
+    forward = 2 * rows * hidden * (2 * hidden * 10 + bench.VOCABULARY)
+    assert flops(bench.products("eval", config, CPU)) == forward
+
+
+def test_both_paths_do_the_same_iteration() -> None:
+    """The reference and the fast path start from the same weights and end with the same ones."""
+    ends = []
+    for path in ("reference", "fast"):
+        config = bench._config("train", path, (*TINY[:3], "model.precision=float32"))
+        run = bench._iteration("train", config, CPU)
+        loss, norm = run()  # type: ignore[misc]
+        ends.append((float(loss.value), norm))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)

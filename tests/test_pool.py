@@ -1,0 +1,69 @@
+"""The buffers: never shared, used again whatever their shape, and bounded."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from rnnnas.lm import fused
+from rnnnas.lm.pool import POOL, Pool
+from rnnnas.nas.genotype import ZOO
+
+
+def test_what_is_taken_is_not_handed_out_again() -> None:
+    pool, like = Pool(), torch.zeros(1)
+    rng = random.Random(0)
+    out: list[tuple[torch.Tensor, int]] = []
+    for mark in range(300):
+        if out and rng.random() < 0.5:
+            buffer, expected = out.pop(rng.randrange(len(out)))
+            assert bool((buffer == expected).all())
+            pool.give(buffer)
+        else:
+            buffer = pool.take(like, rng.randint(1, 9), rng.randint(1, 50))
+            buffer.fill_(mark)
+            out.append((buffer, mark))
+
+
+def test_a_buffer_serves_other_shapes_of_its_type_alone() -> None:
+    pool = Pool()
+    first = pool.take(torch.zeros(1), 6, 10)
+    place = first.data_ptr()
+    pool.give(first)
+    assert pool.held() == 240
+    other = pool.take(torch.zeros(1, dtype=torch.float64), 2)
+    assert other.dtype == torch.float64 and other.data_ptr() != place
+    again = pool.take(torch.zeros(1), 5, 3, 2)
+    assert again.shape == (5, 3, 2) and again.data_ptr() == place
+    pool.give(again)
+    assert pool.held() == 240, "the whole buffer came back, not the part that was asked for"
+    larger = pool.take(torch.zeros(1), 100)
+    assert pool.held() == 0, "the one that is too small made room"
+    pool.give(larger)
+    pool.clear()
+    assert pool.held() == 0
+
+
+def test_windows_of_many_lengths_need_no_more_than_the_longest() -> None:
+    cell = ZOO["DARTS_V2"].genotype.recurrent
+    draws = torch.Generator().manual_seed(0)
+
+    def window(steps: int) -> None:
+        inputs = torch.randn(steps, 4, 6, generator=draws)
+        first = torch.randn(12, 12, generator=draws).requires_grad_()
+        nodes = torch.randn(8, 6, 12, generator=draws).requires_grad_()
+        out = fused.unroll(inputs, torch.zeros(4, 6), first, nodes, cell, None, None)
+        out.sum().backward()
+
+    POOL.clear()
+    window(55)
+    longest = POOL.held()
+    for steps in range(5, 56):
+        window(steps)
+    assert POOL.held() == longest
+    POOL.clear()
+    # Growing to it may leave a large buffer in a small one's place, but not one a length.
+    for steps in range(5, 56):
+        window(steps)
+    assert POOL.held() < 2 * longest

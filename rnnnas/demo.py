@@ -43,19 +43,20 @@ def demo(
         flags = {"corpus": corpus_name, "seed": seed, **flags}
         return configs.resolve(kind, preset=PRESET, file=None, settings=(), flags=flags)
 
+    name = f"demo-{corpus.folder.name}-s{seed}"
     say("1/3 searching a cell")
-    found = search(settings("search"), corpus, folder / "demo-search", device=device)
+    found = search(settings("search"), corpus, folder / f"{name}-search", device=device)
     say(f"    found: {found['cell']}")
     runs = {"search": found["run"]}
     results = {}
     chosen = Genotype.from_plain(found["genotype"])
     random_cell = genotype_of("random", seed)
     steps = (("found", chosen, "2/3 training it"), ("random", random_cell, "3/3 training a random"))
-    for name, genotype, headline in steps:
+    for which, genotype, headline in steps:
         say(f"{headline} ({genotype.to_text()})")
         config = settings("train", genotype=genotype.to_plain())
-        results[name] = train(config, corpus, folder / f"demo-{name}", device=device)
-        runs[name] = results[name]["run"]
+        results[which] = train(config, corpus, folder / f"{name}-{which}", device=device)
+        runs[which] = results[which]["run"]
     return {
         "genotype": found["genotype"],
         "cell": found["cell"],

@@ -163,7 +163,8 @@ def write_json(path: Path, value: Any) -> None:
         DiskError: where the file cannot be written.
     """
     text = json.dumps(json_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+    # A path that is no valid Unicode holds lone surrogates: JSON can say them as escapes.
+    write_atomic(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def read_json(path: Path) -> Any:

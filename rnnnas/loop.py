@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
-from rnnnas.errors import DivergedError
+from rnnnas.errors import CheckpointError, DivergedError
 from rnnnas.progress import Progress
 from rnnnas.run import Run
 from rnnnas.signals import StopRequest
@@ -188,9 +188,22 @@ def drive(job: Job, run: Run, *, kind: str, title: str, quiet: bool = False) -> 
 
 
 def finished(run: Run) -> dict[str, Any]:
-    """The result of a run that is done already; says so on standard error."""
+    """The result of a run that is done already; says so on standard error.
+
+    Raises:
+        CheckpointError: where result.json lacks what every result has.
+    """
+    result = dict(run.result or {})
+    if not {"run", "seconds", "digest"} <= set(result):
+        raise CheckpointError(
+            f"{run.folder / 'result.json'} is damaged",
+            "delete it, and the same command reports anew from the saved state",
+        )
     print(f"{run.folder} is finished: this is its result (--fresh runs anew)", file=sys.stderr)
-    return dict(run.result or {})
+    result["run"] = str(run.folder)  # which may have been moved since
+    if "checkpoint" in result:
+        result["checkpoint"] = str(run.best_path)
+    return result
 
 
 def _advance(at: Position, lengths: list[int], epochs: int) -> Position:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +274,59 @@ def test_extreme_temperatures(home: Path) -> None:
     greedy = answer("sample", "--checkpoint", best, "--temperature", "0")
     assert answer("sample", "--checkpoint", best, "--temperature", "1e-40") == greedy
     refused(2, "sample", "--checkpoint", best, "--temperature", "nan")
+
+
+def test_a_moved_run_reports_where_it_is_now(home: Path) -> None:
+    words = ["train", "--corpus", "tiny", *SMALL_TRAIN, "--genotype", "tanh0", "--out"]
+    first = answer(*words, str(home / "a"))
+    (home / "a").rename(home / "b")
+    moved = answer(*words, str(home / "b"))
+    assert moved == first | {"run": str(home / "b"), "checkpoint": str(home / "b/best.pt")}
+    (home / "b/result.json").write_text("{}", encoding="utf-8")
+    assert "result.json is damaged" in refused(4, *words, str(home / "b"))
+
+
+def test_names_of_published_cells_in_any_case(home: Path) -> None:
+    lower = run("show", "darts_v2", "--format", "json").stdout
+    assert lower == run("show", "DARTS_V2", "--format", "json").stdout
+
+
+def test_print_config_as_json(home: Path) -> None:
+    config = answer("search", "--corpus", "tiny", *SMALL, "--print-config")
+    assert config["corpus"] == "tiny" and config["model"]["hidden"] == 8
+
+
+def test_a_damaged_corpus_is_listed_as_such(home: Path) -> None:
+    (home / "corpora/tiny/corpus.json").write_text("{", encoding="utf-8")
+    listed = run("corpus", "list")
+    assert listed.exit_code == 0
+    assert any("tiny" in line and "damaged" in line for line in listed.stdout.splitlines())
+
+
+def test_too_large_a_network_is_no_traceback(home: Path) -> None:
+    words = ["train", "--corpus", "tiny", *SMALL_TRAIN, "--genotype", "tanh0", "--dry-run"]
+    assert "memory" in refused(2, *words, "--set", "model.hidden=30000000")
+
+
+def test_a_folder_with_an_odd_name_holds_a_run(home: Path) -> None:
+    out = os.fsdecode(os.fsencode(home) + b"/caf\xe9")
+    words = ["train", "--corpus", "tiny", *SMALL_TRAIN, "--genotype", "tanh0", "--out", out]
+    assert run(*words, "--json").exit_code == 0
+    assert (Path(out) / "result.json").is_file()
+
+
+def test_termination_outside_a_run_cleans_up(home: Path) -> None:
+    """Preparing a corpus is interrupted: nothing half-made stays, and the exit code says so."""
+    big = home / "big.txt"
+    big.write_text("a b c d e f g h\n" * 2_000_000, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rnnnas", "corpus", "add", "big", "--from", str(big)],
+        stderr=subprocess.DEVNULL,
+    )
+    for _ in range(600):
+        if list((home / "corpora").glob(".big*")) or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(30) == 143
+    assert not list((home / "corpora").glob(".big*"))

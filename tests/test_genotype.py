@@ -205,7 +205,7 @@ def test_a_published_name(name: str) -> None:
 
 def test_a_near_miss_is_suggested() -> None:
     with pytest.raises(UsageError, match=r"did you mean 'DARTS_V2'\?") as caught:
-        read_genotype("DARTS_v2")
+        read_genotype("DARTSV2")
     assert all(name in caught.value.remedy for name in ZOO)
     with pytest.raises(UsageError) as caught:
         read_genotype("zzz")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -22,6 +24,10 @@ class _Group(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
+        # Outside a run's loop, which saves first: end as on an exception, so that what is half made
+        # is cleaned up. Not in the main thread: the program that called us handles its signals.
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             value = super().main(*args, **kwargs)
             sys.stdout.flush()
@@ -39,6 +45,13 @@ class _Group(click.Group):
             if error.remedy:
                 click.echo(f"  {error.remedy}", err=True)
             sys.exit(error.exit_code)
+        except (MemoryError, RuntimeError) as error:
+            # torch has no exception of its own for memory on a CPU.
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            click.echo(f"rnnnas: not enough memory: {str(error).splitlines()[0]}", err=True)
+            click.echo("  lower model.hidden, windows.streams or windows.bptt", err=True)
+            sys.exit(2)
         except BrokenPipeError:
             # The reader of our output is gone (`rnnnas ... | head`): nothing left to say.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -42,7 +42,9 @@ def corpus_list(as_json: bool) -> None:
         print_json({"corpora": rows})
         return
     for row in rows:
-        size = f"{row['tokens']:>12,} tokens" if row["prepared"] else f"{'not prepared':>19}"
+        size = f"{'damaged' if row['prepared'] else 'not prepared':>19}"
+        if row["tokens"] is not None:
+            size = f"{row['tokens']:>12,} tokens"
         click.echo(f"{row['name']:16} {size}  {row['note']}".rstrip())
 
 

@@ -34,7 +34,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--dry-run", is_flag=True,
                          help="Say what would run (sizes, steps, settings) and stop."),
             click.option("--print-config", is_flag=True,
-                         help="Print the settings as TOML and stop."),
+                         help="Print the settings as TOML (with --json as JSON) and stop."),
             json_option,
         ]
     ):  # fmt: skip
@@ -148,7 +148,11 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
         flags=flags,
     )
     if options["print_config"]:
-        click.echo(configs.to_toml(configs.to_plain(config)), nl=False)
+        plain = configs.to_plain(config)
+        if options["as_json"]:
+            print_json(plain)
+        else:
+            click.echo(configs.to_toml(plain), nl=False)
         return None
     return config
 

@@ -241,8 +241,8 @@ def read_genotype(reference: str) -> Genotype:
     Raises:
         UsageError: where the reference is none of these, with the nearest zoo name.
     """
-    if reference in ZOO:
-        return ZOO[reference].genotype
+    if reference.upper() in ZOO and not Path(reference).exists():
+        return ZOO[reference.upper()].genotype
     path = Path(reference)
     if reference.strip() and _is(path.is_dir):
         path = path / "genotype.json"

@@ -105,8 +105,13 @@ class Progress:
                 redirect_stdout=False,
                 redirect_stderr=self._stream is sys.stderr,
             )
+            # The whole title once, above; beside the bar its first word, for 80 columns.
+            self._bar.console.print(self._title, markup=False, highlight=False)
             self._task = self._bar.add_task(
-                self._title, total=max(self._total, 1), completed=self._done, text=self._live()
+                self._title.split()[0],
+                total=max(self._total, 1),
+                completed=self._done,
+                text=self._live(),
             )
             self._bar.start()
         return self

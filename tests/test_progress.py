@@ -148,11 +148,13 @@ def test_a_terminal_gets_a_live_bar():
 def test_the_bar_fits_eighty_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     stream, clock = Terminal(), Clock()
-    with Progress("search ptb", 50_000, stream=stream, clock=clock) as bar:
+    title = "search darts-1st on a-corpus-with-a-long-name"
+    with Progress(title, 50_000, stream=stream, clock=clock) as bar:
         clock.now += 80
         bar.update(12_000, perplexity=312.4, tokens_per_second=5400.0, epoch="2/6")
         last = plain(stream.getvalue()).split("\r")[-1]
-    for part in ("search ptb", "━", "24 %", "< 0:04:13", "ppl 312.40", "5,400 tok/s", "2/6"):
+    assert title in plain(stream.getvalue())  # whole, above the bar
+    for part in ("search", "━━━━━━", "24 %", "< 0:04:13", "ppl 312.40", "5,400 tok/s", "2/6"):
         assert part in last
     assert len(last) <= 80
 

@@ -81,7 +81,7 @@ def hypergradient(
     valid_noise = net.noise(valid[0], generator)
     # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
     # end: its graph is walked a single time whatever the order.
-    cut = {name: Mixture(m.weights.detach().requires_grad_()) for name, m in mixtures.items()}
+    cut = {n: m._replace(weights=m.weights.detach().requires_grad_()) for n, m in mixtures.items()}
     leaves = [m.weights for m in cut.values()]
     weights = {name: p.detach() for name, p in net.named_parameters()}
 

@@ -23,9 +23,15 @@ INITIAL_SCALE = 1e-3  # DARTS: alphas start at 1e-3 * N(0, 1), so that no operat
 
 
 class Mixture(NamedTuple):
-    """What an edge does: weights (E, O), the weight of each operation on each edge."""
+    """What the edges of a cell do.
+
+    weights: (E, O), the weight of each operation on each edge.
+    paths: the (edge, operation) pairs that are computed, in rising order, or None for all. A
+    network skips the others whatever their weight, products and all; no gradient reaches them.
+    """
 
     weights: Tensor
+    paths: tuple[tuple[int, int], ...] | None = None
 
 
 class Relaxation(Protocol):

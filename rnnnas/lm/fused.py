@@ -4,6 +4,7 @@ Legend: T steps, B streams, H hidden, N nodes. Same values and gradients as `cel
 the oracle. Nodes that take the same state are computed together: one batched product for their
 gates and candidates, written where they stay and overwritten by their own gradients on the way
 back. The gradients of all matrices are formed after the last step, from all T·B rows at once.
+With `low` every product takes its factors rounded to bfloat16; all else stays as it is.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rnnnas.lm.cell import input_product
+from rnnnas.lm.cell import masked
 from rnnnas.lm.pool import POOL
+from rnnnas.lm.products import project
 from rnnnas.nas.genotype import CellGene
 
 
@@ -85,15 +87,22 @@ def unroll(
     cell: CellGene,
     mask_x: Tensor | None,
     mask_h: Tensor | None,
+    *,
+    low: bool = False,
 ) -> Tensor:
     """All T steps. inputs (T, B, D), h (B, H) → outputs (T, B, H).
 
     The backward pass runs once; it can be neither repeated nor differentiated again.
+
+    Args:
+        low: multiply matrices in bfloat16. Element-wise work, sums and the gradients that are
+            handed out stay in the inputs' own type.
     """
-    from_x, from_h = input_product(inputs, first, mask_x), first[inputs.shape[-1] :]
+    width = inputs.shape[-1]
+    from_x = project(masked(inputs, mask_x), first[:width], low=low)
     mask = h.new_ones(()) if mask_h is None else mask_h
     outputs: Tensor = _DerivedUnroll.apply(  # type: ignore[no-untyped-call]
-        from_x, h, from_h, nodes, mask, plan(cell), torch.is_grad_enabled()
+        from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled(), low
     )
     return outputs
 
@@ -108,7 +117,7 @@ class _DerivedUnroll(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, from_x: Tensor, h: Tensor, from_h: Tensor, nodes: Tensor, mask: Tensor,
-        plan: Plan, keep: bool,
+        plan: Plan, keep: bool, low: bool,
     ) -> Tensor:  # fmt: skip
         steps, streams, double = from_x.shape
         hidden, count = double // 2, len(plan.nodes)
@@ -118,29 +127,39 @@ class _DerivedUnroll(torch.autograd.Function):
         # σ(c) and f(z): of s0 in the first two rows, then group by group, gates before candidates.
         halves = POOL.take(from_x, slots, 2 * (count + 1), streams, hidden)
         outputs = from_x.new_empty(steps, streams, hidden)
-        matrices = [_matrices(nodes, group, plan.nodes) for group in plan.groups]
+        factor = torch.bfloat16 if low else from_x.dtype
+        across = from_h.to(factor)
+        matrices = [_matrices(nodes, group, plan.nodes).to(factor) for group in plan.groups]
+        widest = 2 * max(group.size for group in plan.groups)
+        rounded = POOL.take(across, widest, streams, hidden) if low else None
         mean = [*range(count + 1)] == [0, *plan.outputs]  # all states but s0: a slice
         carried = h
         for t in range(steps):
             state, half = states[t if keep else 0], halves[t if keep else 0]
-            both = torch.addmm(from_x[t], carried * mask, from_h)
+            both = from_x[t] + torch.mm((carried * mask).to(factor), across)
             torch.sigmoid(both[:, :hidden], out=half[0])
-            torch.tanh(both[:, hidden:], out=half[1])
+            half[1].copy_(both[:, hidden:])
+            _activate_("tanh", half[1])
             torch.lerp(carried, half[1], half[0], out=state[0])
             for group, matrix in zip(plan.groups, matrices, strict=True):
                 source, k = state[group.source], group.size
-                inner = source * mask
+                inner = (source * mask).to(factor).expand(2 * k, streams, hidden)
                 part = half[2 * group.start : 2 * (group.start + k)]  # (2k, B, H)
-                torch.bmm(inner.expand(2 * k, streams, hidden), matrix, out=part)
+                if rounded is None:
+                    torch.bmm(inner, matrix, out=part)
+                else:
+                    part.copy_(torch.bmm(inner, matrix, out=rounded[: 2 * k]))
                 gate, value = part[:k].sigmoid_(), part[k:]
-                for op, low, high in group.runs:
-                    _activate_(op, value[low:high])
+                for op, start, end in group.runs:
+                    _activate_(op, value[start:end])
                 torch.lerp(source, value, gate, out=state[group.start : group.start + k])
             chosen = state[1:] if mean else state[list(plan.outputs)]
             carried = torch.mean(chosen, 0, out=outputs[t])
+        if rounded is not None:
+            POOL.give(rounded)
         if keep:
             ctx.save_for_backward(h, from_h, nodes, mask, outputs)
-            ctx.buffers, ctx.plan = (states, halves), plan
+            ctx.buffers, ctx.plan, ctx.factor = (states, halves), plan, factor
         else:
             POOL.give(states, halves)
         return outputs
@@ -153,10 +172,15 @@ class _DerivedUnroll(torch.autograd.Function):
             raise RuntimeError("the fast cell's backward pass can run only once a forward pass")
         (states, halves), ctx.buffers = ctx.buffers, None
         plan: Plan = ctx.plan
+        factor: torch.dtype = ctx.factor
         steps, streams, hidden = outputs.shape
         count = len(plan.nodes)
-        backs = [_matrices(nodes, group, plan.nodes).mT for group in plan.groups]
+        across = from_h.to(factor).t()
+        backs = [_matrices(nodes, group, plan.nodes).to(factor).mT for group in plan.groups]
         slopes = POOL.take(outputs, count + 1, streams, hidden)  # of the states
+        # The gradients of c and z as factors of products, the gradients of all matrices among
+        # them: row by row of `halves`, over all steps.
+        factors = POOL.take(across, 2 * count, steps, streams, hidden)
         grad_x = outputs.new_empty(steps, streams, 2 * hidden)
         chosen = list(plan.outputs)
         onward = torch.zeros_like(h)  # the gradient of h from the step after
@@ -173,20 +197,22 @@ class _DerivedUnroll(torch.autograd.Function):
                     group.runs,
                 )  # fmt: skip
                 # Through the product: (2k, B, H) times (2k, H, H), added up.
-                inner = torch.bmm(part, back).sum(0)
+                left = factors[2 * group.start - 2 : 2 * (group.start + k) - 2, t].copy_(part)
+                inner = torch.bmm(left, back).sum(0, dtype=outputs.dtype)
                 slopes[group.source] += rest.sum(0).addcmul_(inner, mask)
             before = h if t == 0 else outputs[t - 1]
             rest = _through_gate_(slopes[0], before, half[0], half[1], (("tanh", 0, streams),))
             grad_x[t, :, :hidden], grad_x[t, :, hidden:] = half[0], half[1]
-            onward = rest.addcmul_(grad_x[t] @ from_h.t(), mask)
+            onward = rest.addcmul_(torch.mm(grad_x[t].to(factor), across).to(rest.dtype), mask)
         grad_from_h = grad_nodes = None
         if ctx.needs_input_grad[2]:
-            previous = torch.cat([h.unsqueeze(0), outputs[:-1]]) * mask  # (T, B, H)
-            grad_from_h = previous.flatten(0, 1).t() @ grad_x.flatten(0, 1)
+            previous = (torch.cat([h.unsqueeze(0), outputs[:-1]]) * mask).to(factor)  # (T, B, H)
+            grad_from_h = previous.flatten(0, 1).t() @ grad_x.flatten(0, 1).to(factor)
+            grad_from_h = grad_from_h.to(outputs.dtype)
         if ctx.needs_input_grad[3]:
-            grad_nodes = _matrix_gradients(nodes, plan, states, halves, mask)
-        POOL.give(states, halves, slopes)
-        return grad_x, onward, grad_from_h, grad_nodes, None, None, None
+            grad_nodes = _matrix_gradients(nodes, plan, states, factors, mask)
+        POOL.give(states, halves, slopes, factors)
+        return grad_x, onward, grad_from_h, grad_nodes, None, None, None, None
 
 
 def _through_gate_(
@@ -207,26 +233,27 @@ def _through_gate_(
 
 
 def _matrix_gradients(
-    nodes: Tensor, plan: Plan, states: Tensor, halves: Tensor, mask: Tensor
+    nodes: Tensor, plan: Plan, states: Tensor, factors: Tensor, mask: Tensor
 ) -> Tensor:
     """The gradient of all node matrices, (N, H, 2H), from all rows of all steps."""
     steps, _, streams, hidden = states.shape
     rows = steps * streams
     result = torch.empty_like(nodes)
     for group in plan.groups:
-        inner = (states[:, group.source] * mask).view(rows, hidden)
-        for k in range(group.size):
-            node = plan.nodes[group.start - 1 + k]
-            for part, shift in ((0, 0), (hidden, group.size)):
-                slope = halves[:, 2 * group.start + shift + k].reshape(rows, hidden)
-                torch.mm(inner.t(), slope, out=result[node, :, part : part + hidden])
+        k = group.size
+        inner = (states[:, group.source] * mask).to(factors.dtype).view(rows, hidden).t()
+        slope = factors[2 * group.start - 2 : 2 * (group.start + k) - 2].view(2 * k, rows, hidden)
+        grads = torch.bmm(inner.expand(2 * k, hidden, rows), slope)
+        for i in range(k):
+            node = plan.nodes[group.start - 1 + i]
+            result[node, :, :hidden], result[node, :, hidden:] = grads[i], grads[k + i]
     return result
 
 
 def _activate_(op: str, z: Tensor) -> None:
     """z becomes f(z)."""
-    if op == "tanh":
-        z.tanh_()
+    if op == "tanh":  # 2 σ(2z) - 1: four passes, and still faster than torch.tanh on a CPU
+        z.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
     elif op == "sigmoid":
         z.sigmoid_()
     elif op == "relu":

@@ -38,7 +38,7 @@ class ModelConfig:
     operation; "eager" gives the same values at less cost; both can be differentiated twice.
     "fast" gives the same values and first gradients. layers: each takes
     the outputs of the one below. softmaxes: K of a mixture of softmaxes; 1 is a plain softmax.
-    precision: of the plain softmax's products in training, the largest ones: "auto" is bfloat16
+    precision: of the products of our cells and of the plain softmax in training: "auto" is bfloat16
     where the machine multiplies it in hardware, else float32. Evaluation is always float32, and
     so are weights, sums and the loss.
     """
@@ -154,9 +154,13 @@ class RecurrentLM(nn.Module):
         return twin
 
     def outputs(
-        self, inputs: Tensor, carry: Carry, mixtures: Mapping[str, Mixture], noise: LMNoise
-    ) -> tuple[Tensor, Carry]:
-        """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next carry."""
+        self, inputs: Tensor, carry: Carry, mixtures: Mapping[str, Mixture], noise: LMNoise,
+        low: bool = False,
+    ) -> tuple[Tensor, Carry]:  # fmt: skip
+        """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next carry.
+
+        low: whether the fast cell multiplies in bfloat16.
+        """
         words = F.embedding(inputs, self.embedding)  # (T, B, D)
         if noise.words is not None:
             words = words * F.embedding(inputs, noise.words)
@@ -169,7 +173,7 @@ class RecurrentLM(nn.Module):
         after: tuple[Tensor, ...] = ()
         for k in range(layers):
             state = states[k * each : (k + 1) * each]
-            raw, state = self._layer(k, raw, state, mixtures, noise.layer(k))
+            raw, state = self._layer(k, raw, state, mixtures, noise.layer(k), low)
             after += tuple(s.detach() for s in state)
         alone = layers == 1 and not isinstance(self.cell, str)
         return raw, after[0] if alone else after
@@ -181,6 +185,7 @@ class RecurrentLM(nn.Module):
         state: tuple[Tensor, ...],
         mixtures: Mapping[str, Mixture],
         noise: LayerNoise,
+        low: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs (T, B, H) of layer `k`, counted from 0, and its state after them."""
         fast = self.config.path == "fast"
@@ -195,8 +200,10 @@ class RecurrentLM(nn.Module):
             return run(self.cell, derived.masked(inputs, noise.x), state, weights)
         first, nodes = (own["first"], own["nodes"]) if own else (self.first, self.nodes)
         args = (inputs, state[0], first, nodes)
-        if isinstance(self.cell, CellGene):
-            raw = (fused if fast else derived).unroll(*args, self.cell, noise.x, noise.h)
+        if isinstance(self.cell, CellGene) and fast:
+            raw = fused.unroll(*args, self.cell, noise.x, noise.h, low=low)
+        elif isinstance(self.cell, CellGene):
+            raw = derived.unroll(*args, self.cell, noise.x, noise.h)
         else:
             literal = self.config.path == "reference"
             search = mixed.unroll_reference if literal else mixed.unroll
@@ -221,7 +228,10 @@ class RecurrentLM(nn.Module):
             noise: the window's masks, or None to evaluate: no masks and no penalty.
         """
         masks = SILENCE if noise is None else noise
-        raw, after = self.outputs(batch.inputs, carry, mixtures, masks)
+        # Evaluation never rounds; neither does any other type than float32, a test's say.
+        low = noise is not None and self.embedding.dtype == torch.float32
+        low = low and low_precision(self.config, self.embedding.device)
+        raw, after = self.outputs(batch.inputs, carry, mixtures, masks, low)
         dropped = derived.masked(raw, masks.outputs)
         extra = raw.new_zeros(()) if noise is None else penalty(self.penalty_config, raw, dropped)
         fast = self.config.path == "fast"
@@ -232,8 +242,6 @@ class RecurrentLM(nn.Module):
             mixture = softmaxes.cross_entropy if fast else softmaxes.cross_entropy_reference
             value = mixture(rows, self.projections, self.prior, *decoder)
         elif fast:
-            low = noise is not None and raw.dtype == torch.float32
-            low = low and low_precision(self.config, raw.device)
             value = cross_entropy(rows, *decoder, low=low)
         else:
             value = cross_entropy_reference(rows, *decoder)

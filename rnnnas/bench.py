@@ -22,7 +22,6 @@ from rnnnas.lm.loss import CHUNK
 from rnnnas.lm.model import RecurrentLM, low_precision
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import ZOO
-from rnnnas.nas.relax import relaxation
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
 from rnnnas.steps import evaluate, weight_step
@@ -75,7 +74,7 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
         return lambda: weight_step(
             net, optimizer, batch, None, {}, net.noise(batch, masks), lr=lr, clip=clip
         )
-    method = relaxation(config.method)
+    method = config.relaxation
     alphas = {n: a.to(device) for n, a in method.init(net.space, draws).items()}
     alphas = {n: a.detach().requires_grad_() for n, a in alphas.items()}
     outer = net if config.order == "first" else net.in_float32()

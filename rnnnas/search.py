@@ -18,12 +18,13 @@ from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive, finished
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import RECURRENT, Genotype
-from rnnnas.nas.relax import derive, relaxation
+from rnnnas.nas.methods import derive
+from rnnnas.nas.relax.base import Mixtures
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import alpha_optimizer, inner_step, scheduled, weight_optimizer
 from rnnnas.run import Run
 from rnnnas.steps import carry_to, evaluate, generator, weight_step
-from rnnnas.types import Carry
+from rnnnas.types import Batch, Carry
 
 
 class SearchJob:
@@ -41,7 +42,7 @@ class SearchJob:
             penalty=config.penalty,
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
         ).to(device)
-        self.relaxation = relaxation(config.method)
+        self.relaxation = config.relaxation
         fresh = self.relaxation.init(
             self.net.space, generator(config.seed, "alphas", 0, torch.device("cpu"))
         )
@@ -81,18 +82,14 @@ class SearchJob:
         batch = self.train.window(at.start, steps)
         if at.progress >= config.alphas.warmup:
             self.weight_optimizer.param_groups[0]["lr"] = lr
-            outer = min(steps, self.alpha.length - 1)
-            if self.alpha_start + outer > self.alpha.length - 1:
-                # Back to the start of the text: the state of its end does not belong there.
-                self.alpha_start, self.alpha_carry = 0, None
+            single = self.relaxation.level == "train"
             loss = self.architect.step(
                 train=(batch, self.train_carry),
-                valid=(self.alpha.window(self.alpha_start, outer), self.alpha_carry),
+                valid=(batch, self.train_carry) if single else self._alpha_window(steps),
                 inner=inner_step(self.net, self.weight_optimizer, config.weights.clip),
                 progress=at.progress,
                 generator=generator(config.seed, "alpha-step", at.step, self.device),
             )
-            self.alpha_start += outer
             self.alpha_carry = loss.carry
             if not bool(torch.isfinite(loss.value)):
                 return StepReport(float("nan"), 0, 0.0, lr)
@@ -100,12 +97,31 @@ class SearchJob:
         with torch.no_grad():
             mixtures = self.relaxation.mix(self.alphas, self.net.space, at.progress, draws)
         noise = self.net.noise(batch, draws)
+
+        def slopes(tried: Mixtures) -> dict[str, Tensor]:
+            leaves = {n: m.weights.detach().requires_grad_() for n, m in tried.items()}
+            cut = {n: m._replace(weights=leaves[n]) for n, m in tried.items()}
+            value = self.net(batch, self.train_carry, cut, noise).objective
+            return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+
+        spaces = self.net.space
+        mixtures = self.relaxation.perturb(mixtures, spaces, at.progress, draws, slopes)
         loss, norm = weight_step(
             self.net, self.weight_optimizer, batch, self.train_carry, mixtures, noise,
             lr=lr, clip=config.weights.clip,
         )  # fmt: skip
         self.train_carry = loss.carry
         return StepReport(float(loss.value), loss.count, norm, lr)
+
+    def _alpha_window(self, steps: int) -> tuple[Batch, Carry]:
+        """The next window of the alphas' text, and the state that enters it."""
+        steps = min(steps, self.alpha.length - 1)
+        if self.alpha_start + steps > self.alpha.length - 1:
+            # Back to the start of the text: the state of its end does not belong there.
+            self.alpha_start, self.alpha_carry = 0, None
+        batch = self.alpha.window(self.alpha_start, steps)
+        self.alpha_start += steps
+        return batch, self.alpha_carry
 
     def end_epoch(self, at: Position, run: Run) -> dict[str, float]:
         draws = generator(self.config.seed, "valid", at.epoch, self.device)

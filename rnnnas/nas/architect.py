@@ -10,7 +10,7 @@ gradient g, m mixtures, L validation loss. DARTS, section 2.3, equations 6 to 8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.relax import Alphas, Mixture, Relaxation, Spaces
+from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces
 from rnnnas.types import Batch, Carry, InnerStep, Loss, Noise
 
 Order = Literal["first", "finite", "exact"]
 Weights = dict[str, Tensor]
+# From the validation loss and the mixtures it was computed under to what the alphas minimise.
+Outer = Callable[[Tensor, Mixtures], Tensor]
 
 PERTURBATION = 1e-2  # norm of the weights' shift in the finite difference (DARTS, section 2.3)
 CLIP_EPSILON = 1e-6  # what torch's clip_grad_norm_ adds to the norm; the mirror is exact with it
@@ -57,6 +59,8 @@ def hypergradient(
     progress: float,
     generator: torch.Generator,
     through_clip: bool = False,
+    mixtures: Mixtures | None = None,
+    outer: Outer | None = None,
 ) -> tuple[dict[str, Tensor], Loss]:
     """The gradient of the validation loss in the alphas.
 
@@ -71,12 +75,16 @@ def hypergradient(
             training loss see the same values, or their difference would be mostly noise.
         through_clip: also differentiate the clip factor. The published method does not: it treats
             the factor as a constant, which drops a term whenever clipping is active.
+        mixtures: those to use, where they are drawn already.
+        outer: what of the validation loss and the mixtures is differentiated, e.g. with a cost
+            added; the loss itself without.
 
     Returns:
         The gradients by alpha name, and the validation loss with its next carry, detached. The
         outer loss is `Loss.value`, without penalties.
     """
-    mixtures = relaxation.mix(alphas, net.space, progress, generator)
+    if mixtures is None:
+        mixtures = relaxation.mix(alphas, net.space, progress, generator, "alphas")
     train_noise = net.noise(train[0], generator) if order != "first" else None
     valid_noise = net.noise(valid[0], generator)
     # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
@@ -91,10 +99,13 @@ def hypergradient(
         loss: Loss = functional_call(_module(net), state, (*which, cut, noise))
         return loss
 
+    def aim(loss: Loss) -> Tensor:
+        return loss.value if outer is None else outer(loss.value, cut)
+
     with torch.enable_grad():
         if order == "first":
             loss = run(weights, valid, valid_noise)
-            grads = _grad(loss.value, leaves)
+            grads = _grad(aim(loss), leaves)
         elif order == "exact":
             own = {name: w.requires_grad_() for name, w in weights.items()}
             objective = run(own, train, train_noise).objective
@@ -105,10 +116,10 @@ def hypergradient(
             ahead = _ahead(own, gradient, inner, constant_clip=not through_clip)
             # The weights themselves are constants of the outer problem: only g carries m.
             loss = run(ahead, valid, valid_noise)
-            grads = _grad(loss.value, leaves)
+            grads = _grad(aim(loss), leaves)
         else:
             grads, loss = _finite_difference(
-                run, weights, leaves, (train, train_noise), (valid, valid_noise), inner,
+                run, aim, weights, leaves, (train, train_noise), (valid, valid_noise), inner,
                 through_clip,
             )  # fmt: skip
     result = torch.autograd.grad(
@@ -126,6 +137,7 @@ def hypergradient(
 
 def _finite_difference(
     run: Any,
+    aim: Callable[[Loss], Tensor],
     weights: Weights,
     leaves: list[Tensor],
     train: tuple[tuple[Batch, Carry], Noise],
@@ -140,7 +152,7 @@ def _finite_difference(
         ahead = _ahead(weights, gradient, inner, constant_clip=True)
     ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
     loss = run(ahead, *valid)
-    both = _grad(loss.value, [*leaves, *ahead.values()])
+    both = _grad(aim(loss), [*leaves, *ahead.values()])
     direct, vector = both[: len(leaves)], _named(ahead, both[len(leaves) :])
     with torch.no_grad():
         vector = _through_inner_step(vector, gradient, inner, through_clip)
@@ -225,7 +237,11 @@ def _module(net: Searchable) -> nn.Module:
 
 
 class Architect:
-    """Holds the alphas' optimiser and moves them by the hypergradient."""
+    """Holds the alphas' optimiser and moves them by the hypergradient.
+
+    Args:
+        outer: what the alphas minimise, as `hypergradient` takes it.
+    """
 
     def __init__(
         self,
@@ -234,12 +250,14 @@ class Architect:
         relaxation: Relaxation,
         optimizer: torch.optim.Optimizer,
         order: Order,
+        outer: Outer | None = None,
     ) -> None:
         self.net = net
         self.alphas = alphas
         self.relaxation = relaxation
         self.optimizer = optimizer
         self.order: Order = order
+        self.outer = outer
 
     def step(
         self,
@@ -254,22 +272,34 @@ class Architect:
 
         Non-finite gradients leave the alphas as they are; the loss that is returned tells.
         """
+        alphas, relaxation, spaces = self.alphas, self.relaxation, self.net.space
+        mixtures = relaxation.mix(alphas, spaces, progress, generator, "alphas")
         grads, loss = hypergradient(
             self.net,
-            self.alphas,
-            self.relaxation,
+            alphas,
+            relaxation,
             train=train,
             valid=valid,
             inner=inner,
             order=self.order,
             progress=progress,
             generator=generator,
+            mixtures=mixtures,
+            outer=self.outer,
         )
+        extra = relaxation.penalty(alphas, spaces, progress)
+        if extra is not None:
+            slopes = torch.autograd.grad(extra, list(alphas.values()), allow_unused=True)
+            for name, slope in zip(alphas, slopes, strict=True):
+                grads[name] = grads[name] if slope is None else grads[name] + slope
         checked = [loss.value, *grads.values()]
-        if all(bool(torch.isfinite(value).all()) for value in checked):
-            for name, alpha in self.alphas.items():
-                alpha.grad = grads[name]
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            return loss
-        return loss._replace(value=torch.full_like(loss.value, torch.nan))
+        if not all(bool(torch.isfinite(value).all()) for value in checked):
+            return loss._replace(value=torch.full_like(loss.value, torch.nan))
+        before = {name: alpha.detach().clone() for name, alpha in alphas.items()}
+        for name, alpha in alphas.items():
+            alpha.grad = grads[name]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            relaxation.adjust(alphas, before, mixtures)
+        return loss

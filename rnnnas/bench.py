@@ -106,15 +106,16 @@ def _loss_iteration(
     rows, hidden = config.windows.bptt * config.windows.streams, config.model.hidden
     outputs = torch.randn(rows, hidden, generator=draws)
     weight = 0.04 * torch.randn(WIKITEXT, hidden, generator=draws)
-    leaves = [t.to(device).requires_grad_() for t in (outputs, weight, torch.zeros(WIKITEXT))]
+    tensors = (outputs, weight, torch.zeros(WIKITEXT))
+    leaves = outputs, matrix, bias = [t.to(device).requires_grad_() for t in tensors]
     targets = torch.randint(WIKITEXT, (rows,), generator=draws).to(device)
     low = low_precision(config.model, device)
 
     def iterate() -> None:
         if config.model.path == "fast":
-            value = cross_entropy(*leaves, targets, low=low)
+            value = cross_entropy(outputs, matrix, bias, targets, low=low)
         else:
-            value = cross_entropy_reference(*leaves, targets)
+            value = cross_entropy_reference(outputs, matrix, bias, targets)
         torch.autograd.grad(value, leaves)
 
     return iterate

@@ -60,7 +60,7 @@ def test_the_rounded_cell_stays_close_to_the_exact_one(name: str) -> None:
     for exact, rounded in zip(*results, strict=True):
         assert rounded.dtype == torch.float32
         error = float((rounded - exact).norm() / exact.norm())
-        assert 1e-5 < error < 2e-2
+        assert 1e-5 < error < 5e-2
 
 
 def test_precision_is_what_was_asked_for() -> None:

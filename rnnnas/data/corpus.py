@@ -133,7 +133,7 @@ def open_corpus(name: str) -> Corpus:
         }
         write_corpus(folder, name, texts, vocab, kept | about)
         return read_corpus(folder, name)
-    if name in hub.KNOWN:
+    if name in hub.known():
         what, copy = ("images", "FOLDER") if name in hub.IMAGES else ("text", "FILE")
         raise DataError(
             f"corpus {name} is not prepared yet",
@@ -200,7 +200,7 @@ def add_corpus(
     """
     folder = _target(name)
     files = parquet_files(source)
-    if column is None and source.is_dir():
+    if column is None:
         images = image_parquet(source, files) if files else image_folder(source)
         if images is not None:
             return _prepare_images(folder, images, options, replace)
@@ -221,16 +221,16 @@ def fetch_corpus(
     column: str | None = None,
     replace: bool = False,
 ) -> Corpus | ImageCorpus:
-    """Fetch a benchmark by name (`hub.KNOWN`) or a dataset of text or images by its hub id.
+    """Fetch a benchmark by name (`hub.known`) or a dataset of text or images by its hub id.
 
     Raises as `add_corpus` does; a network failure is a DataError.
     """
-    where = hub.KNOWN.get(name)
+    where = hub.known().get(name)
     if where is None:
         if not _HUB_ID.fullmatch(name):
             raise UsageError(
                 f"{name!r} is no id of the hub",
-                f"Give owner/name, or one of: {', '.join(hub.KNOWN)}.",
+                f"Give owner/name, or one of: {', '.join(hub.known())}.",
             )
         folder = _target(name, config)
         where = hub.HubId(path=name)
@@ -361,7 +361,7 @@ def list_corpora() -> list[dict[str, Any]]:
     prepared = sorted(path.parent.name for path in folder.glob(f"*/{DESCRIPTION}"))
     prepared = [name for name in prepared if not name.startswith(".")]
     listed = []
-    for name in dict.fromkeys(chain(_BUILT_IN, hub.KNOWN, prepared)):
+    for name in dict.fromkeys(chain(_BUILT_IN, hub.known(), prepared)):
         entry: dict[str, Any] = {
             "name": name,
             "tokens": None,

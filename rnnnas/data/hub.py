@@ -46,7 +46,11 @@ BENCHMARKS: Mapping[str, HubId] = {
 }
 
 IMAGES: Mapping[str, HubId] = {"cifar10": HubId(path="uoft-cs/cifar10")}
-KNOWN: Mapping[str, HubId] = {**BENCHMARKS, **IMAGES}
+
+
+def known() -> Mapping[str, HubId]:
+    """Every dataset that is known by a name of its own."""
+    return {**BENCHMARKS, **IMAGES}
 
 
 def load(where: HubId, cache: Path, *, add_name: str = "NAME") -> Mapping[str, Any]:

@@ -61,10 +61,12 @@ def image_folder(path: Path) -> ImageSource | None:
     Raises:
         DataError: images and text mixed, images outside class folders, folders cannot be listed.
     """
+    if not path.is_dir():
+        return None
     images, texts = files_in(path)
     loose = [name for name in images if "/" not in name]
-    if len(loose) == len(images) and (texts or not images):
-        return None  # a text with a picture or two beside it
+    if len(loose) == len(images):
+        return None  # a text, perhaps with a picture or two beside it
     called = shown(path)
     tops = {name.split("/")[0] for name in images if "/" in name}
     splits = {top for top in tops if top.lower() in SPLIT_WORDS}

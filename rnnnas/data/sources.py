@@ -169,7 +169,8 @@ def _assemble(name: str, called: str, texts: Mapping[str, Text]) -> Source:
     if not texts:
         raise DataError(
             f"{called}: holds no text file ({', '.join(SUFFIXES)}) and no parquet",
-            "Give a text file, or a folder or zip archive of text files.",
+            "Give a text file, a folder or zip archive of text files, or a folder of class folders "
+            "that hold images.",
         )
     parts: dict[str, list[Text]] = {split: [] for split in SPLITS}
     ignored = []

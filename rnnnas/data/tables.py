@@ -57,7 +57,7 @@ def image_parquet(path: Path, files: list[Path]) -> ImageSource | None:
         return None
     if broken:
         raise broken
-    if not all(holds.values()) or files_in(path)[0]:
+    if not all(holds.values()) or any("/" in name for name in files_in(path)[0]):
         other = next((file.name for file, images in holds.items() if not images), "image files")
         raise DataError(
             f"{shown(path)}: holds parquet of images and something else ({shown(other)})",

@@ -175,7 +175,8 @@ def test_listing(tmp_path: Path) -> None:
     written(corpora_folder() / "hurt" / "corpus.json", "{")
     (corpora_folder() / "README.md").write_text("no corpus")
     listed = {entry["name"]: entry for entry in list_corpora()}
-    assert list(listed) == ["pydocs", "hmm", "ptb", "wikitext-2", "wikitext-103", "hurt", "mine"]
+    known = ["pydocs", "hmm", "ptb", "wikitext-2", "wikitext-103", "cifar10"]
+    assert list(listed) == [*known, "hurt", "mine"]
     assert listed["mine"]["prepared"] and listed["mine"]["tokens"] == 400 * 10
     assert not listed["ptb"]["prepared"] and "fetch ptb" in listed["ptb"]["note"]
     assert "damaged" in listed["hurt"]["note"]

@@ -12,12 +12,12 @@ from rnnnas.cli.common import json_option, print_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rnnnas.data.corpus import Corpus
+    from rnnnas.data.corpus import Corpus, ImageCorpus
 
 
 @click.group()
 def corpus() -> None:
-    """Prepare and describe the texts that models are trained on.
+    """Prepare and describe the texts and images that models are trained on.
 
     \b
     Examples:
@@ -45,6 +45,8 @@ def corpus_list(as_json: bool) -> None:
         size = f"{'damaged' if row['prepared'] else 'not prepared':>19}"
         if row["tokens"] is not None:
             size = f"{row['tokens']:>12,} tokens"
+        elif "images" in row:
+            size = f"{row['images']:>12,} images"
         click.echo(f"{row['name']:16} {size}  {row['note']}".rstrip())
 
 
@@ -52,17 +54,20 @@ def corpus_list(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def info(name: str, as_json: bool) -> None:
-    """Sizes, content hash, and the perplexities of simple models on a corpus.
+    """Sizes and content hash of a corpus; of a text, the perplexities of simple models.
 
     \b
     Example:
       rnnnas corpus info ptb
     """
-    from rnnnas.data.corpus import corpus_info, open_corpus
+    from rnnnas.data.corpus import corpus_info, open_any
 
-    described = corpus_info(open_corpus(name))
+    described = corpus_info(open_any(name))
     if as_json:
         print_json(described)
+        return
+    if described["kind"] == "images":
+        _say_images(described)
         return
     for split in ("train", "valid", "test"):
         click.echo(
@@ -78,8 +83,26 @@ def info(name: str, as_json: bool) -> None:
     click.echo(f"sha256 {described['sha256']}")
 
 
+def _say_images(described: dict[str, Any]) -> None:
+    for split in ("train", "valid", "test"):
+        counts = described["class_counts"][split]
+        click.echo(
+            f"{split:10} {described[split]:>12,} images, {min(counts):,} to {max(counts):,} a class"
+        )
+    size = described["size"]
+    said = f"{size[1]} x {size[0]} pixels" if size else "kept encoded, decoded at every use"
+    click.echo(f"{'size':10} {said}")
+    classes = described["classes"]
+    more = ", ..." if len(classes) > 20 else ""
+    click.echo(f"{'classes':10} {len(classes):>12,} ({', '.join(classes[:20])}{more})")
+    for key in ("mean", "std"):
+        click.echo(f"{key:10} {' '.join(f'{value:.4f}' for value in described[key])}")
+    _say_origin(described)
+    click.echo(f"sha256 {described['sha256']}")
+
+
 def _say_origin(described: dict[str, Any]) -> None:
-    if described["canonical"]:
+    if described.get("canonical"):
         click.echo("the canonical text of the benchmark, byte for byte")
     if described["note"]:
         click.echo(f"note: {described['note']}")
@@ -106,20 +129,24 @@ def _vocabulary_options(command: Callable[..., None]) -> Callable[..., None]:
 @corpus.command()
 @click.argument("name")
 @click.option("--from", "source", required=True, type=click.Path(path_type=Path),
-              help="A text file, a folder, a zip, or a folder of parquet files.")  # fmt: skip
+              help="A text file, a folder, a zip, or a folder of parquet files or of images.",
+              )  # fmt: skip
 @_vocabulary_options
 def add(
     name: str, source: Path, vocab: str, vocab_size: int, lower: bool, column: str | None,
     replace: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Prepare a corpus from your own text.
+    """Prepare a corpus from your own text or images.
 
     A folder or zip with train, valid and test files keeps its splits; any other text is cut
-    into 90, 5 and 5 percent. Archives are read without being extracted.
+    into 90, 5 and 5 percent. Archives are read without being extracted. Images lie in a folder
+    a class, under train and test where there are such, or in parquet files with the columns img
+    and label; a validation split that is missing is held out of train.
 
     \b
     Examples:
       rnnnas corpus add ptb --from ptb.zip
+      rnnnas corpus add birds --from folder-of-class-folders
       rnnnas corpus add mine --from story.txt --vocab sentencepiece --vocab-size 2000
     """
     from rnnnas.data.corpus import VocabOptions, add_corpus
@@ -137,7 +164,7 @@ def fetch(
     name: str, dataset_config: str | None, revision: str | None, vocab: str, vocab_size: int,
     lower: bool, column: str | None, replace: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Download and prepare ptb, wikitext-2, wikitext-103, or any text dataset by its hub id.
+    """Download and prepare ptb, wikitext-2, wikitext-103, cifar10, or a dataset by its hub id.
 
     \b
     Examples:
@@ -153,20 +180,19 @@ def fetch(
     _report(fetched, as_json)
 
 
-def _report(prepared: Corpus, as_json: bool) -> None:
-    sizes = {split: len(tokens) for split, tokens in prepared.splits.items()}
-    described = {
-        "name": prepared.name,
-        **sizes,
-        "vocabulary": prepared.vocab.size,
-        "sha256": prepared.sha256,
-        "canonical": prepared.description["canonical"],
-        "note": prepared.description["note"],
-    }
+def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
+    sizes = {split: len(part) for split, part in prepared.splits.items()}
+    described, counts = prepared.description, " / ".join(f"{n:,}" for n in sizes.values())
+    if described["kind"] == "images":
+        keys = ["classes", "sha256", "note"]
+        said = f"{counts} images, {len(described['classes']):,} classes"
+    else:
+        keys = ["vocabulary", "sha256", "canonical", "note"]
+        said = f"{counts} tokens, vocabulary {described['vocabulary']:,}"
+    about = {key: described[key] for key in keys}
     if as_json:
-        print_json(described)
+        print_json({"name": prepared.name, **sizes, **about})
         return
-    tokens = " / ".join(f"{size:,}" for size in sizes.values())
-    click.echo(f"{prepared.name}: {tokens} tokens, vocabulary {prepared.vocab.size:,}")
-    _say_origin(described)
+    click.echo(f"{prepared.name}: {said}")
+    _say_origin(about)
     click.echo(f"search on it: rnnnas search --corpus {prepared.name}", err=True)

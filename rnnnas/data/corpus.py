@@ -21,16 +21,22 @@ from typing import Any
 from rnnnas.data import hub, pydocs, synthetic
 from rnnnas.data.canonical import recognise
 from rnnnas.data.counts import bigram_perplexity, unigram_perplexity
+from rnnnas.data.image_sources import ImageSource, image_folder
+from rnnnas.data.image_writer import write_images
+from rnnnas.data.images import ImageCorpus, check_images, images_info, read_images
 from rnnnas.data.sources import SPLITS, Source, open_source, parquet_files
 from rnnnas.data.store import (
     DESCRIPTION,
+    IMAGES,
     Corpus,
-    check_unchanged,
+    any_description,
+    check_text,
     hidden_sibling,
     read_corpus,
     read_description,
     write_corpus,
 )
+from rnnnas.data.tables import image_dataset, image_parquet
 from rnnnas.data.text import Text, shown
 from rnnnas.data.vocab import Vocab, benchmark_words, frequent_words, sentence_pieces
 from rnnnas.errors import DataError, DiskError, UsageError, nearest
@@ -38,6 +44,7 @@ from rnnnas.errors import DataError, DiskError, UsageError, nearest
 __all__ = [
     "SPLITS",
     "Corpus",
+    "ImageCorpus",
     "VocabOptions",
     "add_corpus",
     "check_unchanged",
@@ -45,7 +52,9 @@ __all__ = [
     "corpus_info",
     "fetch_corpus",
     "list_corpora",
+    "open_any",
     "open_corpus",
+    "open_images",
 ]
 
 _BUILT_IN: Mapping[str, Callable[[], tuple[dict[str, Text], Vocab, dict[str, Any]]]] = {
@@ -124,17 +133,46 @@ def open_corpus(name: str) -> Corpus:
         }
         write_corpus(folder, name, texts, vocab, kept | about)
         return read_corpus(folder, name)
-    if name in hub.BENCHMARKS:
+    if name in hub.known():
+        what, copy = ("images", "FOLDER") if name in hub.IMAGES else ("text", "FILE")
         raise DataError(
             f"corpus {name} is not prepared yet",
-            f"Run `rnnnas corpus fetch {name}`, or with a copy of the text "
-            f"`rnnnas corpus add {name} --from FILE`.",
+            f"Run `rnnnas corpus fetch {name}`, or with a copy of the {what} "
+            f"`rnnnas corpus add {name} --from {copy}`.",
         )
     known = [entry["name"] for entry in list_corpora()]
     raise DataError(
         f"there is no corpus {name!r}{nearest(name, known)}; known: {', '.join(known)}",
         f"Prepare it with `rnnnas corpus add {folder.name} --from FILE_OR_DIR_OR_ZIP`.",
     )
+
+
+def open_any(name: str) -> Corpus | ImageCorpus:
+    """Open a prepared corpus of either kind. Raises as `open_corpus` does."""
+    try:
+        folder = corpora_folder() / folder_name(name)
+    except UsageError as error:
+        raise DataError(error.cause, error.remedy) from error
+    if folder.is_dir() and any_description(folder, folder.name)["kind"] == IMAGES:
+        return read_images(folder, folder.name)
+    return open_corpus(name)
+
+
+def open_images(name: str) -> ImageCorpus:
+    """Open a prepared corpus of images.
+
+    Raises DataError: unknown, not prepared, damaged, or a text.
+    """
+    opened = open_any(name)
+    return opened if isinstance(opened, ImageCorpus) else read_images(opened.folder, name)
+
+
+def check_unchanged(corpus: Corpus | ImageCorpus) -> None:
+    """Read every file again and compare its hash. Raises DataError where one byte differs."""
+    if isinstance(corpus, ImageCorpus):
+        check_images(corpus)
+    else:
+        check_text(corpus)
 
 
 def add_corpus(
@@ -144,8 +182,10 @@ def add_corpus(
     *,
     replace: bool = False,
     column: str | None = None,
-) -> Corpus:
+) -> Corpus | ImageCorpus:
     """Prepare a corpus from a file, a folder or a zip archive (`sources`), or a folder of parquet.
+
+    A folder whose content is images (`image_sources`, `tables`) becomes a corpus of images.
 
     Args:
         replace: put it in place of a corpus of that name with other content. The same content is
@@ -153,12 +193,18 @@ def add_corpus(
         column: the text column of parquet files.
 
     Raises:
-        DataError: bad text (file, line, remedy), a missing split, other content under the name.
-        UsageError: a name that cannot be a folder's or is built in.
+        DataError: bad text or images (file, line or row, remedy), a missing split, other content
+            under the name.
+        UsageError: a name that cannot be a folder's or is built in, a vocabulary for images.
         DiskError: the corpus cannot be written.
     """
     folder = _target(name)
-    if parquet_files(source):
+    files = parquet_files(source)
+    if column is None:
+        images = image_parquet(source, files) if files else image_folder(source)
+        if images is not None:
+            return _prepare_images(folder, images, options, replace)
+    if files:
         where = hub.HubId(path=str(source), column=column)
         return _prepare_dataset(folder, where, source.resolve().name, options, replace)
     if column is not None:
@@ -174,17 +220,17 @@ def fetch_corpus(
     revision: str | None = None,
     column: str | None = None,
     replace: bool = False,
-) -> Corpus:
-    """Fetch a benchmark by name (`ptb`, `wikitext-2`, `wikitext-103`) or a dataset by its hub id.
+) -> Corpus | ImageCorpus:
+    """Fetch a benchmark by name (`hub.known`) or a dataset of text or images by its hub id.
 
     Raises as `add_corpus` does; a network failure is a DataError.
     """
-    where = hub.BENCHMARKS.get(name)
+    where = hub.known().get(name)
     if where is None:
         if not _HUB_ID.fullmatch(name):
             raise UsageError(
                 f"{name!r} is no id of the hub",
-                f"Give owner/name, or one of: {', '.join(hub.BENCHMARKS)}.",
+                f"Give owner/name, or one of: {', '.join(hub.known())}.",
             )
         folder = _target(name, config)
         where = hub.HubId(path=name)
@@ -211,12 +257,16 @@ def _target(name: str, config: str | None = None) -> Path:
 
 def _prepare_dataset(
     folder: Path, where: hub.HubId, called: str, options: VocabOptions, replace: bool
-) -> Corpus:
+) -> Corpus | ImageCorpus:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Beside the corpus: a temporary folder elsewhere may be a small memory disk.
         with hidden_sibling(folder) as cache:
             loaded = hub.load(where, cache, add_name=folder.name)
+            if where.column is None:
+                images = image_dataset(loaded, shown(called))
+                if images is not None:
+                    return _prepare_images(folder, images, options, replace)
             source = hub.source_of(loaded, shown(called), where.column)
             return _prepare(folder, source, options, replace)
     except OSError as error:
@@ -224,6 +274,18 @@ def _prepare_dataset(
             f"{shown(folder)}: the corpus cannot be written ({error.strerror or error})",
             "Free some space or check the permissions of the folder.",
         ) from error
+
+
+def _prepare_images(
+    folder: Path, source: ImageSource, options: VocabOptions, replace: bool
+) -> ImageCorpus:
+    if options != VocabOptions():
+        raise UsageError(
+            f"{shown(source.name)} holds images, which have no vocabulary",
+            "Leave out --vocab, --vocab-size and --lower.",
+        )
+    write_images(folder, folder.name, source, replace=replace)
+    return read_images(folder, folder.name)
 
 
 def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool) -> Corpus:
@@ -256,8 +318,8 @@ def _vocabulary(splits: Mapping[str, Text], options: VocabOptions, benchmark: bo
     return frequent_words(train, size=options.size, lower=options.lower)
 
 
-def corpus_info(corpus: Corpus) -> dict[str, Any]:
-    """What `corpus info` prints, plain values only.
+def corpus_info(corpus: Corpus | ImageCorpus) -> dict[str, Any]:
+    """What `corpus info` prints, plain values only; of images, see `images_info`.
 
     Counts are tokens. `best_perplexity` (hmm only) and the unigram and bigram perplexities are
     those of the test split, per token, its first token not counted.
@@ -266,6 +328,8 @@ def corpus_info(corpus: Corpus) -> dict[str, Any]:
         DataError: a file was changed since it was prepared.
     """
     check_unchanged(corpus)
+    if isinstance(corpus, ImageCorpus):
+        return images_info(corpus)
     described, size = corpus.description, len(corpus.vocab)
     train, test = corpus.splits["train"], corpus.splits["test"]
     return {
@@ -289,18 +353,32 @@ def corpus_info(corpus: Corpus) -> dict[str, Any]:
 
 
 def list_corpora() -> list[dict[str, Any]]:
-    """Every corpus, prepared, built in or known: name, tokens, vocabulary, prepared, note."""
+    """Every corpus, prepared, built in or known: name, tokens, vocabulary, prepared, note.
+
+    Prepared ones of images have `images` (of all splits) and `classes` (how many) as well.
+    """
     folder = corpora_folder()
     prepared = sorted(path.parent.name for path in folder.glob(f"*/{DESCRIPTION}"))
     prepared = [name for name in prepared if not name.startswith(".")]
     listed = []
-    for name in dict.fromkeys(chain(_BUILT_IN, hub.BENCHMARKS, prepared)):
-        entry = {"name": name, "tokens": None, "vocabulary": None, "prepared": name in prepared}
+    for name in dict.fromkeys(chain(_BUILT_IN, hub.known(), prepared)):
+        entry: dict[str, Any] = {
+            "name": name,
+            "tokens": None,
+            "vocabulary": None,
+            "prepared": name in prepared,
+        }
         if name in prepared:
             try:
-                described = read_description(folder / name, name)
-                entry["tokens"] = sum(described["splits"][split]["tokens"] for split in SPLITS)
-                entry["vocabulary"] = described.get("vocabulary")
+                described = any_description(folder / name, name)
+                if described["kind"] == IMAGES:
+                    images = read_images(folder / name, name)
+                    entry["images"] = sum(map(len, images.splits.values()))
+                    entry["classes"] = len(images.classes)
+                else:
+                    described = read_description(folder / name, name)
+                    entry["tokens"] = sum(described["splits"][split]["tokens"] for split in SPLITS)
+                    entry["vocabulary"] = described.get("vocabulary")
                 entry["note"] = str(described.get("note", ""))
             except DataError as error:
                 entry["note"] = error.cause

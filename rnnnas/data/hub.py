@@ -45,6 +45,13 @@ BENCHMARKS: Mapping[str, HubId] = {
     "wikitext-103": HubId(path="Salesforce/wikitext", config="wikitext-103-v1", column="text"),
 }
 
+IMAGES: Mapping[str, HubId] = {"cifar10": HubId(path="uoft-cs/cifar10")}
+
+
+def known() -> Mapping[str, HubId]:
+    """Every dataset that is known by a name of its own."""
+    return {**BENCHMARKS, **IMAGES}
+
 
 def load(where: HubId, cache: Path, *, add_name: str = "NAME") -> Mapping[str, Any]:
     """The splits of a dataset of the hub, or of a local folder in one of the hub's layouts.
@@ -96,10 +103,11 @@ def _refusal(where: HubId, local: bool, error: Exception, add_name: str) -> Data
         )
     if isinstance(error, ValueError) and "onfig" in reason:
         return DataError(f"{where.path}: {reason}", "Choose one of these with --config.")
+    what, copy = ("images", "FOLDER") if add_name in IMAGES else ("text", "FILE")
     return DataError(
         f"{where.path}: cannot be fetched from the hub ({reason})",
-        "Check the id and the network, or obtain the text elsewhere and give it with: "
-        f"rnnnas corpus add {add_name} --from FILE",
+        f"Check the id and the network, or obtain the {what} elsewhere and give it with: "
+        f"rnnnas corpus add {add_name} --from {copy}",
     )
 
 

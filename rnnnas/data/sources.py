@@ -32,7 +32,7 @@ ZIP_RATIO, ZIP_LARGE = 200, 100_000_000
 # What zipfile raises for truncated, altered or exotically packed members.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError, OSError)
 
-_SPLIT_WORDS = {
+SPLIT_WORDS = {
     "train": "train",
     "training": "train",
     "valid": "valid",
@@ -60,9 +60,9 @@ def split_of(name: str) -> str | None:
     Words count, not substrings: `latest.txt` is no test split.
     """
     path = PurePosixPath(name)
-    words = [w for w in re.split(r"[^a-z]+", path.name.lower()) if w in _SPLIT_WORDS]
-    words += [part for part in reversed(path.parts[:-1]) if part.lower() in _SPLIT_WORDS]
-    return _SPLIT_WORDS[words[0].lower()] if words else None
+    words = [w for w in re.split(r"[^a-z]+", path.name.lower()) if w in SPLIT_WORDS]
+    words += [part for part in reversed(path.parts[:-1]) if part.lower() in SPLIT_WORDS]
+    return SPLIT_WORDS[words[0].lower()] if words else None
 
 
 def missing_split(name: str, present: list[str], missing: list[str], files: str) -> DataError:
@@ -84,9 +84,9 @@ def open_source(path: Path) -> Source:
     return Source(name=path.name, splits=_cut(text))
 
 
-def parquet_files(path: Path) -> bool:
-    """Whether `path` is a folder that holds parquet files, anywhere in it."""
-    return path.is_dir() and next(path.rglob("*.parquet"), None) is not None
+def parquet_files(path: Path) -> list[Path]:
+    """The parquet files anywhere in the folder `path`, sorted; none where it is no folder."""
+    return sorted(path.rglob("*.parquet")) if path.is_dir() else []
 
 
 def _folder(folder: Path) -> Source:
@@ -169,7 +169,8 @@ def _assemble(name: str, called: str, texts: Mapping[str, Text]) -> Source:
     if not texts:
         raise DataError(
             f"{called}: holds no text file ({', '.join(SUFFIXES)}) and no parquet",
-            "Give a text file, or a folder or zip archive of text files.",
+            "Give a text file, a folder or zip archive of text files, or a folder of class folders "
+            "that hold images.",
         )
     parts: dict[str, list[Text]] = {split: [] for split in SPLITS}
     ignored = []

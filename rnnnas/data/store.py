@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from rnnnas.data.vocab import Vocab
 from rnnnas.errors import DataError, DiskError
 
 FORMAT = 1
+IMAGES = "images"  # the kind of a corpus that holds images; of a text, how it became tokens
 DESCRIPTION, VOCABULARY = "corpus.json", "vocab.json"
 MIN_LINES, MIN_TOKENS = 2, 100  # of a split: below, no window fits and a perplexity is noise
 _STALE = 24 * 3600  # seconds after which a hidden folder is left over from a killed preparation
@@ -88,7 +89,8 @@ def write_corpus(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with hidden_sibling(folder) as hidden:
             description = _write(hidden, name, texts, vocab, about)
-            _install(hidden, folder, name, description["sha256"], replace)
+            sha256 = description["sha256"]
+            install(hidden, folder, name, lambda: _same_content(folder, name, sha256), replace)
     except OSError as error:
         raise DiskError(
             f"{shown(folder)}: the corpus cannot be written ({error.strerror or error})",
@@ -117,7 +119,7 @@ def _write(
     """Write every file of the corpus into the empty `folder`; returns the description."""
     dtype = _DTYPES[0] if len(vocab) <= 1 << 16 else _DTYPES[1]
     listed = json.dumps(vocab.to_plain(), ensure_ascii=True, separators=(",", ":")).encode()
-    _write_synced(folder / VOCABULARY, listed)
+    write_synced(folder / VOCABULARY, listed)
     splits = {split: _write_split(folder, split, texts[split], vocab, dtype) for split in SPLITS}
     digests = {split: splits[split]["sha256"] for split in SPLITS}
     digests["vocabulary"] = hashlib.sha256(listed).hexdigest()
@@ -132,8 +134,8 @@ def _write(
         "vocabulary_sha256": digests["vocabulary"],
         **about,
     }
-    _write_synced(folder / DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
-    _sync_folder(folder)
+    write_synced(folder / DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
+    sync_folder(folder)
     return description
 
 
@@ -167,14 +169,16 @@ def _write_split(folder: Path, split: str, text: Text, vocab: Vocab, dtype: str)
     }
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -182,8 +186,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _install(hidden: Path, folder: Path, name: str, sha256: str, replace: bool) -> None:
-    """Rename the finished folder into place."""
+def install(hidden: Path, folder: Path, name: str, same: Callable[[], bool], replace: bool) -> None:
+    """Rename the finished folder into place, unless the `same` content is there already.
+
+    Raises DataError where other content is there, and not `replace`.
+    """
     if not folder.exists():
         try:
             hidden.rename(folder)
@@ -192,11 +199,11 @@ def _install(hidden: Path, folder: Path, name: str, sha256: str, replace: bool) 
             if not folder.exists():
                 raise
         else:
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
             return
     if not folder.is_dir():
         raise DataError(f"{shown(folder)}: is a file", "Choose another corpus name.")
-    if _same_content(folder, name, sha256):
+    if same():
         return
     if not replace:
         raise DataError(
@@ -207,41 +214,64 @@ def _install(hidden: Path, folder: Path, name: str, sha256: str, replace: bool) 
     with hidden_sibling(folder) as old:
         folder.rename(old / "replaced")
         hidden.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def _same_content(folder: Path, name: str, sha256: str) -> bool:
     try:
         there = read_corpus(folder, name)
-        check_unchanged(there)
+        check_text(there)
     except DataError:
         return False
     return there.sha256 == sha256
 
 
-def _damaged(folder: Path, name: str, reason: str) -> DataError:
+def damaged(folder: Path, name: str, reason: str) -> DataError:
+    """The error for a prepared corpus that is not as it was written."""
     return DataError(
         f"corpus {name} is damaged: {shown(folder)}: {reason}",
         "Delete that folder and prepare the corpus again.",
     )
 
 
-def _read(path: Path, folder: Path, name: str) -> bytes:
+def read_file(path: Path, folder: Path, name: str) -> bytes:
+    """A small file of the corpus. Raises DataError where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _damaged(folder, name, f"{path.name}: {error.strerror}") from error
+        raise damaged(folder, name, f"{path.name}: {error.strerror}") from error
+
+
+def any_description(folder: Path, name: str) -> dict[str, Any]:
+    """The description of a corpus of any kind, its format and no more of it checked.
+
+    Raises DataError where it is damaged or of another format.
+    """
+    try:
+        description = dict(json.loads(read_file(folder / DESCRIPTION, folder, name)))
+        written, _ = description["format"], description["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(folder, name, f"{DESCRIPTION} is not a description") from error
+    if written != FORMAT:
+        raise DataError(
+            f"corpus {name} was prepared in format {written}, not {FORMAT}",
+            f"Delete {shown(folder)} and prepare the corpus again.",
+        )
+    return description
 
 
 def read_description(folder: Path, name: str) -> dict[str, Any]:
-    """The description of the corpus in `folder`. Raises DataError where it is damaged."""
+    """The description of the text in `folder`.
+
+    Raises DataError where it is damaged, or where the corpus holds images.
+    """
+    description = any_description(folder, name)
+    if description["kind"] == IMAGES:
+        raise DataError(
+            f"corpus {name} holds images, not text",
+            "Choose a corpus of text: `rnnnas corpus list` shows what each one holds.",
+        )
     try:
-        description = json.loads(_read(folder / DESCRIPTION, folder, name))
-        if description["format"] != FORMAT:
-            raise DataError(
-                f"corpus {name} was prepared in format {description['format']}, not {FORMAT}",
-                f"Delete {shown(folder)} and prepare the corpus again.",
-            )
         splits = [description["splits"][split] for split in SPLITS]
         complete = (
             description["dtype"] in _DTYPES
@@ -249,21 +279,21 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
             and all(type(part[k]) is int for part in splits for k in ("tokens", "words", "unknown"))
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, name, f"{DESCRIPTION} is not a description") from error
+        raise damaged(folder, name, f"{DESCRIPTION} is not a description") from error
     if not complete:
-        raise _damaged(folder, name, f"{DESCRIPTION} is not a description")
-    return dict(description)
+        raise damaged(folder, name, f"{DESCRIPTION} is not a description")
+    return description
 
 
 def read_corpus(folder: Path, name: str) -> Corpus:
     """Open the corpus in `folder`: files are mapped, not read. Raises DataError where damaged."""
     description = read_description(folder, name)
     try:
-        vocab = Vocab.from_plain(json.loads(_read(folder / VOCABULARY, folder, name)))
+        vocab = Vocab.from_plain(json.loads(read_file(folder / VOCABULARY, folder, name)))
     except ValueError as error:
-        raise _damaged(folder, name, f"{VOCABULARY} is not JSON") from error
+        raise damaged(folder, name, f"{VOCABULARY} is not JSON") from error
     except DataError as error:
-        raise _damaged(folder, name, f"{VOCABULARY}: {error.cause}") from error
+        raise damaged(folder, name, f"{VOCABULARY}: {error.cause}") from error
     dtype = np.dtype(description["dtype"])
     splits = {}
     for split in SPLITS:
@@ -271,12 +301,12 @@ def read_corpus(folder: Path, name: str) -> Corpus:
         try:
             size = path.stat().st_size
             if size != tokens * dtype.itemsize or not tokens:
-                raise _damaged(
+                raise damaged(
                     folder, name, f"{path.name} has {size:,} bytes, not {tokens:,} tokens"
                 )
             splits[split] = np.memmap(path, dtype=dtype, mode="r")
         except OSError as error:
-            raise _damaged(folder, name, f"{path.name}: {error.strerror}") from error
+            raise damaged(folder, name, f"{path.name}: {error.strerror}") from error
     return Corpus(
         name=name,
         folder=folder,
@@ -287,14 +317,16 @@ def read_corpus(folder: Path, name: str) -> Corpus:
     )
 
 
-def check_unchanged(corpus: Corpus) -> None:
+def check_text(corpus: Corpus) -> None:
     """Read every file again and compare its hash. Raises DataError where one byte differs."""
     described = {split: corpus.description["splits"][split]["sha256"] for split in SPLITS}
     described["vocabulary"] = corpus.description.get("vocabulary_sha256")
     files = {split: f"{split}.bin" for split in SPLITS} | {"vocabulary": VOCABULARY}
     for key, file in files.items():
-        found = hashlib.sha256(_read(corpus.folder / file, corpus.folder, corpus.name)).hexdigest()
+        found = hashlib.sha256(
+            read_file(corpus.folder / file, corpus.folder, corpus.name)
+        ).hexdigest()
         if found != described[key]:
-            raise _damaged(corpus.folder, corpus.name, f"{file} was changed since it was prepared")
+            raise damaged(corpus.folder, corpus.name, f"{file} was changed since it was prepared")
     if content_hash(described) != corpus.sha256:
-        raise _damaged(corpus.folder, corpus.name, f"{DESCRIPTION} was changed")
+        raise damaged(corpus.folder, corpus.name, f"{DESCRIPTION} was changed")

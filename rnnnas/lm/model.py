@@ -38,9 +38,10 @@ class ModelConfig:
     operation; "eager" gives the same values at less cost; both can be differentiated twice.
     "fast" gives the same values and first gradients. layers: each takes
     the outputs of the one below. softmaxes: K of a mixture of softmaxes; 1 is a plain softmax.
-    precision: of the plain softmax's products in training, the largest ones: "auto" is bfloat16
-    where the machine multiplies it in hardware, else float32. Evaluation is always float32, and
-    so are weights, sums and the loss.
+    partial: in a search, 1/partial of a state's units go through the operations (`mixed.py`).
+    precision: of the plain softmax's products in training and of a search's cell, the largest
+    ones: "auto" is bfloat16 where the machine multiplies it in hardware, else float32. Evaluation
+    is always float32, and so are weights, sums and the loss.
     """
 
     hidden: int = 300
@@ -49,11 +50,16 @@ class ModelConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     layers: int = 1
     softmaxes: int = 1
+    partial: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "nodes", "layers", "softmaxes"):
+        for name in ("hidden", "nodes", "layers", "softmaxes", "partial"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)} must be at least 1")
+        if self.hidden % self.partial:
+            raise UsageError(
+                f"model.partial = {self.partial} does not divide model.hidden = {self.hidden}"
+            )
         if self.path != "fast" and self.precision == "bfloat16":
             raise UsageError("model.precision = 'bfloat16' needs model.path = 'fast'")
 
@@ -117,9 +123,10 @@ class RecurrentLM(nn.Module):
                 self.layers[str(k + 1)] = nn.ParameterDict(own)
         else:
             nodes = len(cell.nodes) if isinstance(cell, CellGene) else cell.nodes
-            sizes = {"first": (2 * hidden, 2 * hidden), "nodes": (nodes, hidden, 2 * hidden)}
+            units = hidden // config.partial
+            sizes = {"first": (2 * hidden, 2 * hidden), "nodes": (nodes, units, 2 * units)}
             self.first = weight(*sizes["first"])  # (D+H, 2H), of the lowest layer
-            self.nodes = weight(*sizes["nodes"])  # (N, H, 2H)
+            self.nodes = weight(*sizes["nodes"])  # (N, U, 2U), U = H/partial
             for k in range(1, config.layers):
                 own = {name: weight(*size) for name, size in sizes.items()}
                 self.layers[str(k + 1)] = nn.ParameterDict(own)
@@ -154,9 +161,17 @@ class RecurrentLM(nn.Module):
         return twin
 
     def outputs(
-        self, inputs: Tensor, carry: Carry, mixtures: Mapping[str, Mixture], noise: LMNoise
+        self,
+        inputs: Tensor,
+        carry: Carry,
+        mixtures: Mapping[str, Mixture],
+        noise: LMNoise,
+        low: bool = False,
     ) -> tuple[Tensor, Carry]:
-        """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next carry."""
+        """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next carry.
+
+        low: round the products of a search's cell to bfloat16.
+        """
         words = F.embedding(inputs, self.embedding)  # (T, B, D)
         if noise.words is not None:
             words = words * F.embedding(inputs, noise.words)
@@ -169,7 +184,7 @@ class RecurrentLM(nn.Module):
         after: tuple[Tensor, ...] = ()
         for k in range(layers):
             state = states[k * each : (k + 1) * each]
-            raw, state = self._layer(k, raw, state, mixtures, noise.layer(k))
+            raw, state = self._layer(k, raw, state, mixtures, noise.layer(k), low)
             after += tuple(s.detach() for s in state)
         alone = layers == 1 and not isinstance(self.cell, str)
         return raw, after[0] if alone else after
@@ -181,6 +196,7 @@ class RecurrentLM(nn.Module):
         state: tuple[Tensor, ...],
         mixtures: Mapping[str, Mixture],
         noise: LayerNoise,
+        low: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs (T, B, H) of layer `k`, counted from 0, and its state after them."""
         fast = self.config.path == "fast"
@@ -198,10 +214,14 @@ class RecurrentLM(nn.Module):
         if isinstance(self.cell, CellGene):
             raw = (fused if fast else derived).unroll(*args, self.cell, noise.x, noise.h)
         else:
-            literal = self.config.path == "reference"
-            search = mixed.unroll_reference if literal else mixed.unroll
-            search = fused_mixed.unroll if fast else search
-            raw = search(*args, self.cell, mixtures[RECURRENT].weights, noise.x, noise.h)
+            weights, paths = mixtures[RECURRENT]
+            more = (self.cell, weights, noise.x, noise.h)
+            if fast:
+                raw = fused_mixed.unroll(*args, *more, paths=paths, low=low)
+            else:
+                literal = self.config.path == "reference"
+                search = mixed.unroll_reference if literal else mixed.unroll
+                raw = search(*args, *more, paths=paths)
         return raw, (raw[-1],)
 
     def forward(
@@ -221,7 +241,9 @@ class RecurrentLM(nn.Module):
             noise: the window's masks, or None to evaluate: no masks and no penalty.
         """
         masks = SILENCE if noise is None else noise
-        raw, after = self.outputs(batch.inputs, carry, mixtures, masks)
+        low = noise is not None and self.embedding.dtype == torch.float32
+        low = low and low_precision(self.config, self.embedding.device)
+        raw, after = self.outputs(batch.inputs, carry, mixtures, masks, low)
         dropped = derived.masked(raw, masks.outputs)
         extra = raw.new_zeros(()) if noise is None else penalty(self.penalty_config, raw, dropped)
         fast = self.config.path == "fast"
@@ -232,8 +254,6 @@ class RecurrentLM(nn.Module):
             mixture = softmaxes.cross_entropy if fast else softmaxes.cross_entropy_reference
             value = mixture(rows, self.projections, self.prior, *decoder)
         elif fast:
-            low = noise is not None and raw.dtype == torch.float32
-            low = low and low_precision(self.config, raw.device)
             value = cross_entropy(rows, *decoder, low=low)
         else:
             value = cross_entropy_reference(rows, *decoder)

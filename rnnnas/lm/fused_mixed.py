@@ -23,8 +23,8 @@ from rnnnas.lm.pool import POOL
 from rnnnas.lm.products import project
 from rnnnas.nas.space import CellSpace
 
-# Elements of a block's element-wise work at once. Fewer passes leave the cache, more calls cost
-# their overhead: benchmarks/README.md.
+# Elements of a block's element-wise work at once: larger ones leave the cache, smaller ones cost
+# more calls (benchmarks/README.md).
 BLOCK = 100_000
 
 
@@ -83,11 +83,15 @@ class _Block(NamedTuple):
 
 
 class _Node(NamedTuple):
-    """sources: the predecessors of its computed edges; run: the first, where they are a run."""
+    """sources: the predecessors of its n computed edges; run: whether they are neighbours.
+
+    masses: (1, n), those of its blocks.
+    """
 
     blocks: list[_Block]
     sources: list[int]
     run: bool
+    masses: Tensor
 
 
 def _plan(space: CellSpace, ways: tuple[Route, ...], weights: Tensor, most: int) -> list[_Node]:
@@ -113,15 +117,15 @@ def _plan(space: CellSpace, ways: tuple[Route, ...], weights: Tensor, most: int)
             at += size
         sources = [space.edges[edge][0] for edge, _ in route]
         run = bool(sources) and sources == [*range(sources[0], sources[0] + len(sources))]
-        plan.append(_Node(blocks, sources, run))
+        masses = torch.cat([weights.new_empty(0), *(block.mass.view(-1) for block in blocks)])
+        plan.append(_Node(blocks, sources, run, masses.unsqueeze(0)))
     return plan
 
 
-def _taken(inner: Tensor, node: _Node) -> Tensor:
-    """The rows that a node's product takes, (n B, U), of inner (N+1, B, U)."""
+def _taken(states: Tensor, node: _Node) -> Tensor:
+    """The states that a node's computed edges come from, (n, B, U), of (N+1, B, U)."""
     first, n = node.sources[0], len(node.sources)
-    rows = inner[first : first + n] if node.run else inner[node.sources]
-    return rows.view(-1, inner.shape[-1])
+    return states[first : first + n] if node.run else states[node.sources]
 
 
 class _Window:
@@ -176,7 +180,7 @@ class _MixedUnroll(torch.autograd.Function):
         outputs = from_x.new_empty(steps, streams, hidden)
         inner = POOL.take(matrices, len(plan) + 1, streams, units)  # states times the mask
         most = max([block.size for node in plan for block in node.blocks], default=0)
-        work = [POOL.take(h, most, streams, units) for _ in range(4)]
+        work = POOL.take(h, 4, most, streams, units)
         total = POOL.take(h, streams, hidden)
         mask_u = mask[:, :units] if mask.dim() else mask
         lowest = -h.new_ones(1)
@@ -194,29 +198,19 @@ class _MixedUnroll(torch.autograd.Function):
             _normalise(torch.lerp(carried, f, gate), states[0], rstd[0], hidden)
             torch.mul(states[0, :, :units], mask_u, out=inner[0])
             for i, node in enumerate(plan):
-                total.zero_()
-                product = window.products[i][slot]  # (n, B, 2U)
                 if node.blocks:
-                    out = product.view(-1, 2 * units)
-                    torch.mm(_taken(inner, node), matrices[i], out=out)
-                for block in node.blocks:
-                    m = block.size
-                    part = product[block.at : block.at + m]
-                    s = states[block.source : block.source + m]
-                    gate, z, gain, f = (buffer[:m] for buffer in work)
-                    gate.copy_(part[..., :units]).sigmoid_()
-                    z.copy_(part[..., units:])
-                    _gain(z, s[..., :units], block, gain, f, lowest)
-                    flat = total.view(1, -1)
-                    flat.addmm_(block.mass.view(1, m), s.view(m, -1))
-                    if m == 1:
-                        total[:, :units].addcmul_(gate[0], gain[0])
-                    else:
-                        total[:, :units] += gain.mul_(gate).sum(0)
+                    product = window.products[i][slot]  # (n, B, 2U)
+                    left = _taken(inner, node).view(-1, units)
+                    torch.mm(left, matrices[i], out=product.view(-1, 2 * units))
+                    carry = _taken(states, node).view(-1, streams * hidden)
+                    torch.mm(node.masses, carry, out=total.view(1, -1))  # Σ_j P_j s_j
+                    _through(node, product, states, total[:, :units], work, lowest)
+                else:
+                    total.zero_()
                 _normalise(total, states[i + 1], rstd[i + 1], units)
                 torch.mul(states[i + 1, :, :units], mask_u, out=inner[i + 1])
             carried = torch.mean(states[1:], 0, out=outputs[t])
-        POOL.give(inner, total, *work)
+        POOL.give(inner, total, work)
         if keep:
             ctx.save_for_backward(h, from_h, nodes, weights, mask, outputs)
             ctx.window, ctx.plan, ctx.low = window, plan, low
@@ -246,7 +240,7 @@ class _MixedUnroll(torch.autograd.Function):
         widest = max(len(node.sources) for node in plan)
         reached = POOL.take(matrices, widest, streams, units)
         most = max([block.size for node in plan for block in node.blocks], default=0)
-        work = [POOL.take(outputs, most, streams, units) for _ in range(7)]
+        work = POOL.take(outputs, 5 + weights.shape[1], most, streams, units)
         mask_u = mask[:, :units] if mask.dim() else mask
         lowest = -h.new_ones(1)
         onward = torch.zeros_like(h)  # the gradient of h from the step after
@@ -261,21 +255,21 @@ class _MixedUnroll(torch.autograd.Function):
                     continue
                 product = window.products[i][t]  # (n, B, 2U)
                 total = _through_normalise(slopes[i + 1], states[i + 1], rstd[i + 1], units)
-                for block in node.blocks:
-                    part = product[block.at : block.at + block.size]
-                    _through_block(block, part, states, slopes, total, units, work, lowest, dots)
+                if dots is not None:
+                    dots.append(torch.mv(_taken(states, node).flatten(1), total.flatten()))
+                _back_through(node, product, states, slopes, total, work, lowest, dots)
                 rows = product.view(-1, 2 * units)
                 back = reached[: len(node.sources)]
                 torch.mm(rows, matrices[i].t(), out=back.view(-1, units))
                 for block in node.blocks:
-                    m, source = block.size, block.source
-                    own = back[block.at : block.at + m]
-                    own = work[0][:m].copy_(own) if low else own
-                    slopes[source : source + m, :, :units].addcmul_(own, mask_u)
+                    own = back[block.at : block.at + block.size]
+                    own = work[0, : block.size].copy_(own) if low else own
+                    reach = slopes[block.source : block.source + block.size, :, :units]
+                    reach.addcmul_(own, mask_u)
                 if grad_nodes is not None and low:
-                    grad_nodes[i] += torch.mm(_taken(inner, node).t(), rows)
+                    grad_nodes[i] += torch.mm(_taken(inner, node).view(-1, units).t(), rows)
                 elif grad_nodes is not None:
-                    grad_nodes[i].addmm_(_taken(inner, node).t(), rows)
+                    grad_nodes[i].addmm_(_taken(inner, node).view(-1, units).t(), rows)
             before = h if t == 0 else outputs[t - 1]
             zero = window.zero[t]
             gate, f0 = zero[:, :hidden].sigmoid(), zero[:, hidden:].contiguous()
@@ -293,63 +287,100 @@ class _MixedUnroll(torch.autograd.Function):
             left, right = (a.flatten(0, 1).to(matrix_h.dtype) for a in (previous, grad_x))
             grad_from_h = torch.mm(left.t(), right).to(from_h.dtype)
         grad_weights = None if dots is None else _gathered(dots, plan, steps, weights)
-        POOL.give(slopes, inner, reached, *work)
+        POOL.give(slopes, inner, reached, work)
         window.give_back()
         return grad_x, onward, grad_from_h, grad_nodes, grad_weights, *(None,) * 5
 
 
-def _through_block(
-    block: _Block, part: Tensor, states: Tensor, slopes: Tensor, total: Tensor, units: int,
-    work: list[Tensor], lowest: Tensor, dots: list[Tensor] | None,
+def _through(
+    node: _Node, product: Tensor, states: Tensor, total: Tensor, work: Tensor, lowest: Tensor
+) -> None:
+    """Add σc (Σ_f p_f f(z) - P s) of every edge to the node's sum.
+
+    product (n, B, 2U), states (N+1, B, H), total (B, U), work (4, m, B, U).
+    """
+    units = total.shape[-1]
+    cs, zs = product[..., :units], product[..., units:]
+    for block in node.blocks:
+        m, at = block.size, block.at
+        gate, z, gain, f = (work if m == work.shape[1] else work[:, :m]).unbind(0)
+        gate.copy_(cs[at : at + m]).sigmoid_()
+        z.copy_(zs[at : at + m])
+        torch.mul(states[block.source : block.source + m, :, :units], block.minus, out=gain)
+        for (_, op), p in zip(block.ops, block.shares, strict=True):
+            gain.addcmul_(_activate(op, z, f, lowest), p)
+        if m == 1:
+            total.addcmul_(gate[0], gain[0])
+        else:
+            total += gain.mul_(gate).sum(0)
+
+
+def _back_through(
+    node: _Node, product: Tensor, states: Tensor, slopes: Tensor, total: Tensor, work: Tensor,
+    lowest: Tensor, dots: list[Tensor] | None,
 ) -> None:  # fmt: skip
-    """Back through a block: its products (m, B, 2U) become their own gradients.
+    """Back through a node's edges: its products become their own gradients.
 
     total (B, H): the gradient of the node's sum. Adds what reaches the predecessors directly to
-    their `slopes`, and the inner products that the weights' gradients are made of to `dots`.
+    their `slopes`; work (5 + O, m, B, U). Adds to `dots`, edge by edge, the inner products of
+    total σc with the values of all operations and with s.
     """
-    m, mass = block.size, block.mass
-    s = states[block.source : block.source + m]
-    reach = slopes[block.source : block.source + m]
-    gate, z, q, rest, gain, rise, f = (buffer[:m] for buffer in work)
-    inside = total[:, :units]
-    gate.copy_(part[..., :units]).sigmoid_()
-    z.copy_(part[..., units:])
-    torch.mul(gate, inside, out=q)
-    torch.sub(inside, q, out=rest)  # total (1 - σc)
-    reach[..., :units].addcmul_(rest, mass)
-    if units < total.shape[-1]:
-        reach[..., units:].addcmul_(total[:, units:], mass)
-    if dots is not None:
-        for e in range(m):
-            straight = _dot(rest[e], s[e, :, :units])
-            if units < total.shape[-1]:
-                straight = straight + _dot(total[:, units:], s[e, :, units:])
-            dots.append(straight)
-    _gain_and_rise(z, q, s[..., :units], block, gain, rise, f, lowest, dots)
-    # d/dc = total σc (1 - σc) gain; d/dz = q Σ_f p_f f'(z).
-    torch.mul(gain.mul_(rest), gate, out=part[..., :units])
-    torch.mul(q, rise, out=part[..., units:])
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.flatten(), b.flatten())
+    units = product.shape[-1] // 2
+    cs, zs = product[..., :units], product[..., units:]
+    inside, rest_units = total[:, :units], total[:, units:]
+    for block in node.blocks:
+        m, at, source, count = block.size, block.at, block.source, len(block.ops)
+        gate, q, rest, gain, rise, *_ = (work if m == work.shape[1] else work[:, :m]).unbind(0)
+        values = work[5 : 6 + count, :m]  # of the operations; the last is z, the identity's too
+        z = values[count - 1] if block.ops[-1][1] == "identity" else values[count]
+        s = states[source : source + m, :, :units]
+        c_part, z_part = cs[at : at + m], zs[at : at + m]
+        reach = slopes[source : source + m]
+        gate.copy_(c_part).sigmoid_()
+        z.copy_(z_part)
+        torch.mul(gate, inside, out=q)
+        torch.sub(inside, q, out=rest)  # total (1 - σc)
+        reach[..., :units].addcmul_(rest, block.mass)
+        if units < total.shape[-1]:
+            reach[..., units:].addcmul_(rest_units, block.mass)
+        torch.mul(s, block.minus, out=gain)
+        for value, (_, op), p in zip(values.unbind(0), block.ops, block.shares, strict=False):
+            result = _activate(op, z, value, lowest)
+            gain.addcmul_(result, p)
+            if result.data_ptr() != value.data_ptr():
+                value.copy_(result)  # the identity, where it is not the last operation
+        if dots is not None:
+            for e in range(m):
+                own = q[e].view(-1)
+                dots.append(torch.mv(values[:count, e].flatten(1), own))
+                dots.append(torch.dot(own, s[e].flatten()).view(1))
+        c_part.copy_(gain.mul_(rest).mul_(gate))  # d/dc = total σc (1 - σc) gain
+        rise.zero_()
+        for value, (_, op), p in zip(values.unbind(0), block.ops, block.shares, strict=False):
+            _add_rise(op, value, p, rise)
+        z_part.copy_(rise.mul_(q))  # d/dz = total σc Σ_f p_f f'(z)
 
 
 def _gathered(dots: list[Tensor], plan: list[_Node], steps: int, weights: Tensor) -> Tensor:
     """The gradient (E, O) of the mixture, zero where nothing was computed.
 
-    `dots`: by step and node, last first; of each block m for the masses, then m an operation.
+    `dots`: by step and node, last first: n inner products of total and s, then edge by edge
+    those that `_back_through` adds. P's gradient, of total (1 - σc) and s, is their difference.
     """
     grad = torch.zeros_like(weights)
     if dots:
-        sums = torch.stack(dots).view(steps, -1).sum(0)
+        sums = torch.cat(dots).view(steps, -1).sum(0)
         start = 0
         for node in reversed(plan):
+            carried = sums[start : start + len(node.sources)]
+            start += len(node.sources)
             for block in node.blocks:
-                own = sums[start : start + block.size * (1 + len(block.ops))].view(-1, block.size)
+                m, count = block.size, len(block.ops)
+                own = sums[start : start + m * (count + 1)].view(m, count + 1)
                 start += own.numel()
+                mass = carried[block.at : block.at + m] - own[:, count]
                 for k, (o, _) in enumerate(block.ops):
-                    grad[block.edge : block.edge + block.size, o] = own[0] + own[k + 1]
+                    grad[block.edge : block.edge + m, o] = mass + own[:, k]
     return grad
 
 
@@ -374,30 +405,13 @@ def _activate(op: str, z: Tensor, out: Tensor, lowest: Tensor) -> Tensor:
     return torch.clamp_min(z, 0.0, out=out)
 
 
-def _gain(z: Tensor, s: Tensor, block: _Block, gain: Tensor, f: Tensor, lowest: Tensor) -> None:
-    """gain = Σ_f p_f f(z) - P s, what an open gate adds; `f` is scratch. All (m, B, U)."""
-    torch.mul(s, block.minus, out=gain)
-    for (_, op), p in zip(block.ops, block.shares, strict=True):
-        gain.addcmul_(_activate(op, z, f, lowest), p)
-
-
-def _gain_and_rise(
-    z: Tensor, q: Tensor, s: Tensor, block: _Block, gain: Tensor, rise: Tensor, f: Tensor,
-    lowest: Tensor, dots: list[Tensor] | None,
-) -> None:  # fmt: skip
-    """`gain` as before and rise = Σ_f p_f f'(z); hands q · f(z) to `dots`."""
-    torch.mul(s, block.minus, out=gain)
-    rise.zero_()
-    for (_, op), p in zip(block.ops, block.shares, strict=True):
-        value = _activate(op, z, f, lowest)
-        gain.addcmul_(value, p)
-        if dots is not None:
-            dots += [torch.dot(a, b) for a, b in zip(q.flatten(1), value.flatten(1), strict=True)]
-        if op == "tanh":  # 1 - f²
-            rise.add_(torch.ops.aten.tanh_backward.grad_input(p, f, grad_input=f))
-        elif op == "sigmoid":  # f (1 - f)
-            rise.add_(torch.ops.aten.sigmoid_backward.grad_input(p, f, grad_input=f))
-        elif op == "relu":  # 1 where z > 0
-            rise.addcmul_(f.sign_(), p)
-        else:
-            rise.add_(p)
+def _add_rise(op: str, value: Tensor, p: Tensor, rise: Tensor) -> None:
+    """rise += p f'(z), by the value f(z), which is lost."""
+    if op == "tanh":  # 1 - f²
+        rise.add_(torch.ops.aten.tanh_backward.grad_input(p, value, grad_input=value))
+    elif op == "sigmoid":  # f (1 - f)
+        rise.add_(torch.ops.aten.sigmoid_backward.grad_input(p, value, grad_input=value))
+    elif op == "relu":  # 1 where z > 0
+        rise.addcmul_(value.sign_(), p)
+    else:
+        rise.add_(p)

@@ -214,8 +214,8 @@ class RecurrentLM(nn.Module):
         if isinstance(self.cell, CellGene):
             raw = (fused if fast else derived).unroll(*args, self.cell, noise.x, noise.h)
         else:
-            weights, paths = mixtures[RECURRENT]
-            more = (self.cell, weights, noise.x, noise.h)
+            mixture = mixtures[RECURRENT]
+            more, paths = (self.cell, mixture.weights, noise.x, noise.h), mixture.paths
             if fast:
                 raw = fused_mixed.unroll(*args, *more, paths=paths, low=low)
             else:

@@ -11,12 +11,13 @@ to window, since fresh pages cost as much as the arithmetic on them.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rnnnas.lm.blocks import Node, plan_of, taken
 from rnnnas.lm.cell import masked
 from rnnnas.lm.mixed import EPSILON, Paths, Route, routes
 from rnnnas.lm.pool import POOL
@@ -64,70 +65,6 @@ def unroll(
     return outputs
 
 
-class _Block(NamedTuple):
-    """Neighbouring computed edges of one node that have the same operations.
-
-    source, edge: the first one's predecessor and row of the mixture. at: its place among the
-    node's computed edges. ops: rows and names of the operations. shares: their weights, (m, 1, 1)
-    each; mass (m, 1, 1), what they sum to, and minus, the same negated.
-    """
-
-    source: int
-    edge: int
-    at: int
-    size: int
-    ops: tuple[tuple[int, str], ...]
-    shares: list[Tensor]
-    mass: Tensor
-    minus: Tensor
-
-
-class _Node(NamedTuple):
-    """sources: the predecessors of its n computed edges; run: whether they are neighbours.
-
-    masses: (1, n), those of its blocks.
-    """
-
-    blocks: list[_Block]
-    sources: list[int]
-    run: bool
-    masses: Tensor
-
-
-def _plan(space: CellSpace, ways: tuple[Route, ...], weights: Tensor, most: int) -> list[_Node]:
-    """How every node is computed, in blocks of at most `most` edges."""
-    plan = []
-    for route in ways:
-        groups: list[list[tuple[int, tuple[int, ...]]]] = []
-        for edge, ops in route:
-            last = groups[-1] if groups else []
-            if last and len(last) < most and last[-1] == (edge - 1, ops):
-                last.append((edge, ops))
-            else:
-                groups.append([(edge, ops)])
-        blocks, at = [], 0
-        for group in groups:
-            (edge, ops), size = group[0], len(group)
-            p = weights[edge : edge + size]
-            shares = [p[:, o].contiguous().view(-1, 1, 1) for o in ops]
-            names = tuple((o, space.ops[o]) for o in ops)
-            mass = p[:, list(ops)].sum(-1).view(-1, 1, 1)
-            source = space.edges[edge][0]
-            blocks.append(_Block(source, edge, at, size, names, shares, mass, -mass))
-            at += size
-        sources = [space.edges[edge][0] for edge, _ in route]
-        run = bool(sources) and sources == [*range(sources[0], sources[0] + len(sources))]
-        masses = torch.cat([weights.new_empty(0), *(block.mass.view(-1) for block in blocks)])
-        plan.append(_Node(blocks, sources, run, masses.unsqueeze(0)))
-    return plan
-
-
-def _taken(states: Tensor, node: _Node) -> Tensor:
-    """The states that a node's computed edges come from, (n, B, U), of (N+1, B, U)."""
-    first, n = node.sources[0], len(node.sources)
-    return states[first : first + n] if node.run else states[node.sources]
-
-
 class _Window:
     """The buffers of one window; with `keep`, one slot a step, else one slot for all.
 
@@ -135,7 +72,7 @@ class _Window:
     of s0; products: of each node, (n, B, 2U). Later the products' gradients lie in their places.
     """
 
-    def __init__(self, h: Tensor, nodes: Tensor, plan: list[_Node], steps: int) -> None:
+    def __init__(self, h: Tensor, nodes: Tensor, plan: list[Node], steps: int) -> None:
         streams, hidden = h.shape
         self.states = POOL.take(h, steps, len(plan) + 1, streams, hidden)
         self.rstd = POOL.take(h, steps, len(plan) + 1, hidden)
@@ -174,7 +111,7 @@ class _MixedUnroll(torch.autograd.Function):
         hidden, units = double // 2, nodes.shape[1]
         keep = keep and any(ctx.needs_input_grad)
         most = max(1, BLOCK // (streams * units))
-        plan = _plan(space, ways, weights, most)
+        plan = plan_of(space, ways, weights, most)
         matrix_h, matrices = (from_h.bfloat16(), nodes.bfloat16()) if low else (from_h, nodes)
         window = _Window(h, matrices, plan, steps if keep else 1)
         outputs = from_x.new_empty(steps, streams, hidden)
@@ -200,9 +137,9 @@ class _MixedUnroll(torch.autograd.Function):
             for i, node in enumerate(plan):
                 if node.blocks:
                     product = window.products[i][slot]  # (n, B, 2U)
-                    left = _taken(inner, node).view(-1, units)
+                    left = taken(inner, node).view(-1, units)
                     torch.mm(left, matrices[i], out=product.view(-1, 2 * units))
-                    carry = _taken(states, node).view(-1, streams * hidden)
+                    carry = taken(states, node).view(-1, streams * hidden)
                     torch.mm(node.masses, carry, out=total.view(1, -1))  # Σ_j P_j s_j
                     _through(node, product, states, total[:, :units], work, lowest)
                 else:
@@ -226,7 +163,7 @@ class _MixedUnroll(torch.autograd.Function):
         if window is None:
             raise RuntimeError("the fast cell's backward pass can run only once a forward pass")
         ctx.window = None
-        plan: list[_Node] = ctx.plan
+        plan: list[Node] = ctx.plan
         low: bool = ctx.low
         _, _, need_from_h, need_nodes, need_weights = ctx.needs_input_grad[:5]
         steps, streams, hidden = outputs.shape
@@ -256,7 +193,7 @@ class _MixedUnroll(torch.autograd.Function):
                 product = window.products[i][t]  # (n, B, 2U)
                 total = _through_normalise(slopes[i + 1], states[i + 1], rstd[i + 1], units)
                 if dots is not None:
-                    dots.append(torch.mv(_taken(states, node).flatten(1), total.flatten()))
+                    dots.append(torch.mv(taken(states, node).flatten(1), total.flatten()))
                 _back_through(node, product, states, slopes, total, work, lowest, dots)
                 rows = product.view(-1, 2 * units)
                 back = reached[: len(node.sources)]
@@ -267,9 +204,9 @@ class _MixedUnroll(torch.autograd.Function):
                     reach = slopes[block.source : block.source + block.size, :, :units]
                     reach.addcmul_(own, mask_u)
                 if grad_nodes is not None and low:
-                    grad_nodes[i] += torch.mm(_taken(inner, node).view(-1, units).t(), rows)
+                    grad_nodes[i] += torch.mm(taken(inner, node).view(-1, units).t(), rows)
                 elif grad_nodes is not None:
-                    grad_nodes[i].addmm_(_taken(inner, node).view(-1, units).t(), rows)
+                    grad_nodes[i].addmm_(taken(inner, node).view(-1, units).t(), rows)
             before = h if t == 0 else outputs[t - 1]
             zero = window.zero[t]
             gate, f0 = zero[:, :hidden].sigmoid(), zero[:, hidden:].contiguous()
@@ -293,7 +230,7 @@ class _MixedUnroll(torch.autograd.Function):
 
 
 def _through(
-    node: _Node, product: Tensor, states: Tensor, total: Tensor, work: Tensor, lowest: Tensor
+    node: Node, product: Tensor, states: Tensor, total: Tensor, work: Tensor, lowest: Tensor
 ) -> None:
     """Add σc (Σ_f p_f f(z) - P s) of every edge to the node's sum.
 
@@ -316,7 +253,7 @@ def _through(
 
 
 def _back_through(
-    node: _Node, product: Tensor, states: Tensor, slopes: Tensor, total: Tensor, work: Tensor,
+    node: Node, product: Tensor, states: Tensor, slopes: Tensor, total: Tensor, work: Tensor,
     lowest: Tensor, dots: list[Tensor] | None,
 ) -> None:  # fmt: skip
     """Back through a node's edges: its products become their own gradients.
@@ -361,7 +298,7 @@ def _back_through(
         z_part.copy_(rise.mul_(q))  # d/dz = total σc Σ_f p_f f'(z)
 
 
-def _gathered(dots: list[Tensor], plan: list[_Node], steps: int, weights: Tensor) -> Tensor:
+def _gathered(dots: list[Tensor], plan: list[Node], steps: int, weights: Tensor) -> Tensor:
     """The gradient (E, O) of the mixture, zero where nothing was computed.
 
     `dots`: by step and node, last first: n inner products of total and s, then edge by edge

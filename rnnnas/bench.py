@@ -161,17 +161,24 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
     hidden = config.model.hidden
     low = low_precision(config.model, device)
     search = kind in ("first_order", "second_order")
+    units = hidden // config.model.partial
     if kind == "eval":
         steps, streams = EVALUATED, 1
     else:
         steps, streams = config.windows.bptt, config.windows.streams
     rows = steps * streams
-    cell: Counter[Product] = Counter()
-    cell[(rows, hidden, 2 * hidden, False)] += 1  # the input's part of the first product
-    cell[(streams, hidden, 2 * hidden, False)] += steps
-    for node in range(8):  # in search a node's product has a row for every predecessor
-        size = streams * (node + 1) if search else streams
-        cell[(size, hidden, 2 * hidden, False)] += steps
+
+    def cell(rounded: bool) -> Counter[Product]:
+        found: Counter[Product] = Counter()
+        if kind == "loss":
+            return found
+        found[(rows, hidden, 2 * hidden, rounded)] += 1  # the input's part of the first product
+        found[(streams, hidden, 2 * hidden, rounded)] += steps
+        for node in range(config.model.nodes if search else 8):
+            # In search a node's product has a row for every predecessor.
+            size = streams * (node + 1) if search else streams
+            found[(size, units, 2 * units, rounded)] += steps
+        return found
 
     words = WIKITEXT if kind == "loss" else VOCABULARY
 
@@ -181,7 +188,7 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
 
     def window(*, weights: bool, rounded: bool) -> Counter[Product]:
         """Forward, back to the inputs, and back to the weights where they are wanted."""
-        forward = cell + decoder(rounded)
+        forward = cell(rounded) + decoder(rounded)
         total = Counter(forward)
         for (m, k, n, bf16), count in forward.items():
             total[(m, n, k, bf16)] += count
@@ -190,12 +197,9 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
         return total
 
     if kind == "eval":
-        return cell + decoder(False)
-    if kind == "loss":
-        cell = Counter()
-        return window(weights=True, rounded=low)
+        return cell(False) + decoder(False)
     step = window(weights=True, rounded=low)
-    if kind == "train":
+    if kind in ("train", "loss"):
         return step
     if kind == "first_order":
         return step + window(weights=False, rounded=low)

@@ -120,6 +120,10 @@ class TrainConfig:
                     f"noise.weightdrop = {self.noise.weightdrop} is for LSTM and GRU: a derived "
                     "cell has noise.dropouth and noise.dropoutx"
                 )
+        if self.model.partial != 1:
+            raise UsageError(
+                f"model.partial = {self.model.partial} is for searches: a training has 1"
+            )
         _at_least(
             epochs=(self.epochs, 1),
             valid_streams=(self.valid_streams, 1),

@@ -99,7 +99,7 @@ def unroll(
             handed out stay in the inputs' own type.
     """
     width = inputs.shape[-1]
-    from_x = project(masked(inputs, mask_x), first[:width], low=low)
+    from_x = project(masked(inputs, mask_x), first[:width], low)
     mask = h.new_ones(()) if mask_h is None else mask_h
     outputs: Tensor = _DerivedUnroll.apply(  # type: ignore[no-untyped-call]
         from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled(), low

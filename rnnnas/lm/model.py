@@ -38,6 +38,7 @@ class ModelConfig:
     operation; "eager" gives the same values at less cost; both can be differentiated twice.
     "fast" gives the same values and first gradients. layers: each takes
     the outputs of the one below. softmaxes: K of a mixture of softmaxes; 1 is a plain softmax.
+    partial: in a search, 1/partial of a state's units go through the operations (`mixed.py`).
     precision: of the products of our cells and of the plain softmax in training: "auto" is bfloat16
     where the machine multiplies it in hardware, else float32. Evaluation is always float32, and
     so are weights, sums and the loss.
@@ -49,11 +50,16 @@ class ModelConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     layers: int = 1
     softmaxes: int = 1
+    partial: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "nodes", "layers", "softmaxes"):
+        for name in ("hidden", "nodes", "layers", "softmaxes", "partial"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)} must be at least 1")
+        if self.hidden % self.partial:
+            raise UsageError(
+                f"model.partial = {self.partial} does not divide model.hidden = {self.hidden}"
+            )
         if self.path != "fast" and self.precision == "bfloat16":
             raise UsageError("model.precision = 'bfloat16' needs model.path = 'fast'")
 
@@ -117,9 +123,10 @@ class RecurrentLM(nn.Module):
                 self.layers[str(k + 1)] = nn.ParameterDict(own)
         else:
             nodes = len(cell.nodes) if isinstance(cell, CellGene) else cell.nodes
-            sizes = {"first": (2 * hidden, 2 * hidden), "nodes": (nodes, hidden, 2 * hidden)}
+            units = hidden // config.partial
+            sizes = {"first": (2 * hidden, 2 * hidden), "nodes": (nodes, units, 2 * units)}
             self.first = weight(*sizes["first"])  # (D+H, 2H), of the lowest layer
-            self.nodes = weight(*sizes["nodes"])  # (N, H, 2H)
+            self.nodes = weight(*sizes["nodes"])  # (N, U, 2U), U = H/partial
             for k in range(1, config.layers):
                 own = {name: weight(*size) for name, size in sizes.items()}
                 self.layers[str(k + 1)] = nn.ParameterDict(own)
@@ -205,10 +212,14 @@ class RecurrentLM(nn.Module):
         elif isinstance(self.cell, CellGene):
             raw = derived.unroll(*args, self.cell, noise.x, noise.h)
         else:
-            literal = self.config.path == "reference"
-            search = mixed.unroll_reference if literal else mixed.unroll
-            search = fused_mixed.unroll if fast else search
-            raw = search(*args, self.cell, mixtures[RECURRENT].weights, noise.x, noise.h)
+            mixture = mixtures[RECURRENT]
+            more, paths = (self.cell, mixture.weights, noise.x, noise.h), mixture.paths
+            if fast:
+                raw = fused_mixed.unroll(*args, *more, paths=paths, low=low)
+            else:
+                literal = self.config.path == "reference"
+                search = mixed.unroll_reference if literal else mixed.unroll
+                raw = search(*args, *more, paths=paths)
         return raw, (raw[-1],)
 
     def forward(

@@ -1,6 +1,6 @@
-"""The product of a whole window's rows with one matrix, in float32 or rounded to bfloat16.
+"""A product with a matrix whose factors may be rounded to bfloat16.
 
-Legend: T steps, B streams, D width of the rows, H hidden.
+Legend: T steps, B streams, D inputs, W columns.
 """
 
 from __future__ import annotations
@@ -12,35 +12,38 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def project(rows: Tensor, matrix: Tensor, *, low: bool = False) -> Tensor:
-    """rows (T, B, D) times matrix (D, H) → (T, B, H), in the rows' own type.
+def project(inputs: Tensor, matrix: Tensor, low: bool) -> Tensor:
+    """inputs (T, B, D) times matrix (D, W): all steps at once, for it needs no recurrence.
 
     Args:
-        low: multiply in bfloat16, forward and backward. Sums within a product are in float32 in
-            the hardware; what comes out of it is rounded once. Can be differentiated once only.
+        low: multiply in bfloat16, forward and back; what comes out, gradients too, has the inputs'
+            own type again. Without it the result can be differentiated twice, with it once.
+
+    Returns:
+        (T, B, W).
     """
-    if not low:
-        return (rows.reshape(-1, rows.shape[-1]) @ matrix).view(*rows.shape[:-1], -1)
-    product: Tensor = _Rounded.apply(rows, matrix)  # type: ignore[no-untyped-call]
-    return product
+    rows = inputs.flatten(0, 1)
+    if low:
+        product: Tensor = _RoundedProduct.apply(rows, matrix)  # type: ignore[no-untyped-call]
+    else:
+        product = rows @ matrix
+    return product.view(*inputs.shape[:2], -1)
 
 
-class _Rounded(torch.autograd.Function):
+class _RoundedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, matrix: Tensor) -> Tensor:
-        a, m = rows.flatten(0, -2).bfloat16(), matrix.bfloat16()
-        ctx.save_for_backward(a, m)
-        ctx.dtype = rows.dtype
-        return torch.mm(a, m).to(rows.dtype).view(*rows.shape[:-1], -1)
+        ctx.types = rows.dtype, matrix.dtype
+        rounded = rows.bfloat16(), matrix.bfloat16()
+        ctx.save_for_backward(*rounded)
+        return torch.mm(*rounded).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        a, m = ctx.saved_tensors
-        g = slope.flatten(0, -2).bfloat16()
-        grad_rows = grad_matrix = None
-        if ctx.needs_input_grad[0]:
-            grad_rows = torch.mm(g, m.t()).to(ctx.dtype).view(*slope.shape[:-1], -1)
-        if ctx.needs_input_grad[1]:
-            grad_matrix = torch.mm(a.t(), g).to(ctx.dtype)
-        return grad_rows, grad_matrix
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        rows, matrix = ctx.saved_tensors
+        slope = slope.bfloat16()
+        need_rows, need_matrix = ctx.needs_input_grad
+        of_rows = torch.mm(slope, matrix.t()).to(ctx.types[0]) if need_rows else None
+        of_matrix = torch.mm(rows.t(), slope).to(ctx.types[1]) if need_matrix else None
+        return of_rows, of_matrix

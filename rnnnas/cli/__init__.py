@@ -53,9 +53,27 @@ class _Group(click.Group):
             click.echo("  lower model.hidden, windows.streams or windows.bptt", err=True)
             sys.exit(2)
         except BrokenPipeError:
-            # The reader of our output is gone (`rnnnas ... | head`): nothing left to say.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             sys.exit(0)
+        except OSError as error:
+            # What a library call turns into no failure of its own, and our standard output.
+            where = error.filename or "standard output"
+            _drop_output()
+            click.echo(f"rnnnas: {where} cannot be used: {error.strerror or error}", err=True)
+            sys.exit(5)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # which click would end with exit code 1
+            _drop_output()
+            return 0
+
+
+def _drop_output() -> None:
+    """Nobody takes what is left to write (`rnnnas ... | head`, a full disk): let it go."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a stream without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

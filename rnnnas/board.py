@@ -206,7 +206,7 @@ def serve(folder: Path, port: int = 6006) -> str:
     Raises:
         UsageError: where the folder is missing or no port is free.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(
             f"{folder} is not a folder",
             "give a run folder, or the folder of all runs, e.g. checkpoints",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
 def _refuse_search(path: Path) -> None:
     """Raises CheckpointError where `path` is the state of a search, or missing from its folder."""
     about = path.parent / "config.json"
-    if (path.exists() and path.name != "state.pt") or not about.is_file():
+    if (os.path.exists(path) and path.name != "state.pt") or not os.path.isfile(about):
         return
     stored = read_json(about)
     if not isinstance(stored, dict) or stored.get("kind") != "search":

@@ -270,7 +270,7 @@ def load_content(path: Path) -> dict[str, Any]:
             file.seek(0)
             stored = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        remedy = _RESTORE if path.exists() else "check the path of the checkpoint"
+        remedy = _RESTORE if os.path.exists(path) else "check the path of the checkpoint"
         raise CheckpointError(f"{path} cannot be read: {_reason(error)}", remedy) from error
     except _LOAD_ERRORS as error:
         reason = str(error).partition("\n")[0]

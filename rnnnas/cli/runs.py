@@ -148,10 +148,11 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
         settings=options["settings"],
         flags=flags,
     )
+    noun = {"train": "training"}.get(kind, kind)
     for key in configs.given(kind, options["file"], options["settings"]):
         # save_seconds has its effect, though none on the result.
         if key in config.idle and key != "save_seconds":
-            click.echo(f"warning: {key} has no effect on this {kind}", err=True)
+            click.echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
         plain = configs.to_plain(config)
         if options["as_json"]:

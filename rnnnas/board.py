@@ -10,13 +10,15 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
+from urllib.parse import urlsplit
 
 from rnnnas.errors import UsageError
 from rnnnas.files import disk_errors
@@ -94,6 +96,41 @@ class Board:
         self._add([self._summary.Summary.Value(tag=tag, image=image)], step)
         self.flush()
 
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Show a text, read as Markdown."""
+        self._tensor(tag, "text", text.encode(), step)
+
+    def chart(self, title: str, tags: Sequence[str]) -> None:
+        """Lay the curves `tags` out in one chart, on the tab of custom scalars."""
+        with _tensorboard_import():
+            from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+        exactly = [f"^{re.escape(tag)}$" for tag in tags]
+        lines = layout_pb2.MultilineChartContent(tag=exactly)
+        chart = layout_pb2.Chart(title=title, multiline=lines)
+        layout = layout_pb2.Layout(
+            category=[layout_pb2.Category(title="comparison", chart=[chart])]
+        )
+        data = layout.SerializeToString()
+        self._tensor(metadata.CONFIG_SUMMARY_TAG, metadata.PLUGIN_NAME, data, 0)
+
+    def _tensor(self, tag: str, plugin: str, data: bytes, step: int) -> None:
+        """Write bytes that a plugin of TensorBoard understands."""
+        with _tensorboard_import():
+            from tensorboard.compat.proto import tensor_pb2, tensor_shape_pb2, types_pb2
+
+        owner = self._summary.SummaryMetadata.PluginData(plugin_name=plugin)
+        tensor = tensor_pb2.TensorProto(
+            dtype=types_pb2.DT_STRING,
+            tensor_shape=tensor_shape_pb2.TensorShapeProto(),
+            string_val=[data],
+        )
+        value = self._summary.Summary.Value(
+            tag=tag, metadata=self._summary.SummaryMetadata(plugin_data=owner), tensor=tensor
+        )
+        self._add([value], step)
+        self.flush()
+
     def hparams(
         self, config: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]
     ) -> None:
@@ -169,7 +206,7 @@ def serve(folder: Path, port: int = 6006) -> str:
     Raises:
         UsageError: where the folder is missing or no port is free.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(
             f"{folder} is not a folder",
             "give a run folder, or the folder of all runs, e.g. checkpoints",
@@ -206,7 +243,8 @@ def launch(folder: Path, port: int = 6006) -> None:
     """
     try:
         url = serve(folder, port)
-        print(f"TensorBoard on {folder}: {url} (Ctrl-C ends it)", flush=True)
+        taken = "" if urlsplit(url).port == port else f"port {port} is taken; "
+        print(f"TensorBoard on {folder}: {url} ({taken}Ctrl-C ends it)", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print()

@@ -87,6 +87,16 @@ class SearchConfig:
         """The method's relaxation with the settings `relax.*`."""
         return from_plain(method_of(self.method).relaxation, self.relax, "relax.")
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Dotted keys of settings that change nothing in the result of this search."""
+        keys = {"save_seconds"}
+        if self.method == "darts-1st":
+            keys.add("alphas.second_order")
+        if self.alphas.text == "valid":
+            keys.add("alphas.held_out")
+        return frozenset(keys)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
@@ -136,6 +146,16 @@ class TrainConfig:
         if self.cell == "derived":
             return Genotype.from_plain(self.genotype).recurrent
         return self.cell
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Dotted keys of settings that change nothing in the result of this training."""
+        keys = {"save_seconds", "model.nodes"}
+        if self.cell != "derived":
+            keys.add("noise.dropoutx")
+            if self.model.layers == 1:
+                keys.add("noise.dropouth")
+        return frozenset(keys)
 
 
 KINDS: dict[str, type] = {"search": SearchConfig, "train": TrainConfig}
@@ -191,6 +211,21 @@ def resolve(
             table["cell"] = "derived"
             table["genotype"] = genotype_of(name, table.get("seed", 1)).to_plain()
     return from_plain(cls, table)
+
+
+def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
+    """Keys that the user set: with --set, or in a group of a file to other than their default.
+
+    Defaults do not count there: --print-config writes them all.
+    """
+    keys = [setting.partition("=")[0].strip() for setting in settings]
+    table = {} if file is None else _file_table(file, kind)
+    for group in dataclasses.fields(typing.cast(Any, KINDS[kind])):
+        inner = table.get(group.name)
+        if isinstance(inner, Mapping) and dataclasses.is_dataclass(group.default_factory):
+            known = to_plain(group.default_factory())
+            keys += [f"{group.name}.{k}" for k, v in inner.items() if known.get(k) != v]
+    return list(dict.fromkeys(keys))
 
 
 def preset_names() -> list[str]:

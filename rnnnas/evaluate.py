@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from rnnnas.data.streams import Streams
 from rnnnas.data.text import read_lines
 from rnnnas.data.vocab import Vocab
 from rnnnas.errors import CheckpointError, DataError, RnnnasError, UsageError
-from rnnnas.files import content_digest, load_content
+from rnnnas.files import content_digest, load_content, read_json
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.genotype import Genotype
 from rnnnas.steps import evaluate, generator
@@ -46,6 +48,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
     Raises:
         CheckpointError: where the file is missing, damaged, or not a trained cell.
     """
+    _refuse_search(path)
     content = load_content(path)
     try:
         config = configs.from_plain(TrainConfig, content["config"])
@@ -75,6 +78,26 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
             f"{path} is intact but does not hold a trained recurrent cell: {error}",
             "give the best.pt of a run of `rnnnas train`",
         ) from error
+
+
+def _refuse_search(path: Path) -> None:
+    """Raises CheckpointError where `path` is the state of a search, or missing from its folder."""
+    about = path.parent / "config.json"
+    if (os.path.exists(path) and path.name != "state.pt") or not os.path.isfile(about):
+        return
+    stored = read_json(about)
+    if not isinstance(stored, dict) or stored.get("kind") != "search":
+        return
+    config = stored.get("config")
+    corpus = config.get("corpus") if isinstance(config, dict) else None
+    folder = shlex.quote(str(path.parent))
+    train = f"`rnnnas train --corpus {shlex.quote(str(corpus))} --genotype {folder}`"
+    if not (path.parent / "genotype.json").exists():
+        train = f"finish the search with --out {folder}, then {train}"
+    raise CheckpointError(
+        f"{path.parent} is a search: it has no trained model to evaluate",
+        f"train its cell first: {train}",
+    )
 
 
 def evaluate_checkpoint(

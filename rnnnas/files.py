@@ -44,6 +44,8 @@ def disk_error(path: Path, error: BaseException) -> DiskError:
         remedy = "make room there, then give the same command again; the last save is intact"
     elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "choose a folder that may be written to, e.g. with --out"
+    elif number in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOENT, errno.ELOOP, errno.EISDIR):
+        remedy = "give another path, e.g. with --out"
     else:
         remedy = "check the disk, then give the same command again; the last save is intact"
     return DiskError(f"{path} could not be written: {reason}", remedy)
@@ -88,7 +90,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         DiskError: naming the path, the reason and the remedy.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    # The start of the name will do: the whole and the ending may be more than a name can hold.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     with disk_errors(path):
         raw = _Raw(temporary, "x+")
     try:
@@ -111,6 +114,24 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if isinstance(error, RuntimeError) and raw.error is not None:
             raise disk_error(path, raw.error) from error
         raise
+
+
+def write_where_told(path: Path, data: bytes) -> None:
+    """Write to a path that the user named: links are followed, devices and pipes written to.
+
+    Raises:
+        DiskError: as `write_atomic`.
+    """
+    with disk_errors(path):
+        special = path.exists() and not path.is_file()
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():  # what is left of links that lead to each other
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if special:
+            with path.open("wb") as file:
+                file.write(data)
+            return
+    write_atomic(target, lambda file: file.write(data))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -249,7 +270,7 @@ def load_content(path: Path) -> dict[str, Any]:
             file.seek(0)
             stored = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        remedy = _RESTORE if path.exists() else "check the path of the checkpoint"
+        remedy = _RESTORE if os.path.exists(path) else "check the path of the checkpoint"
         raise CheckpointError(f"{path} cannot be read: {_reason(error)}", remedy) from error
     except _LOAD_ERRORS as error:
         reason = str(error).partition("\n")[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -87,8 +88,19 @@ def perplexity(nats: float, tokens: int) -> float:
     return math.inf if mean >= 700 else math.exp(mean)
 
 
-def drive(job: Job, run: Run, *, kind: str, title: str, quiet: bool = False) -> float:
+def drive(
+    job: Job,
+    run: Run,
+    *,
+    kind: str,
+    title: str,
+    quiet: bool = False,
+    ready: Callable[[bool], None] = lambda resumed: None,
+) -> float:
     """Run `job` to its end, from where its run folder stands; returns the seconds it took.
+
+    Args:
+        ready: called before the first step, with whether the job goes on from a saved state.
 
     Raises:
         DivergedError: after `ROLLBACKS` returns to the last good state, each with half the step.
@@ -114,11 +126,12 @@ def drive(job: Job, run: Run, *, kind: str, title: str, quiet: bool = False) -> 
         return Position(**saved["position"]), _Tally(**saved["tally"])
 
     saved = run.load_state()
-    if saved is None:
-        save()  # what a first divergence returns to
-    else:
+    if saved is not None:
         at, tally = restore(saved)
         lr_factor, rollbacks, before = saved["lr_factor"], saved["rollbacks"], saved["seconds"]
+    ready(saved is not None)
+    if saved is None:
+        save()  # what a first divergence returns to
 
     lengths = job.lengths(at.epoch) if at.epoch < job.epochs else []
     total = _total_windows(job, at, len(lengths))

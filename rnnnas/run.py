@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
@@ -51,6 +52,7 @@ class Run:
         self.result: dict[str, Any] | None = None
         self._lock: Lock | None = lock
         self._save_seconds = save_seconds
+        self._id: str | None = None  # of the run; None in folders from before runs had one
         self._saved = time.monotonic()
         self._metrics: int | None = None  # a file descriptor
         self._board: Board | None = None
@@ -66,6 +68,7 @@ class Run:
         *,
         fresh: bool = False,
         save_seconds: float = 60.0,
+        idle: Collection[str] = (),
     ) -> Run:
         """Create the run `folder`, or continue the run of the same kind and config in it.
 
@@ -73,6 +76,8 @@ class Run:
             config: plain values, nested; it is compared key by key with a run that is there.
             fresh: leave a run that is there alone and use the first free of folder-2, -3, ...
             save_seconds: how often `due` says that the state should be saved.
+            idle: dotted keys of settings that change no result: they may differ from what is
+                there.
 
         Raises:
             UsageError: where the folder holds another run or other files, or is in use.
@@ -80,30 +85,32 @@ class Run:
             DiskError: where the folder cannot be written.
         """
         folder = _first_free(Path(folder)) if fresh else Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is a file, not a run folder", _NEW)
         with disk_errors(folder):
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"{folder} is a file, not a run folder", _NEW)
             folder.mkdir(parents=True, exist_ok=True)
             is_run = (folder / "config.json").exists()
             if not is_run and not _is_empty(folder):
                 raise UsageError(f"{folder} holds files but no run (no config.json)", _NEW)
         run = cls(folder, Lock(folder), save_seconds)
         try:
-            run._enter(kind, json_plain(config))
+            run._enter(kind, json_plain(config), idle)
         except BaseException:
             run.close()
             raise
         return run
 
-    def _enter(self, kind: str, config: dict[str, Any]) -> None:
+    def _enter(self, kind: str, config: dict[str, Any], idle: Collection[str]) -> None:
         """Under the lock: write config.json, or check the one that is there."""
         with disk_errors(self.folder):
             remove_temporaries(self.folder)
         path = self.folder / "config.json"
         if not path.exists():
-            write_json(path, {"kind": kind, "config": config, "version": rnnnas.__version__})
+            self._id = secrets.token_hex(16)
+            about = {"kind": kind, "config": config, "version": rnnnas.__version__}
+            write_json(path, about | {"run": self._id})
         else:
-            _check_config(path, kind, config)
+            self._id = _check_config(path, kind, config, idle)
         if self.result_path.exists():
             result = read_json(self.result_path)
             if not isinstance(result, dict):
@@ -136,14 +143,21 @@ class Run:
         again, so that a run that was killed has every line once.
 
         Raises:
-            CheckpointError: where state.pt is damaged.
+            CheckpointError: where state.pt is damaged, or that of another run.
             DiskError: where the metrics cannot be cut.
         """
         stored: dict[str, Any] = {"state": None, "metrics": 0, "events": {}, "step": -1}
         if self.state_path.exists():
             stored = load_content(self.state_path) | {}
+            theirs = stored.pop("run", None)
             if set(stored) != {"state", "metrics", "events", "step"}:
                 raise CheckpointError(f"{self.state_path} is not the state of a run", _NEW)
+            if theirs != self._id:
+                raise CheckpointError(
+                    f"{self.state_path} is the state of run {theirs or 'without an id'}, and this "
+                    f"folder's config.json is that of run {self._id or 'without an id'}",
+                    "put this run's own state.pt back, or delete it to begin this run again",
+                )
         if self._lock is not None:
             self._close_files()
             _cut_lines(self.metrics_path, stored["metrics"])
@@ -173,6 +187,7 @@ class Run:
             "metrics": lines,
             "events": event_sizes(self.folder),
             "step": self._step,
+            "run": self._id,
         }
         save_content(self.state_path, stored)
         self._saved = time.monotonic()
@@ -220,6 +235,14 @@ class Run:
         """Show an image, (height, width, channels) uint8, on the board at `step`."""
         self._writer().image(tag, array, step)
         self._step = max(self._step, step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Show a text on the board at `step`."""
+        self._writer().text(tag, text, step)
+
+    def chart(self, title: str, tags: Sequence[str]) -> None:
+        """Show the curves `tags` in one chart on the board."""
+        self._writer().chart(title, tags)
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Add the run to the board's table of hyper-parameters.
@@ -303,23 +326,32 @@ def _first_free(folder: Path) -> Path:
     return candidate
 
 
-def _check_config(path: Path, kind: str, config: dict[str, Any]) -> None:
-    """Refuse a config.json of another kind or with other values, naming them."""
+def _check_config(
+    path: Path, kind: str, config: dict[str, Any], idle: Collection[str]
+) -> str | None:
+    """Refuse a config.json of another kind or with other values, naming them; returns its id."""
     stored = read_json(path)
     if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
         raise CheckpointError(f"{path} is damaged: it holds no configuration", _NEW)
     if stored.get("kind") != kind:
         raise UsageError(f"{path.parent} holds a {stored.get('kind')} run, not a {kind} run", _NEW)
-    there, asked = dict(_flatten(stored["config"])), dict(_flatten(config))
-    changes = [
-        f"{key} is {_shown(there, key)} there and {_shown(asked, key)} here"
-        for key in sorted(there.keys() | asked.keys())
-        if _shown(there, key) != _shown(asked, key) and not _same(there, asked, key)
-    ]
-    if changes:
+    if changes := differences(stored["config"], config, idle):
         raise UsageError(
             f"{path.parent} holds a run with another configuration: {'; '.join(changes)}", _NEW
         )
+    return stored.get("run")
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], idle: Collection[str]
+) -> list[str]:
+    """What differs between two nested configurations, a phrase each; keys in `idle` may."""
+    one, other = dict(_flatten(there)), dict(_flatten(here))
+    return [
+        f"{key} is {_shown(one, key)} there and {_shown(other, key)} here"
+        for key in sorted((one.keys() | other.keys()) - set(idle))
+        if _shown(one, key) != _shown(other, key) and not _same(one, other, key)
+    ]
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

@@ -201,7 +201,9 @@ def search(
     check_unchanged(corpus)
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
     job = SearchJob(config, corpus, device)  # first: what it refuses leaves no run folder behind
-    with Run.open(folder, "search", plain, fresh=fresh, save_seconds=config.save_seconds) as run:
+    with Run.open(
+        folder, "search", plain, fresh=fresh, save_seconds=config.save_seconds, idle=config.idle
+    ) as run:
         if run.result is not None:
             return finished(run)
         title = f"search {config.method} on {config.corpus}"

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from rnnnas import config as configs
+from rnnnas import raster
 from rnnnas.config import TrainConfig
 from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.data.streams import Streams, window_lengths
-from rnnnas.errors import DivergedError
+from rnnnas.errors import CheckpointError, DivergedError
 from rnnnas.evaluate import evaluate_checkpoint
-from rnnnas.files import write_json
+from rnnnas.files import load_content, write_json
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive, finished
+from rnnnas.nas.genotype import Genotype
 from rnnnas.optim import Average, averaging_starts, scheduled, weight_optimizer
-from rnnnas.run import Run
+from rnnnas.published import curve_for, published
+from rnnnas.run import Run, differences
 from rnnnas.steps import carry_to, evaluate, generator, weight_step
 from rnnnas.types import Carry
 
@@ -110,7 +113,47 @@ class TrainJob:
         if not averaged and averaging_starts(self.history, score.loss, self.config.weights.nonmono):
             self.average = Average(dict(self.net.named_parameters()))
         self.history.append(score.loss)
-        return {"valid_perplexity": score.perplexity, "averaged": float(averaged)}
+        values = {"valid_perplexity": score.perplexity, "averaged": float(averaged)}
+        beside = published(self.corpus.sha256, self.config, at.epoch + 1)
+        return values if beside is None else values | {"published_valid_perplexity": beside}
+
+    def enter(self, run: Run, resumed: bool) -> None:
+        """Before the first step: what the board shows from the start, and a look at best.pt."""
+        if curve := curve_for(self.corpus.sha256, self.config):
+            title = f"validation perplexity, published from epoch {curve.points[0][0]} on"
+            run.chart(title, ["epoch/valid_perplexity", "epoch/published_valid_perplexity"])
+        if resumed:
+            if math.isfinite(self.best):
+                self.check_best(run)
+            return
+        if curve:
+            run.text("published", curve.source, 0)
+        if self.config.genotype:
+            genotype = Genotype.from_plain(self.config.genotype)
+            run.image("cell", raster.cell_image(genotype), 0)
+            run.text("genotype", genotype.to_text(), 0)
+
+    def check_best(self, run: Run) -> None:
+        """Refuse a best.pt of another run, which would be reported as this one's.
+
+        It holds no run's id, so that two runs of the same command write the same bytes: its
+        settings and corpus are compared.
+
+        Raises:
+            CheckpointError: where it is missing, damaged or another's.
+        """
+        content = load_content(run.best_path)
+        corpus, config = content.get("corpus"), content.get("config")
+        theirs = {
+            **(config if isinstance(config, dict) else {}),
+            "corpus_sha256": corpus.get("sha256") if isinstance(corpus, dict) else None,
+        }
+        ours = {**configs.to_plain(self.config), "corpus_sha256": self.corpus.sha256}
+        if changes := differences(theirs, ours, self.config.idle):
+            raise CheckpointError(
+                f"{run.best_path} is not the best.pt of this run: {'; '.join(changes)}",
+                "put this run's own best.pt back, or train anew with --fresh",
+            )
 
     def checkpoint(self, at: Position, perplexity: float) -> dict[str, Any]:
         """The content of best.pt: all that evaluation and sampling need, and nothing that differs
@@ -177,17 +220,23 @@ def train(
     check_unchanged(corpus)
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
     job = TrainJob(config, corpus, device)  # first: what it refuses leaves no run folder behind
-    with Run.open(folder, "train", plain, fresh=fresh, save_seconds=config.save_seconds) as run:
+    with Run.open(
+        folder, "train", plain, fresh=fresh, save_seconds=config.save_seconds, idle=config.idle
+    ) as run:
         if run.result is not None:
             return finished(run)
         if config.genotype:
             write_json(run.folder / "genotype.json", config.genotype)
-        seconds = drive(job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet)
+        seconds = drive(
+            job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet,
+            ready=lambda resumed: job.enter(run, resumed),
+        )  # fmt: skip
         if not math.isfinite(job.best):
             raise DivergedError(
                 "the validation perplexity was never finite: there is no model to report",
                 "lower the step size with --set weights.lr=... and start with --fresh",
             )
+        job.check_best(run)
         valid = evaluate_checkpoint(run.best_path, "valid", corpus=corpus, device=device)
         test = evaluate_checkpoint(run.best_path, "test", corpus=corpus, device=device)
         result = {

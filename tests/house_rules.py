@@ -21,8 +21,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "draw": ["layout", "nas.genotype"],
     "raster": ["layout", "nas.genotype"],
     "content": [],
-    "progress": [],
-    "signals": [],
+    "progress": [], "signals": [], "published": ["config"],
     "files": ["content"],
     "lock": ["files"],
     "board": ["files"],
@@ -42,7 +41,8 @@ MAY_IMPORT: dict[str, list[str]] = {
         "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "raster", "run", "steps",
     ],
     "train": [
-        "config", "data.*", "evaluate", "files", "lm.model", "loop", "optim", "run", "steps",
+        "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
+        "published", "raster", "run", "steps",
     ],
     "bench": [
         "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",

@@ -186,6 +186,7 @@ def test_the_server_takes_a_free_port_on_loopback_and_ends_on_ctrl_c(tmp_path):
             assert match, line
             used = int(match[1])
             assert used > port and str(tmp_path) in line
+            assert f"port {port} is taken" in line
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(match[0] + "data/logdir", timeout=20) as answer:
                 assert str(tmp_path) in answer.read().decode()

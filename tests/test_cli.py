@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -330,3 +331,56 @@ def test_termination_outside_a_run_cleans_up(home: Path) -> None:
     process.terminate()
     assert process.wait(30) == 143
     assert not list((home / "corpora").glob(".big*"))
+
+
+def test_a_search_is_told_from_a_training(home: Path) -> None:
+    """Its folder and its state.pt hold no model: which command trains one?"""
+    out = home / "a search"  # a blank: what is printed can be pasted all the same
+    words = ["search", "--corpus", "tiny", *SMALL, "--out", str(out)]
+    found = run(*words)
+    assert found.exit_code == 0
+    for command, path in (("eval", out), ("eval", out / "state.pt"), ("sample", out)):
+        message = refused(4, command, "--checkpoint", str(path))
+        assert "is a search" in message and "no trained model" in message
+    remedy = message.split("`")[1]
+    assert remedy in found.stderr
+    trained = run(*shlex.split(remedy)[1:], *SMALL_TRAIN, "--out", str(home / "a model"))
+    assert trained.exit_code == 0, trained.output
+    (line,) = [line for line in trained.stderr.splitlines() if line.startswith("evaluate it: ")]
+    pasted = shlex.split(line.removeprefix("evaluate it: "))
+    assert pasted[0] == "rnnnas" and run(*pasted[1:]).exit_code == 0
+    (out / "genotype.json").unlink()  # as in a search that is not at its end
+    assert "finish the search" in refused(4, "eval", "--checkpoint", str(out))
+
+
+def test_settings_without_effect_are_warned_of(home: Path) -> None:
+    def warned(genotype: str, *words: str, preset: str = "ptb") -> list[str]:
+        start = ["train", "--corpus", "tiny", "--preset", preset, "--genotype", genotype]
+        result = run(*start, "--print-config", *words)
+        assert result.exit_code == 0
+        return [line for line in result.stderr.splitlines() if "no effect" in line]
+
+    x, nodes = ("--set", "noise.dropoutx=0.3"), ("--set", "model.nodes=4")
+    assert warned("LSTM", *x, *x) == ["warning: noise.dropoutx has no effect on this training"]
+    assert warned("GRU", *x, *nodes)[1:] == ["warning: model.nodes has no effect on this training"]
+    assert len(warned("DARTS_V2", *nodes, *x)) == 1
+    assert warned("DARTS_V2", *x) == warned("DARTS_V2", "--set", "save_seconds=9") == []
+    assert "dropoutx = 0.75" in run("presets", "show", "ptb").stdout
+    assert warned("LSTM") == warned("LSTM", preset="wikitext-2") == []
+    own = home / "own.toml"
+    own.write_text("[noise]\ndropoutx = 0.3\n[model]\nnodes = 8\n", encoding="utf-8")
+    assert len(warned("LSTM", "--config", str(own))) == 1  # 8 is what it is anyway
+    assert warned("DARTS_V2", "--config", str(own)) == []
+
+
+def test_a_small_text_gets_the_pieces_it_supports(home: Path) -> None:
+    words = ["corpus", "add", "sp", "--from", str(home / "text.txt"), "--vocab", "sentencepiece"]
+    added = run(*words)
+    assert added.exit_code == 0
+    (line,) = [line for line in added.stdout.splitlines() if line.startswith("note:")]
+    size = answer("corpus", "info", "sp")["vocabulary"]
+    assert line == f"note: {size:,} sentencepieces, all that the training text supports"
+    words[2] = "sp2"
+    assert f"at most {size} pieces" in refused(3, *words, "--vocab-size", "8000")
+    asked = run(*words, "--vocab-size", str(size))
+    assert asked.exit_code == 0 and "note:" not in asked.stdout

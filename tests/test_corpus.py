@@ -109,8 +109,13 @@ def test_sentencepiece_counts_words(tmp_path: Path) -> None:
     assert about["num_threads"] == 1 and about["sentencepiece"] and about["kind"] == options.kind
     assert open_corpus("own").vocab.model == corpus.vocab.model
     with pytest.raises(DataError, match="too small for 8,000"):
-        add_corpus("other", written(tmp_path / "t.txt"), VocabOptions(kind="sentencepiece"))
+        asked = VocabOptions(kind="sentencepiece", size=8000)
+        add_corpus("other", written(tmp_path / "t.txt"), asked)
     assert left_behind() == ["own"]
+    most = add_corpus("most", written(tmp_path / "t.txt"), VocabOptions(kind="sentencepiece"))
+    assert most.vocab.size < 8000
+    said = f"{most.vocab.size:,} sentencepieces, all that the training text supports"
+    assert most.description["note"] == said and about["note"] == ""
 
 
 def test_large_vocabularies_take_wider_tokens(tmp_path: Path) -> None:

@@ -110,9 +110,11 @@ def test_sentencepiece_stands_lines_of_any_length() -> None:
 
 def test_sentencepiece_says_which_size_would_fit() -> None:
     with pytest.raises(DataError, match="too small for 8,000") as caught:
-        sentence_pieces(LINES[:20])
+        sentence_pieces(LINES[:20], size=8000)
     fits = int(caught.value.remedy.split("at most ")[1].split()[0])
     assert sentence_pieces(LINES[:20], size=fits).size == fits
+    # Where no size is asked for, that is the size.
+    assert sentence_pieces(LINES[:20]).model == sentence_pieces(LINES[:20], size=fits).model
     with pytest.raises(DataError, match="too few") as caught:
         sentence_pieces(LINES[:20], size=100)
     least = int(caught.value.remedy.split("more than ")[1].split()[0])
@@ -123,8 +125,9 @@ def test_sentencepiece_says_which_size_would_fit() -> None:
 
 def test_sentencepiece_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     sentence_pieces(LINES, size=300)
+    sentence_pieces(LINES)  # twice: as many as there are
     with pytest.raises(DataError):
-        sentence_pieces(LINES[:3])
+        sentence_pieces(LINES[:3], size=8000)
     assert capfd.readouterr() == ("", "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -19,6 +20,9 @@ from rnnnas.errors import RnnnasError
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
 class _Group(click.Group):
     """Shows expected failures as one or two lines with their exit code, never a traceback."""
 
@@ -30,7 +34,8 @@ class _Group(click.Group):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             value = super().main(*args, **kwargs)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None: closed before we began
+                sys.stdout.flush()
             sys.exit(value if isinstance(value, int) else 0)
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
@@ -53,9 +58,39 @@ class _Group(click.Group):
             click.echo("  lower model.hidden, windows.streams or windows.bptt", err=True)
             sys.exit(2)
         except BrokenPipeError:
-            # The reader of our output is gone (`rnnnas ... | head`): nothing left to say.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             sys.exit(0)
+        except OSError as error:
+            # Standard output that cannot be written, or a path that the system will not take.
+            if error.filename is None and error.errno not in _FULL:
+                raise
+            where = error.filename or "standard output"
+            _drop_output()
+            click.echo(f"rnnnas: {where} cannot be used: {error.strerror or error}", err=True)
+            click.echo("  make room or name another place, then give the command again", err=True)
+            sys.exit(5)
+
+    # A reader that went away is no failure; click itself would end with exit code 1.
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError:
+            _drop_output()
+            raise click.exceptions.Exit(0) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _drop_output()
+            raise click.exceptions.Exit(0) from None
+
+
+def _drop_output() -> None:
+    """Nobody takes what is left to write (`rnnnas ... | head`, a full disk): let it go."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a stream without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -53,12 +53,12 @@ def show(genotype: str, form: str, out: Path | None) -> None:
 
 
 def _give(text: str, out: Path | None) -> None:
-    from rnnnas.files import write_atomic
+    from rnnnas.files import write_where_told
 
     if out is None:
         click.echo(text)
     else:
-        write_atomic(out, lambda file: file.write((text + "\n").encode()))
+        write_where_told(out, (text + "\n").encode())
         click.echo(f"wrote {out}", err=True)
 
 

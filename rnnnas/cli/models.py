@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import isdir  # unlike Path's, False for a name that is too long
 from pathlib import Path
 
 import click
@@ -38,7 +39,7 @@ def evaluate(
     """
     from rnnnas.evaluate import evaluate_checkpoint
 
-    path = checkpoint / "best.pt" if checkpoint.is_dir() else checkpoint
+    path = checkpoint / "best.pt" if isdir(checkpoint) else checkpoint
     result = evaluate_checkpoint(
         path, split, text=text, device=pick_device(device), dynamic=dynamic, cache=cache
     )
@@ -91,7 +92,7 @@ def sample(
     """
     from rnnnas.evaluate import sample as run
 
-    path = checkpoint / "best.pt" if checkpoint.is_dir() else checkpoint
+    path = checkpoint / "best.pt" if isdir(checkpoint) else checkpoint
     text = run(
         path, prompt=prompt, tokens=tokens, temperature=temperature, seed=seed,
         device=pick_device(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +84,8 @@ def search(method: str | None, **options: Any) -> None:
     click.echo(as_text(Genotype.from_plain(result["genotype"])))
     click.echo(f"validation perplexity of the search network: {result['valid_perplexity']:.2f}")
     click.echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
-    click.echo(
-        f"train it: rnnnas train --corpus {config.corpus} --genotype {result['run']}", err=True
-    )
+    folder = shlex.quote(result["run"])
+    click.echo(f"train it: rnnnas train --corpus {config.corpus} --genotype {folder}", err=True)
 
 
 @click.command()
@@ -128,7 +128,8 @@ def train(genotype: str, **options: Any) -> None:
     click.echo(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s")
     click.echo(f"validation perplexity {result['valid_perplexity']:.2f}")
     click.echo(f"test perplexity       {result['test_perplexity']:.2f}")
-    click.echo(f"evaluate it: rnnnas eval --checkpoint {result['checkpoint']}", err=True)
+    best = shlex.quote(result["checkpoint"])
+    click.echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
 
 
 def _safe(name: str) -> str:
@@ -147,6 +148,11 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
         settings=options["settings"],
         flags=flags,
     )
+    noun = {"train": "training"}.get(kind, kind)
+    for key in configs.given(kind, options["file"], options["settings"]):
+        # save_seconds has its effect, though none on the result.
+        if key in config.idle and key != "save_seconds":
+            click.echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
         plain = configs.to_plain(config)
         if options["as_json"]:
@@ -205,12 +211,12 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
         "a unigram model": "unigram_perplexity",
     }.items():
         click.echo(f"  {label:36} {result[key]:8.2f}")
-    found = result["runs"]["found"]
+    found, folder = (shlex.quote(result["runs"][name]) for name in ("found", "search"))
     click.echo(
         f"\n{result['seconds']:.0f} s. One seed of a small run says little about cells; "
         "`rnnnas presets list` has longer ones.\nWhere to look next:\n"
         f"  rnnnas board                              curves, alphas and cells in TensorBoard\n"
-        f"  rnnnas show {result['runs']['search']} --format svg --out cell.svg\n"
+        f"  rnnnas show {folder} --format svg --out cell.svg\n"
         f'  rnnnas sample --checkpoint {found} --prompt "The"\n'
         f"  rnnnas corpus add mine --from story.txt   your own text"
     )

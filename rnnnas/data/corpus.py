@@ -38,7 +38,7 @@ from rnnnas.data.store import (
 )
 from rnnnas.data.tables import image_dataset, image_parquet
 from rnnnas.data.text import Text, shown
-from rnnnas.data.vocab import Vocab, benchmark_words, frequent_words, sentence_pieces
+from rnnnas.data.vocab import PIECES, Vocab, benchmark_words, frequent_words, sentence_pieces
 from rnnnas.errors import DataError, DiskError, UsageError, nearest
 
 __all__ = [
@@ -71,7 +71,7 @@ class VocabOptions:
 
     kind: `words` or `sentencepiece`. size: entries of the vocabulary, `<eos>` and `<unk>` included;
     0: for benchmarks all words of all splits, else the words that train holds twice, 30,000 at
-    most; 8,000 sentencepieces. lower: lower-case the text first.
+    most; 8,000 sentencepieces, or as many as the text supports. lower: lower-case the text first.
     """
 
     kind: str = "words"
@@ -294,6 +294,9 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
     notes = [recognised.note] if recognised.note else []
     if source.ignored:
         notes.append(f"ignored files: {', '.join(map(shown, source.ignored))}")
+    vocab = _vocabulary(source.splits, options, benchmark)
+    if options.kind == "sentencepiece" and not options.size and vocab.size < PIECES:
+        notes.append(f"{vocab.size:,} sentencepieces, all that the training text supports")
     about: dict[str, Any] = {
         "source": shown(source.name),
         "canonical": recognised.canonical,
@@ -304,7 +307,6 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
     }
     if options.kind == "sentencepiece":
         about |= {"sentencepiece": version("sentencepiece"), "num_threads": 1}
-    vocab = _vocabulary(source.splits, options, benchmark)
     write_corpus(folder, folder.name, source.splits, vocab, about, replace=replace)
     return read_corpus(folder, folder.name)
 

@@ -31,6 +31,7 @@ PIECES = 8_000
 
 CHUNK = 1 << 16  # lines encoded at a time
 _TRAIN_CHARACTERS = 50_000_000  # sentencepiece's trainer needs tens of bytes a character
+_TOO_MANY = re.compile(r"size too high.*?<= *(\d+)", re.S)  # how the trainer says what would fit
 _TRAIN_LINE = 1_000  # characters; the trainer drops lines above its limit of 4,192 bytes
 
 
@@ -194,6 +195,9 @@ def frequent_words(train: Iterable[str], *, size: int = 0, lower: bool = False) 
 def sentence_pieces(train: Iterable[str], *, size: int = 0, lower: bool = False) -> Vocab:
     """A sentencepiece unigram model trained on the training text; any text round-trips through it.
 
+    Args:
+        size: pieces; 0: `PIECES`, or as many as the text supports where these are fewer.
+
     The model changes with the number of threads, so one thread is pinned. At most 50 million
     characters are used: above that every k-th line.
 
@@ -201,35 +205,46 @@ def sentence_pieces(train: Iterable[str], *, size: int = 0, lower: bool = False)
         DataError: where the text does not support so many pieces, or needs more for its characters
             and the 256 bytes; the remedy says how many would fit.
     """
-    import sentencepiece
-
     lines = list(_lowered(train, lower))
     characters = sum(map(len, lines))
     lines = lines[:: 1 + characters // _TRAIN_CHARACTERS]
-    model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=chain.from_iterable(map(_short, lines)),
-            model_writer=model,
-            vocab_size=size or PIECES,
-            model_type="unigram",
-            num_threads=1,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            character_coverage=0.9995,
-            unk_id=0,
-            unk_piece=UNK,
-            bos_id=-1,
-            eos_id=1,
-            eos_piece=EOS,
-            pad_id=-1,
-            minloglevel=3,
-        )
+        return Vocab(model=_train_pieces(lines, size or PIECES), lower=lower)
     except (RuntimeError, OSError) as error:
-        raise _refusal(str(error), size or PIECES) from error
-    return Vocab(model=model.getvalue(), lower=lower)
+        most = _TOO_MANY.search(str(error))
+        if size or not most:
+            raise _refusal(str(error), size or PIECES) from error
+    try:
+        return Vocab(model=_train_pieces(lines, int(most[1])), lower=lower)
+    except (RuntimeError, OSError) as error:
+        raise _refusal(str(error), int(most[1])) from error
+
+
+def _train_pieces(lines: list[str], size: int) -> bytes:
+    """The serialised model. Raises RuntimeError or OSError where the trainer refuses."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=chain.from_iterable(map(_short, lines)),
+        model_writer=model,
+        vocab_size=size,
+        model_type="unigram",
+        num_threads=1,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        character_coverage=0.9995,
+        unk_id=0,
+        unk_piece=UNK,
+        bos_id=-1,
+        eos_id=1,
+        eos_piece=EOS,
+        pad_id=-1,
+        minloglevel=3,
+    )
+    return model.getvalue()
 
 
 def _short(line: str) -> Iterator[str]:
@@ -250,7 +265,7 @@ def _short(line: str) -> Iterator[str]:
 
 def _refusal(message: str, size: int) -> DataError:
     """What sentencepiece's trainer says, as an error with a remedy."""
-    if high := re.search(r"size too high.*?<= *(\d+)", message, re.S):
+    if high := _TOO_MANY.search(message):
         return DataError(
             f"the training text is too small for {size:,} sentencepiece pieces",
             f"Ask for a vocabulary of at most {high[1]} pieces, or use word level.",

@@ -20,6 +20,7 @@ from rnnnas.lm.cell import input_product
 from rnnnas.lm.mixed import EPSILON
 from rnnnas.lm.pool import POOL
 from rnnnas.nas.space import NONE, CellSpace
+from rnnnas.ranks import ALONE, Ranks
 
 
 def unroll(
@@ -31,6 +32,7 @@ def unroll(
     weights: Tensor,
     mask_x: Tensor | None,
     mask_h: Tensor | None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """All T steps. inputs (T, B, D), h (B, H), weights (E, O) → outputs (T, B, H).
 
@@ -40,7 +42,7 @@ def unroll(
     mask = h.new_ones(()) if mask_h is None else mask_h
     keep = torch.is_grad_enabled()
     outputs: Tensor = _MixedUnroll.apply(  # type: ignore[no-untyped-call]
-        from_x, h, from_h, nodes, weights, mask, space, keep
+        from_x, h, from_h, nodes, weights, mask, space, keep, ranks
     )
     return outputs
 
@@ -59,17 +61,24 @@ class _Window:
         POOL.give(self.states, self.rstd, *self.gates, *self.inner)
 
 
-def _normalise(raw: Tensor, out: Tensor, rstd: Tensor) -> None:
-    """Batch statistics of (B, H); see `mixed.normalise`."""
+def _normalise(raw: Tensor, out: Tensor, rstd: Tensor, ranks: Ranks) -> None:
+    """Batch statistics of (B, H), of all ranks' streams; see `mixed.normalise`."""
+    if ranks.size > 1:
+        torch.sub(raw, ranks.mean(raw.mean(0)), out=out)
+        torch.rsqrt(ranks.mean(out.square().mean(0)).add_(EPSILON), out=rstd)
+        out.mul_(rstd)
+        return
     result, _, scale = torch.native_batch_norm(raw, None, None, None, None, True, 0.0, EPSILON)
     out.copy_(result)
     rstd.copy_(scale)
 
 
-def _through_normalise(slope: Tensor, state: Tensor, rstd: Tensor) -> Tensor:
+def _through_normalise(slope: Tensor, state: Tensor, rstd: Tensor, ranks: Ranks) -> Tensor:
     """The gradient before a normalisation from the one after it. (B, H)."""
-    along = (slope * state).mean(0)
-    return (slope - slope.mean(0)).addcmul_(state, along, value=-1.0).mul_(rstd)
+    along, level = (slope * state).mean(0), slope.mean(0)
+    if ranks.size > 1:
+        along, level = ranks.mean(torch.stack([along, level]))
+    return (slope - level).addcmul_(state, along, value=-1.0).mul_(rstd)
 
 
 class _MixedUnroll(torch.autograd.Function):
@@ -84,6 +93,7 @@ class _MixedUnroll(torch.autograd.Function):
         mask: Tensor,
         space: CellSpace,
         keep: bool,
+        ranks: Ranks,
     ) -> Tensor:
         steps, streams, double = from_x.shape
         hidden, count = double // 2, len(nodes)
@@ -103,7 +113,7 @@ class _MixedUnroll(torch.autograd.Function):
             both = torch.addmm(from_x[t], carried * mask, from_h)
             torch.sigmoid(both[:, :hidden], out=gate)
             z.copy_(both[:, hidden:])
-            _normalise(torch.lerp(carried, z.tanh(), gate), states[0], rstd[0])
+            _normalise(torch.lerp(carried, z.tanh(), gate), states[0], rstd[0], ranks)
             torch.mul(states[0], mask, out=inner[0])
             for node in range(count):
                 rows = space.rows(node)
@@ -118,13 +128,13 @@ class _MixedUnroll(torch.autograd.Function):
                 carry = torch.mul(states[:n], mass[rows.start : rows.stop].view(n, 1, 1), out=f)
                 # (1 - σc) P s + σc Σ_f p_f f(z), summed over the predecessors.
                 torch.lerp(carry, mix, gate, out=mix)
-                _normalise(mix.sum(0), states[n], rstd[n])
+                _normalise(mix.sum(0), states[n], rstd[n], ranks)
                 torch.mul(states[n], mask, out=inner[n])
             carried = torch.mean(states[1:], 0, out=outputs[t])
         POOL.give(inner, *work)
         if keep:
             ctx.save_for_backward(h, from_h, nodes, weights, mask, outputs)
-            ctx.window, ctx.space = window, space
+            ctx.window, ctx.space, ctx.ranks = window, space, ranks
         else:
             window.give_back()
         return outputs
@@ -160,7 +170,7 @@ class _MixedUnroll(torch.autograd.Function):
                 rows = space.rows(node)
                 n = len(rows)
                 gate, z = window.gates[n][t], window.inner[n][t]
-                total = _through_normalise(slopes[n], states[n], rstd[n])  # (B, H)
+                total = _through_normalise(slopes[n], states[n], rstd[n], ctx.ranks)  # (B, H)
                 q, rest, mix, rise, f = (buffer[:n] for buffer in work)
                 torch.mul(total, gate, out=q)
                 torch.sub(total, q, out=rest)  # total (1 - σc)
@@ -186,7 +196,7 @@ class _MixedUnroll(torch.autograd.Function):
                     grad_nodes[node, :, hidden:].addmm_(left, z.view(rows_left, hidden))
             before = h if t == 0 else outputs[t - 1]
             gate, f0 = window.gates[0][t, 0], window.inner[0][t, 0].tanh_()
-            total = _through_normalise(slopes[0], states[0], rstd[0])
+            total = _through_normalise(slopes[0], states[0], rstd[0], ctx.ranks)
             q0 = total * gate
             grad_x[t, :, hidden:] = q0.addcmul(q0, f0.square(), value=-1.0)
             rest0 = total - q0
@@ -198,7 +208,7 @@ class _MixedUnroll(torch.autograd.Function):
             grad_from_h = previous.flatten(0, 1).t() @ grad_x.flatten(0, 1)
         POOL.give(slopes, inner, *work)
         window.give_back()
-        return grad_x, onward, grad_from_h, grad_nodes, grad_weights, None, None, None
+        return grad_x, onward, grad_from_h, grad_nodes, grad_weights, None, None, None, None
 
 
 def _mixture(

@@ -13,14 +13,18 @@ from torch import Tensor
 
 from rnnnas.lm.cell import ACTIVATIONS, first_state, gated, input_product, masked
 from rnnnas.nas.space import NONE, CellSpace
+from rnnnas.ranks import ALONE, Ranks
 
 EPSILON = 1e-5  # of the batch normalisation
 
 
-def normalise(state: Tensor) -> Tensor:
-    """Each of the H features to mean 0 and variance 1 over the B streams. (B, H) → (B, H)."""
-    centred = state - state.mean(0)
-    return centred * torch.rsqrt(centred.square().mean(0) + EPSILON)
+def normalise(state: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Each of the H features to mean 0 and variance 1 over the B streams. (B, H) → (B, H).
+
+    The statistics are those of the streams of all ranks.
+    """
+    centred = state - ranks.mean(state.mean(0))
+    return centred * torch.rsqrt(ranks.mean(centred.square().mean(0)) + EPSILON)
 
 
 def unroll_reference(
@@ -32,6 +36,7 @@ def unroll_reference(
     weights: Tensor,
     mask_x: Tensor | None,
     mask_h: Tensor | None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """All T steps, operation by operation, as the definition says.
 
@@ -41,7 +46,7 @@ def unroll_reference(
     """
     outputs = []
     for x in inputs:
-        states = [normalise(first_state(x, h, first, mask_x, mask_h))]
+        states = [normalise(first_state(x, h, first, mask_x, mask_h), ranks)]
         for node, weight in enumerate(nodes):
             total = torch.zeros_like(h)
             for edge in space.rows(node):
@@ -50,7 +55,7 @@ def unroll_reference(
                 for o, op in enumerate(space.ops):
                     if op != NONE:
                         total = total + weights[edge, o] * gated(s, product, op)
-            states.append(normalise(total))
+            states.append(normalise(total, ranks))
         h = torch.stack(states[1:]).mean(0)
         outputs.append(h)
     return torch.stack(outputs)
@@ -65,6 +70,7 @@ def unroll(
     weights: Tensor,
     mask_x: Tensor | None,
     mask_h: Tensor | None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """The same outputs with one product a node and the gate taken out of the sum over f:
 
@@ -79,7 +85,7 @@ def unroll(
     outputs = []
     for t in range(steps):
         product = torch.addmm(from_x[t], masked(h, mask_h), from_h)
-        state = normalise(gated(h, product, "tanh"))
+        state = normalise(gated(h, product, "tanh"), ranks)
         states = state.unsqueeze(0)  # (node + 1, B, H), grows by one a node
         inner = masked(state, mask_h).unsqueeze(0)  # the same, masked for the products
         for node, weight in enumerate(nodes):
@@ -90,7 +96,7 @@ def unroll(
             gate = torch.sigmoid(c)
             mix = sum(p[:, o].view(-1, 1, 1) * ACTIVATIONS[op](z) for o, op in columns)
             carried = mass[rows.start : rows.stop].view(-1, 1, 1) * states
-            state = normalise((carried + gate * (mix - carried)).sum(0))
+            state = normalise((carried + gate * (mix - carried)).sum(0), ranks)
             states = torch.cat([states, state.unsqueeze(0)])
             inner = torch.cat([inner, masked(state, mask_h).unsqueeze(0)])
         h = states[1:].mean(0)

@@ -24,6 +24,7 @@ from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise, NoiseConfig, draw
 from rnnnas.nas.genotype import RECURRENT, CellGene
 from rnnnas.nas.relax import Mixture
 from rnnnas.nas.space import CellSpace
+from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, Loss
 
 INITIAL_RANGE = 0.04  # weights start in U(-0.04, 0.04)
@@ -78,6 +79,7 @@ class RecurrentLM(nn.Module):
             or the name of a baseline.
         generator: draws the initial weights; on the CPU, so that a seed gives the same weights
             on every device.
+        ranks: the processes among which the streams of a batch are shared out.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class RecurrentLM(nn.Module):
         noise: NoiseConfig,
         penalty: PenaltyConfig,
         generator: torch.Generator,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         if isinstance(cell, CellGene):
@@ -100,6 +103,7 @@ class RecurrentLM(nn.Module):
             {RECURRENT: cell} if isinstance(cell, CellSpace) else {}
         )
         self.noise_config = noise
+        self.ranks = ranks
         self.penalty_config = penalty
 
         def weight(*shape: int, reach: float = INITIAL_RANGE) -> nn.Parameter:
@@ -128,11 +132,15 @@ class RecurrentLM(nn.Module):
             self.prior = weight(hidden, config.softmaxes, reach=reach)  # (H, K)
 
     def noise(self, batch: Batch, generator: torch.Generator) -> LMNoise:
-        """The masks of one window of `batch`'s streams."""
+        """The masks of one window of `batch`'s streams.
+
+        They are drawn for the streams of all ranks, so that each of these sees the same noise
+        whatever the number of ranks.
+        """
         vocabulary, hidden = self.embedding.shape
-        return draw(
+        drawn = draw(
             self.noise_config,
-            streams=batch.inputs.shape[1],
+            streams=batch.inputs.shape[1] * self.ranks.size,
             embedding=hidden,
             hidden=hidden,
             vocabulary=vocabulary,
@@ -141,14 +149,25 @@ class RecurrentLM(nn.Module):
             layers=self.config.layers,
             gates=baseline.GATES[self.cell] if isinstance(self.cell, str) else 0,
         )
+        return drawn if self.ranks.size == 1 else drawn.own(self.ranks)
+
+    def alone(self) -> RecurrentLM:
+        """The same weights in a network whose batches are whole: for what one rank does alone."""
+        twin = self._twin()
+        twin.ranks = ALONE
+        return twin
 
     def in_float32(self) -> RecurrentLM:
         """The same weights in a network that rounds no product: for finite differences.
 
         A perturbation of norm 0.01 over millions of weights lies below bfloat16's resolution.
         """
-        twin = copy.copy(self)
+        twin = self._twin()
         twin.config = replace(self.config, precision="float32")
+        return twin
+
+    def _twin(self) -> RecurrentLM:
+        twin = copy.copy(self)
         # Its own table of the same parameters: a functional call swaps entries for its duration.
         twin._parameters = dict(self._parameters)
         return twin
@@ -208,7 +227,8 @@ class RecurrentLM(nn.Module):
             literal = self.config.path == "reference"
             search = mixed.unroll_reference if literal else mixed.unroll
             search = fused_mixed.unroll if fast else search
-            raw = search(*args, self.cell, mixtures[RECURRENT].weights, noise.x, noise.h)
+            mixture = mixtures[RECURRENT].weights
+            raw = search(*args, self.cell, mixture, noise.x, noise.h, self.ranks)
         return raw, (raw[-1],)
 
     def forward(

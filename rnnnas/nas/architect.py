@@ -19,6 +19,8 @@ from torch.func import functional_call
 
 from rnnnas.errors import UsageError
 from rnnnas.nas.relax import Alphas, Mixture, Relaxation, Spaces
+from rnnnas.optim import guarded_step
+from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, InnerStep, Loss, Noise
 
 Order = Literal["first", "finite", "exact"]
@@ -57,6 +59,7 @@ def hypergradient(
     progress: float,
     generator: torch.Generator,
     through_clip: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Tensor], Loss]:
     """The gradient of the validation loss in the alphas.
 
@@ -71,6 +74,8 @@ def hypergradient(
             training loss see the same values, or their difference would be mostly noise.
         through_clip: also differentiate the clip factor. The published method does not: it treats
             the factor as a constant, which drops a term whenever clipping is active.
+        ranks: the processes whose streams make up both batches: every gradient, the inner step's
+            too, and the loss that is returned are of all of them.
 
     Returns:
         The gradients by alpha name, and the validation loss with its next carry, detached. The
@@ -87,8 +92,9 @@ def hypergradient(
 
     def run(shifted: Weights, which: tuple[Batch, Carry], noise: Noise) -> Loss:
         buffers = {name: b.clone() for name, b in net.named_buffers()}
-        state = {**shifted, **buffers}
-        loss: Loss = functional_call(_module(net), state, (*which, cut, noise))
+        state = {name: ranks.spread(w) for name, w in shifted.items()} | buffers
+        mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in cut.items()}
+        loss: Loss = functional_call(_module(net), state, (*which, mix, noise))
         return loss
 
     with torch.enable_grad():
@@ -121,7 +127,8 @@ def hypergradient(
         name: torch.zeros_like(alpha) if grad is None else grad
         for (name, alpha), grad in zip(alphas.items(), result, strict=True)
     }
-    return named, loss._replace(value=loss.value.detach(), penalty=loss.penalty.detach())
+    value, penalty = (ranks.mean(part.detach()) for part in (loss.value, loss.penalty))
+    return named, loss._replace(value=value, penalty=penalty, count=loss.count * ranks.size)
 
 
 def _finite_difference(
@@ -145,9 +152,8 @@ def _finite_difference(
     with torch.no_grad():
         vector = _through_inner_step(vector, gradient, inner, through_clip)
         length = norm(vector.values())
-        if length == 0:  # the outer loss does not depend on the weights: nothing to add
-            return direct, loss
-        radius = PERTURBATION / length
+        # Where the outer loss does not depend on the weights the vector is zero: nothing is added.
+        radius = PERTURBATION / torch.where(length > 0, length, 1.0)
         plus = {name: w + radius * vector[name] for name, w in weights.items()}
         minus = {name: w - radius * vector[name] for name, w in weights.items()}
     upper = _grad(run(plus, *train).objective, leaves)
@@ -234,12 +240,15 @@ class Architect:
         relaxation: Relaxation,
         optimizer: torch.optim.Optimizer,
         order: Order,
+        *,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.net = net
         self.alphas = alphas
         self.relaxation = relaxation
         self.optimizer = optimizer
         self.order: Order = order
+        self.ranks = ranks
 
     def step(
         self,
@@ -264,12 +273,12 @@ class Architect:
             order=self.order,
             progress=progress,
             generator=generator,
+            ranks=self.ranks,
         )
         checked = [loss.value, *grads.values()]
-        if all(bool(torch.isfinite(value).all()) for value in checked):
-            for name, alpha in self.alphas.items():
-                alpha.grad = grads[name]
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            return loss
-        return loss._replace(value=torch.full_like(loss.value, torch.nan))
+        sound = torch.stack([torch.isfinite(value).all() for value in checked]).all()
+        for name, alpha in self.alphas.items():
+            alpha.grad = grads[name]
+        guarded_step(self.optimizer, sound)
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss._replace(value=torch.where(sound, loss.value, torch.nan))

@@ -235,5 +235,6 @@ def search(
             "digest": digest,
         }
         run.hparams(plain, {"valid_perplexity": job.valid_perplexity})
+        result = ranks.tell(result)  # the seconds differ
         run.finish(result)
         return result

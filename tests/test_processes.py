@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rank_work
 import torch
+from tiny_home import home as home
 
 from rnnnas.cli.common import pick_device
 from rnnnas.cli.processes import started_by_hand
-from rnnnas.data.corpus import VocabOptions, add_corpus
 from rnnnas.errors import UsageError
 from rnnnas.files import load_content
 from rnnnas.ranks import ALONE
@@ -28,20 +27,6 @@ SETTINGS = [
     "model.precision=float32", "weights.lr=2", "weights.nonmono=0",
 ]  # fmt: skip
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("home")
-    before = os.environ.get("RNNNAS_HOME")
-    os.environ["RNNNAS_HOME"] = str(folder)
-    (folder / "text.txt").write_text(rank_work.tiny_text(), encoding="utf-8")
-    add_corpus("tiny", folder / "text.txt", VocabOptions())
-    yield folder
-    if before is None:
-        del os.environ["RNNNAS_HOME"]
-    else:
-        os.environ["RNNNAS_HOME"] = before
 
 
 def words(out: Path, *settings: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,8 @@ import pytest
 import rank_work
 import torch
 from rank_work import together
+from tiny_home import home as home
 
-from rnnnas.data.corpus import VocabOptions, add_corpus
 from rnnnas.errors import UsageError
 from rnnnas.files import load_content
 from rnnnas.ranks import ALONE, Ranks
@@ -108,20 +106,6 @@ def test_a_rank_alone_has_another_gradient() -> None:
 
 
 # Runs
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("home")
-    before = os.environ.get("RNNNAS_HOME")
-    os.environ["RNNNAS_HOME"] = str(folder)
-    (folder / "text.txt").write_text(rank_work.tiny_text(), encoding="utf-8")
-    add_corpus("tiny", folder / "text.txt", VocabOptions())
-    yield folder
-    if before is None:
-        del os.environ["RNNNAS_HOME"]
-    else:
-        os.environ["RNNNAS_HOME"] = before
 
 
 def runs(home: Path, folder: Path, kind: str, out: str, *settings: str, event: str = "",

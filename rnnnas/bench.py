@@ -18,25 +18,26 @@ import torch
 
 from rnnnas import config as configs
 from rnnnas.data.streams import Streams
-from rnnnas.lm.loss import CHUNK
+from rnnnas.lm.loss import CHUNK, cross_entropy, cross_entropy_reference
 from rnnnas.lm.model import RecurrentLM, low_precision
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import ZOO
-from rnnnas.nas.relax import relaxation
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
 from rnnnas.steps import evaluate, weight_step
 from rnnnas.types import Batch
 
-Kind = Literal["first_order", "second_order", "train", "eval"]
+Kind = Literal["first_order", "second_order", "train", "eval", "loss"]
 Product = tuple[int, int, int, bool]  # rows, inner, columns; whether in bfloat16
 
 VOCABULARY = 10_000  # of PTB
+WIKITEXT = 33_278  # words of WikiText-2, for the loss alone
 EVALUATED = 200  # tokens of one evaluation iteration, one stream
 KINDS: dict[str, tuple[Kind, ...]] = {
     "search": ("first_order", "second_order"),
     "train": ("train",),
     "eval": ("eval",),
+    "loss": ("loss",),
 }
 
 
@@ -50,12 +51,15 @@ def _config(kind: Kind, path: str, settings: tuple[str, ...]) -> Any:
             "search", preset="ptb-darts", file=None, settings=settings, flags=flags
         )
     flags = {"corpus": "ptb", "genotype": "DARTS_V2"}
-    return configs.resolve("train", preset="ptb", file=None, settings=settings, flags=flags)
+    preset = "wikitext-2" if kind == "loss" else "ptb"
+    return configs.resolve("train", preset=preset, file=None, settings=settings, flags=flags)
 
 
 def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], object]:
     """One iteration on random words: its time does not depend on what the text says."""
     draws = torch.Generator().manual_seed(1)
+    if kind == "loss":
+        return _loss_iteration(config, device, draws)
     search = kind in ("first_order", "second_order")
     cell = recurrent_space(config.model.nodes) if search else ZOO["DARTS_V2"].genotype.recurrent
     net = RecurrentLM(
@@ -75,7 +79,7 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
         return lambda: weight_step(
             net, optimizer, batch, None, {}, net.noise(batch, masks), lr=lr, clip=clip
         )
-    method = relaxation(config.method)
+    method = config.relaxation
     alphas = {n: a.to(device) for n, a in method.init(net.space, draws).items()}
     alphas = {n: a.detach().requires_grad_() for n, a in alphas.items()}
     outer = net if config.order == "first" else net.in_float32()
@@ -91,6 +95,28 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
             mixtures = method.mix(alphas, net.space, 0.5, masks)
         noise = net.noise(batch, masks)
         weight_step(net, optimizer, batch, None, mixtures, noise, lr=lr, clip=clip)
+
+    return iterate
+
+
+def _loss_iteration(
+    config: Any, device: torch.device, draws: torch.Generator
+) -> Callable[[], object]:
+    """The loss of one window of WikiText-2 and its gradients, given the cell's outputs."""
+    rows, hidden = config.windows.bptt * config.windows.streams, config.model.hidden
+    outputs = torch.randn(rows, hidden, generator=draws)
+    weight = 0.04 * torch.randn(WIKITEXT, hidden, generator=draws)
+    tensors = (outputs, weight, torch.zeros(WIKITEXT))
+    leaves = outputs, matrix, bias = [t.to(device).requires_grad_() for t in tensors]
+    targets = torch.randint(WIKITEXT, (rows,), generator=draws).to(device)
+    low = low_precision(config.model, device)
+
+    def iterate() -> None:
+        if config.model.path == "fast":
+            value = cross_entropy(outputs, matrix, bias, targets, low=low)
+        else:
+            value = cross_entropy_reference(outputs, matrix, bias, targets)
+        torch.autograd.grad(value, leaves)
 
     return iterate
 
@@ -147,9 +173,11 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
         size = streams * (node + 1) if search else streams
         cell[(size, hidden, 2 * hidden, False)] += steps
 
+    words = WIKITEXT if kind == "loss" else VOCABULARY
+
     def decoder(rounded: bool) -> Counter[Product]:
         chunks = [min(CHUNK, rows - start) for start in range(0, rows, CHUNK)]
-        return Counter((size, hidden, VOCABULARY, rounded) for size in chunks)
+        return Counter((size, hidden, words, rounded) for size in chunks)
 
     def window(*, weights: bool, rounded: bool) -> Counter[Product]:
         """Forward, back to the inputs, and back to the weights where they are wanted."""
@@ -163,6 +191,9 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
 
     if kind == "eval":
         return cell + decoder(False)
+    if kind == "loss":
+        cell = Counter()
+        return window(weights=True, rounded=low)
     step = window(weights=True, rounded=low)
     if kind == "train":
         return step
@@ -198,7 +229,8 @@ def bench(
     of the fast path.
 
     Args:
-        what: "search", "train" or "eval". settings: `--set` texts on top of the paper's presets.
+        what: "search", "train", "eval" or "loss" (alone, at the size of WikiText-2).
+        settings: `--set` texts on top of the paper's presets.
 
     Returns:
         By kind of iteration: reference_seconds, fast_seconds, ratio (of the two), limit_seconds

@@ -23,7 +23,8 @@ from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig
 from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
-from rnnnas.nas.relax import relaxation
+from rnnnas.nas.methods import method_of
+from rnnnas.nas.relax.base import Relaxation
 from rnnnas.nas.space import genotype_of
 from rnnnas.optim import AlphaConfig, WeightConfig
 
@@ -39,7 +40,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
     """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
-    the validation pass (batch statistics need at least 2); save_seconds: between saved states.
+    the validation pass (batch statistics need at least 2); save_seconds: between saved states;
+    relax: the method's own settings, the fields of its relaxation.
     """
 
     corpus: str
@@ -54,9 +56,10 @@ class SearchConfig:
     windows: WindowConfig = field(default_factory=WindowConfig)
     weights: WeightConfig = field(default_factory=WeightConfig)
     alphas: AlphaConfig = field(default_factory=AlphaConfig)
+    relax: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        relaxation(self.method)
+        assert self.relaxation is not None  # refuses an unknown method or setting of one
         # Settings that the components share with a training but that a search has no place for.
         for name, value, only in (
             ("model.layers", self.model.layers, 1),
@@ -77,7 +80,12 @@ class SearchConfig:
     @property
     def order(self) -> Literal["first", "finite", "exact"]:
         """The order of the hypergradient that the method and the alphas' settings ask for."""
-        return "first" if self.method != "darts" else self.alphas.second_order
+        return "first" if method_of(self.method).order == "first" else self.alphas.second_order
+
+    @property
+    def relaxation(self) -> Relaxation:
+        """The method's relaxation with the settings `relax.*`."""
+        return from_plain(method_of(self.method).relaxation, self.relax, "relax.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

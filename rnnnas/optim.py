@@ -116,16 +116,20 @@ def _fused(tensors: Iterable[Tensor]) -> bool | None:
     return True if all(t.is_cuda for t in tensors) else None
 
 
-def guarded_step(optimizer: torch.optim.Optimizer, sound: Tensor) -> None:
+def guarded_step(optimizer: torch.optim.Optimizer, sound: Tensor) -> bool:
     """One step of `optimizer` where `sound`, a scalar bool, is true; else nothing moves.
 
     Fused kernels read the flag where it lies, so that this process need not wait for its device.
+    Returns False where it is known that nothing moved.
     """
     if all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
         optimizer.step()
-    elif bool(sound):
+        return True
+    moves = bool(sound)
+    if moves:
         optimizer.step()
+    return moves
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

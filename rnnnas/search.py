@@ -19,7 +19,8 @@ from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive, finished
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import RECURRENT, Genotype
-from rnnnas.nas.relax import derive, relaxation
+from rnnnas.nas.methods import derive
+from rnnnas.nas.relax.base import Mixtures
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import (
     alpha_optimizer,
@@ -31,7 +32,7 @@ from rnnnas.optim import (
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.shared import AnyRun, open_run
 from rnnnas.steps import Score, evaluate, generator, own_carry, weight_step, whole_carry
-from rnnnas.types import Carry
+from rnnnas.types import Batch, Carry
 
 
 class SearchJob:
@@ -54,7 +55,7 @@ class SearchJob:
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
             ranks=ranks,
         ).to(device)
-        self.relaxation = relaxation(config.method)
+        self.relaxation = config.relaxation
         fresh = self.relaxation.init(
             self.net.space, generator(config.seed, "alphas", 0, torch.device("cpu"))
         )
@@ -96,18 +97,14 @@ class SearchJob:
         alpha_nats: Tensor | None = None
         if at.progress >= config.alphas.warmup:
             self.weight_optimizer.param_groups[0]["lr"] = lr
-            outer = min(steps, self.alpha.length - 1)
-            if self.alpha_start + outer > self.alpha.length - 1:
-                # Back to the start of the text: the state of its end does not belong there.
-                self.alpha_start, self.alpha_carry = 0, None
+            single = self.relaxation.level == "train"
             loss = self.architect.step(
                 train=(batch, self.train_carry),
-                valid=(self.alpha.window(self.alpha_start, outer), self.alpha_carry),
+                valid=(batch, self.train_carry) if single else self._alpha_window(steps),
                 inner=inner_step(self.net, self.weight_optimizer, config.weights.clip),
                 progress=at.progress,
                 generator=generator(config.seed, "alpha-step", at.step, self.device),
             )
-            self.alpha_start += outer
             self.alpha_carry = loss.carry
             alpha_nats = loss.value
             if alpha_nats.device.type == "cpu" and not bool(torch.isfinite(alpha_nats)):
@@ -116,6 +113,16 @@ class SearchJob:
         with torch.no_grad():
             mixtures = self.relaxation.mix(self.alphas, self.net.space, at.progress, draws)
         noise = self.net.noise(batch, draws)
+
+        def slopes(tried: Mixtures) -> dict[str, Tensor]:
+            leaves = {n: m.weights.detach().requires_grad_() for n, m in tried.items()}
+            spread = self.ranks.spread  # the slopes are those of the whole batch
+            cut = {n: m._replace(weights=spread(leaves[n])) for n, m in tried.items()}
+            value = self.net(batch, self.train_carry, cut, noise).objective
+            return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+
+        spaces = self.net.space
+        mixtures = self.relaxation.perturb(mixtures, spaces, at.progress, draws, slopes)
         loss, norm = weight_step(
             self.net, self.weight_optimizer, batch, self.train_carry, mixtures, noise,
             lr=lr, clip=config.weights.clip, ranks=self.ranks,
@@ -125,6 +132,16 @@ class SearchJob:
         if alpha_nats is not None:  # a lost alpha step shows, though nobody waited for it
             nats = torch.where(torch.isfinite(alpha_nats), nats, torch.nan)
         return StepReport(nats, loss.count, norm, lr)
+
+    def _alpha_window(self, steps: int) -> tuple[Batch, Carry]:
+        """The next window of the alphas' text, and the state that enters it."""
+        steps = min(steps, self.alpha.length - 1)
+        if self.alpha_start + steps > self.alpha.length - 1:
+            # Back to the start of the text: the state of its end does not belong there.
+            self.alpha_start, self.alpha_carry = 0, None
+        batch = self.alpha.window(self.alpha_start, steps)
+        self.alpha_start += steps
+        return batch, self.alpha_carry
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
         draws = generator(self.config.seed, "valid", at.epoch, self.device)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rnnnas.data.streams import Streams
-from rnnnas.nas.relax import Mixture
+from rnnnas.nas.relax.base import Mixture
 from rnnnas.optim import guarded_step
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, Loss, Noise

@@ -23,7 +23,7 @@ from rnnnas.lm.noise import NoiseConfig
 from rnnnas.loop import Position
 from rnnnas.nas.architect import hypergradient
 from rnnnas.nas.genotype import Genotype
-from rnnnas.nas.relax import relaxation
+from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import recurrent_space
 from rnnnas.ranks import STORE, Ranks, joined
 from rnnnas.search import SearchJob, search
@@ -118,7 +118,7 @@ def steps_of(ranks: Ranks, cell: str, path: str, double: bool) -> dict[str, Any]
     sgd = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.5, weight_decay=0.01)
     mixtures: Any = {}
     if cell == "searched":
-        method = relaxation("darts")
+        method = Darts()
         alphas = method.init(net.space, torch.Generator().manual_seed(1))
         alphas = {n: a.detach().to(dtype) for n, a in alphas.items()}
         mixtures = method.mix(alphas, net.space, 0.0, torch.Generator())
@@ -152,7 +152,7 @@ def _states(carry: Any) -> tuple[Tensor, ...]:
 
 def hypergradients(ranks: Ranks, path: str, order: Any, clip: float) -> dict[str, Any]:
     net = network(ranks, path, CELLS["searched"], torch.float64)
-    method = relaxation("darts")
+    method = Darts()
     alphas = method.init(net.space, torch.Generator().manual_seed(1))
     alphas = {n: (a.detach().double() * 300).requires_grad_() for n, a in alphas.items()}
     carry = torch.randn(B, H, dtype=torch.float64, generator=torch.Generator().manual_seed(2))

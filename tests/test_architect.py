@@ -16,7 +16,8 @@ from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas import architect
 from rnnnas.nas.architect import Architect, hypergradient
-from rnnnas.nas.relax import Darts, Mixture
+from rnnnas.nas.relax.base import Mixture, Relaxation
+from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.optim import inner_step
 from rnnnas.types import Batch, InnerStep, Loss
@@ -29,7 +30,7 @@ def loss_of(value: Tensor, penalty: Tensor | None = None) -> Loss:
     return Loss(value=value, count=1, carry=None, penalty=extra)
 
 
-class Identity:
+class Identity(Relaxation):
     """A relaxation whose mixture is the alphas themselves."""
 
     def init(self, spaces: Any, generator: torch.Generator) -> dict[str, Tensor]:
@@ -38,7 +39,9 @@ class Identity:
             for name, s in spaces.items()
         }
 
-    def mix(self, alphas: Any, spaces: Any, progress: float, generator: Any) -> dict[str, Mixture]:
+    def mix(
+        self, alphas: Any, spaces: Any, progress: float, generator: Any, step: Any = "weights"
+    ) -> dict[str, Mixture]:
         return {name: Mixture(alpha) for name, alpha in alphas.items()}
 
     def scores(self, alphas: Any, spaces: Any) -> dict[str, Tensor]:

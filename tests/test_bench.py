@@ -20,7 +20,7 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["search", "train", "eval"])
+@pytest.mark.parametrize("what", bench.KINDS)
 def test_the_promised_keys(what: str) -> None:
     words = ["bench", what, "--json"]
     for setting in TINY:
@@ -55,6 +55,8 @@ def test_products_of_the_papers_settings() -> None:
     rows = bench.EVALUATED
     forward = 2 * rows * hidden * (2 * hidden * 10 + bench.VOCABULARY)
     assert flops(bench.products("eval", config, CPU)) == forward
+    config = bench._config("loss", "fast", ())
+    assert flops(bench.products("loss", config, CPU)) == 3 * 2 * 35 * 64 * 700 * 33_278
 
 
 def test_both_paths_do_the_same_iteration() -> None:

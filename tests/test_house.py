@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+from house_rules import EVERYONE, LIBRARIES, MAY_IMPORT
 
 from rnnnas.cli import main
 from rnnnas.config import preset_names
@@ -23,61 +24,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rnnnas"
 LINES = 400
 HEAVY = ["torch", "datasets", "tensorboard", "sentencepiece", "numpy", "PIL", "rich", "pyarrow"]
-
-# What a module may import of the package, besides `errors`, `types` and the version. The first
-# pattern that fits a module counts. A new module needs a line here: what it may know of others is
-# a decision. (`architecture: who may import whom`.)
-MAY_IMPORT: dict[str, list[str]] = {
-    "errors": [], "types": [], "nas.genotype": [],
-    "nas.space": ["nas.genotype"],
-    "nas.relax": ["nas.space", "nas.genotype"],
-    "nas.architect": ["nas.relax", "optim", "ranks"],
-    "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax", "ranks"],
-    "data.*": ["data.*"],
-    "optim": [], "columns": [], "content": [], "progress": [], "signals": [], "ranks": [],
-    "layout": ["columns", "nas.genotype"],
-    "draw": ["layout", "nas.genotype"],
-    "raster": ["layout", "nas.genotype"],
-    "files": ["content"],
-    "lock": ["files"],
-    "board": ["files"],
-    "run": ["board", "files", "lock"],
-    "shared": ["ranks", "run"],
-    "loop": ["progress", "ranks", "shared", "signals"],
-    "steps": ["data.streams", "nas.relax", "optim", "ranks"],
-    "config": ["data.streams", "lm.*", "nas.genotype", "nas.relax", "nas.space", "optim"],
-    "adapt": [
-        "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
-        "lm.scores", "progress", "steps",
-    ],
-    "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
-    "search": [
-        "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "ranks", "raster",
-        "shared", "steps",
-    ],
-    "train": [
-        "config", "data.*", "evaluate", "files", "lm.model", "loop", "optim", "ranks", "shared",
-        "steps",
-    ],
-    "bench": [
-        "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",
-    ],
-    "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
-    "cli": ["cli.*"],
-    "cli.*": [
-        "cli.*", "bench", "board", "config", "data.corpus", "demo", "draw", "evaluate", "files",
-        "nas.genotype", "nas.space", "ranks", "search", "train",
-    ],
-    "__main__": ["cli"],
-}  # fmt: skip
-EVERYONE = ["errors", "types", ""]
-
-# Libraries, besides Python's own, that a part may use. Parts that are not named may use any.
-LIBRARIES: dict[str, set[str]] = {
-    "errors": set(), "nas.genotype": set(), "nas.space": set(), "columns": set(), "layout": set(),
-    "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
-    "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
-}  # fmt: skip
 
 
 def module_name(path: Path) -> str:
@@ -153,7 +99,9 @@ def test_packages_hold_no_code(name: str) -> None:
 def test_networks_know_mixtures_and_nothing_else_of_relaxations() -> None:
     for name, tree in TREES.items():
         if fits(name, ["lm.*", "steps"]):
-            taken = {what for module, what in full_imports(tree) if module == "rnnnas.nas.relax"}
+            taken = {
+                what for module, what in full_imports(tree) if module == "rnnnas.nas.relax.base"
+            }
             assert taken <= {"Mixture"}, name
 
 
@@ -196,7 +144,10 @@ def test_no_file_is_long() -> None:
 
 
 def test_the_house_is_two_folders_deep() -> None:
-    assert all(len(path.relative_to(ROOT).parts) <= 3 for path in SOURCES)
+    """And three for the one family that has a file a variant."""
+    for path in SOURCES:
+        *folders, _ = path.relative_to(ROOT).parts
+        assert len(folders) <= 2 or folders == ["rnnnas", "nas", "relax"], path
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -16,7 +16,8 @@ from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import SILENCE, LMNoise, NoiseConfig
 from rnnnas.nas.genotype import ZOO, CellGene, Genotype
-from rnnnas.nas.relax import Darts, Mixture
+from rnnnas.nas.relax.base import Mixture
+from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.types import Batch
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.relax import INITIAL_SCALE, METHODS, Alphas, Darts, derive, relaxation
+from rnnnas.nas.methods import METHODS, derive, method_of
+from rnnnas.nas.relax.base import INITIAL_SCALE, Alphas
+from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import CellSpace, recurrent_space
 
 DOUBLE = torch.float64
@@ -44,7 +46,7 @@ def alphas_of(method: str, spaces: dict[str, CellSpace], scale: float = 1.0) -> 
     draws = seeded(5)
     return {
         name: (scale * torch.randn(a.shape, dtype=DOUBLE, generator=draws)).requires_grad_()
-        for name, a in METHODS[method].init(spaces, seeded(0)).items()
+        for name, a in METHODS[method].relaxation().init(spaces, seeded(0)).items()
     }
 
 
@@ -53,7 +55,7 @@ def alphas_of(method: str, spaces: dict[str, CellSpace], scale: float = 1.0) -> 
 class TestEveryMethod:
     def test_init(self, method: str, kind: str) -> None:
         spaces = SPACES[kind]
-        one, same, other = (METHODS[method].init(spaces, seeded(s)) for s in (1, 1, 2))
+        one, same, other = (METHODS[method].relaxation().init(spaces, seeded(s)) for s in (1, 1, 2))
         assert set(spaces) <= set(one)
         for name, space in spaces.items():
             assert one[name].shape == (len(space.edges), len(space.ops))
@@ -68,7 +70,7 @@ class TestEveryMethod:
     ) -> None:
         spaces = SPACES[kind]
         alphas = alphas_of(method, spaces, scale)
-        mixtures = METHODS[method].mix(alphas, spaces, progress, seeded(3))
+        mixtures = METHODS[method].relaxation().mix(alphas, spaces, progress, seeded(3))
         assert set(mixtures) == set(spaces)
         for name, space in spaces.items():
             weights = mixtures[name].weights.detach()
@@ -79,7 +81,7 @@ class TestEveryMethod:
     def test_what_is_not_allowed_gets_nothing(self, method: str, kind: str) -> None:
         spaces = SPACES[kind]
         alphas = alphas_of(method, spaces)
-        mixtures = METHODS[method].mix(alphas, spaces, 0.5, seeded(3))
+        mixtures = METHODS[method].relaxation().mix(alphas, spaces, 0.5, seeded(3))
         total = sum(
             (m.weights * torch.rand(m.weights.shape, generator=seeded(4))).sum()
             for m in mixtures.values()
@@ -98,7 +100,7 @@ class TestEveryMethod:
         spaces = SPACES[kind]
         alphas = alphas_of(method, spaces)
         for seed in range(20):
-            mixtures = METHODS[method].mix(alphas, spaces, 0.5, seeded(seed))
+            mixtures = METHODS[method].relaxation().mix(alphas, spaces, 0.5, seeded(seed))
             slopes = seeded(100 + seed)
             total = sum(
                 (m.weights * torch.randn(m.weights.shape, generator=slopes)).sum()
@@ -116,18 +118,18 @@ class TestEveryMethod:
         spaces = SPACES[kind]
         alphas = alphas_of(method, spaces)
         torch.manual_seed(1)
-        one = METHODS[method].mix(alphas, spaces, 0.3, seeded(7))
+        one = METHODS[method].relaxation().mix(alphas, spaces, 0.3, seeded(7))
         torch.manual_seed(2)  # the global generator has no say
-        other = METHODS[method].mix(alphas, spaces, 0.3, seeded(7))
+        other = METHODS[method].relaxation().mix(alphas, spaces, 0.3, seeded(7))
         assert all(torch.equal(one[name].weights, other[name].weights) for name in spaces)
 
     def test_scores_are_deterministic_and_spare_the_alphas(self, method: str, kind: str) -> None:
         spaces = SPACES[kind]
         alphas = alphas_of(method, spaces)
         before = {name: a.detach().clone() for name, a in alphas.items()}
-        one = METHODS[method].scores(alphas, spaces)
-        METHODS[method].mix(alphas, spaces, 0.9, seeded(1))
-        other = METHODS[method].scores(alphas, spaces)
+        one = METHODS[method].relaxation().scores(alphas, spaces)
+        METHODS[method].relaxation().mix(alphas, spaces, 0.9, seeded(1))
+        other = METHODS[method].relaxation().scores(alphas, spaces)
         for name, space in spaces.items():
             assert one[name].shape == (len(space.edges), len(space.ops))
             assert torch.equal(one[name], other[name])
@@ -139,7 +141,7 @@ class TestEveryMethod:
         with torch.no_grad():
             for name, space in spaces.items():
                 alphas[name][:, space.ops.index("none")] = 50.0
-        genotype = derive(METHODS[method], alphas, spaces)
+        genotype = derive(METHODS[method].relaxation(), alphas, spaces)
         assert set(genotype.cells) == set(spaces)
         for name, space in spaces.items():
             cell = genotype.cells[name]
@@ -161,7 +163,7 @@ class TestEveryMethod:
                 for i, node in enumerate(wanted[name].nodes):
                     for op, source in node:
                         alphas[name][space.rows(i)[source], space.ops.index(op)] = 9.0
-        found = derive(METHODS[method], alphas, spaces)
+        found = derive(METHODS[method].relaxation(), alphas, spaces)
         for name, space in spaces.items():
             for i, (one, other) in enumerate(
                 zip(found.cells[name].nodes, wanted[name].nodes, strict=True)
@@ -173,9 +175,9 @@ class TestEveryMethod:
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'dart' is unknown \(did you mean 'darts'\?\)") as caught:
-        relaxation("dart")
+        method_of("dart")
     assert all(method in caught.value.remedy for method in METHODS)
-    assert relaxation("darts") is METHODS["darts"]
+    assert method_of("darts") is METHODS["darts"]
 
 
 # DARTS

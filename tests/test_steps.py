@@ -16,7 +16,7 @@ from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.genotype import CellGene, Genotype
-from rnnnas.nas.relax import Mixture
+from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.steps import Score, evaluate, generator, weight_step
 from rnnnas.types import Batch, Loss

@@ -23,7 +23,7 @@ from rnnnas import loop
 from rnnnas.data.streams import Streams
 from rnnnas.files import load_content
 from rnnnas.nas.architect import Architect
-from rnnnas.nas.relax import relaxation
+from rnnnas.nas.relax.darts import Darts
 from rnnnas.optim import (
     AlphaConfig,
     WeightConfig,
@@ -77,7 +77,7 @@ def test_a_weight_step_does_not_wait(cell: str) -> None:
 @pytest.mark.parametrize("order", ["first", "finite"])
 def test_an_alpha_step_does_not_wait_for_a_number(order: Any) -> None:
     net = rank_work.network(ALONE, "fast", rank_work.CELLS["searched"], torch.float32)
-    method = relaxation("darts")
+    method = Darts()
     alphas = method.init(net.space, torch.Generator().manual_seed(1))
     alphas = {n: a.detach().requires_grad_() for n, a in alphas.items()}
     adam = torch.optim.Adam(alphas.values(), lr=0.1, fused=True)

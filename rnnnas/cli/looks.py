@@ -126,7 +126,7 @@ def board(run: Path | None, port: int) -> None:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["search", "train", "eval"]))
+@click.argument("what", type=click.Choice(["search", "train", "eval", "loss"]))
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change the paper's settings, e.g. model.hidden=100.")  # fmt: skip
 @device_option

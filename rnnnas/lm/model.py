@@ -22,7 +22,7 @@ from rnnnas.lm.baseline import Baseline
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
 from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise, NoiseConfig, draw
 from rnnnas.nas.genotype import RECURRENT, CellGene
-from rnnnas.nas.relax import Mixture
+from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, Loss

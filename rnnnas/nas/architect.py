@@ -10,7 +10,7 @@ gradient g, m mixtures, L validation loss. DARTS, section 2.3, equations 6 to 8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.relax import Alphas, Mixture, Relaxation, Spaces
+from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces
 from rnnnas.optim import guarded_step
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, InnerStep, Loss, Noise
 
 Order = Literal["first", "finite", "exact"]
 Weights = dict[str, Tensor]
+# From the validation loss and the mixtures it was computed under to what the alphas minimise.
+Outer = Callable[[Tensor, Mixtures], Tensor]
 
 PERTURBATION = 1e-2  # norm of the weights' shift in the finite difference (DARTS, section 2.3)
 CLIP_EPSILON = 1e-6  # what torch's clip_grad_norm_ adds to the norm; the mirror is exact with it
@@ -59,6 +61,8 @@ def hypergradient(
     progress: float,
     generator: torch.Generator,
     through_clip: bool = False,
+    mixtures: Mixtures | None = None,
+    outer: Outer | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Tensor], Loss]:
     """The gradient of the validation loss in the alphas.
@@ -74,6 +78,9 @@ def hypergradient(
             training loss see the same values, or their difference would be mostly noise.
         through_clip: also differentiate the clip factor. The published method does not: it treats
             the factor as a constant, which drops a term whenever clipping is active.
+        mixtures: those to use, where they are drawn already.
+        outer: what of the validation loss and the mixtures is differentiated, e.g. with a cost
+            added; the loss itself without.
         ranks: the processes whose streams make up both batches: every gradient, the inner step's
             too, and the loss that is returned are of all of them.
 
@@ -81,7 +88,8 @@ def hypergradient(
         The gradients by alpha name, and the validation loss with its next carry, detached. The
         outer loss is `Loss.value`, without penalties.
     """
-    mixtures = relaxation.mix(alphas, net.space, progress, generator)
+    if mixtures is None:
+        mixtures = relaxation.mix(alphas, net.space, progress, generator, "alphas")
     train_noise = net.noise(train[0], generator) if order != "first" else None
     valid_noise = net.noise(valid[0], generator)
     # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
@@ -97,10 +105,13 @@ def hypergradient(
         loss: Loss = functional_call(_module(net), state, (*which, mix, noise))
         return loss
 
+    def aim(loss: Loss) -> Tensor:
+        return loss.value if outer is None else outer(loss.value, cut)
+
     with torch.enable_grad():
         if order == "first":
             loss = run(weights, valid, valid_noise)
-            grads = _grad(loss.value, leaves)
+            grads = _grad(aim(loss), leaves)
         elif order == "exact":
             own = {name: w.requires_grad_() for name, w in weights.items()}
             objective = run(own, train, train_noise).objective
@@ -111,10 +122,10 @@ def hypergradient(
             ahead = _ahead(own, gradient, inner, constant_clip=not through_clip)
             # The weights themselves are constants of the outer problem: only g carries m.
             loss = run(ahead, valid, valid_noise)
-            grads = _grad(loss.value, leaves)
+            grads = _grad(aim(loss), leaves)
         else:
             grads, loss = _finite_difference(
-                run, weights, leaves, (train, train_noise), (valid, valid_noise), inner,
+                run, aim, weights, leaves, (train, train_noise), (valid, valid_noise), inner,
                 through_clip,
             )  # fmt: skip
     result = torch.autograd.grad(
@@ -133,6 +144,7 @@ def hypergradient(
 
 def _finite_difference(
     run: Any,
+    aim: Callable[[Loss], Tensor],
     weights: Weights,
     leaves: list[Tensor],
     train: tuple[tuple[Batch, Carry], Noise],
@@ -147,7 +159,7 @@ def _finite_difference(
         ahead = _ahead(weights, gradient, inner, constant_clip=True)
     ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
     loss = run(ahead, *valid)
-    both = _grad(loss.value, [*leaves, *ahead.values()])
+    both = _grad(aim(loss), [*leaves, *ahead.values()])
     direct, vector = both[: len(leaves)], _named(ahead, both[len(leaves) :])
     with torch.no_grad():
         vector = _through_inner_step(vector, gradient, inner, through_clip)
@@ -231,7 +243,11 @@ def _module(net: Searchable) -> nn.Module:
 
 
 class Architect:
-    """Holds the alphas' optimiser and moves them by the hypergradient."""
+    """Holds the alphas' optimiser and moves them by the hypergradient.
+
+    Args:
+        outer: what the alphas minimise, as `hypergradient` takes it.
+    """
 
     def __init__(
         self,
@@ -240,6 +256,7 @@ class Architect:
         relaxation: Relaxation,
         optimizer: torch.optim.Optimizer,
         order: Order,
+        outer: Outer | None = None,
         *,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -248,6 +265,7 @@ class Architect:
         self.relaxation = relaxation
         self.optimizer = optimizer
         self.order: Order = order
+        self.outer = outer
         self.ranks = ranks
 
     def step(
@@ -263,22 +281,35 @@ class Architect:
 
         Non-finite gradients leave the alphas as they are; the loss that is returned tells.
         """
+        alphas, relaxation, spaces = self.alphas, self.relaxation, self.net.space
+        mixtures = relaxation.mix(alphas, spaces, progress, generator, "alphas")
         grads, loss = hypergradient(
             self.net,
-            self.alphas,
-            self.relaxation,
+            alphas,
+            relaxation,
             train=train,
             valid=valid,
             inner=inner,
             order=self.order,
             progress=progress,
             generator=generator,
+            mixtures=mixtures,
+            outer=self.outer,
             ranks=self.ranks,
         )
+        extra = relaxation.penalty(alphas, spaces, progress)
+        if extra is not None:
+            slopes = torch.autograd.grad(extra, list(alphas.values()), allow_unused=True)
+            for name, slope in zip(alphas, slopes, strict=True):
+                grads[name] = grads[name] if slope is None else grads[name] + slope
         checked = [loss.value, *grads.values()]
         sound = torch.stack([torch.isfinite(value).all() for value in checked]).all()
-        for name, alpha in self.alphas.items():
+        before = {name: alpha.detach().clone() for name, alpha in alphas.items()}
+        for name, alpha in alphas.items():
             alpha.grad = grads[name]
-        guarded_step(self.optimizer, sound)
+        moved = guarded_step(self.optimizer, sound)
         self.optimizer.zero_grad(set_to_none=True)
+        if moved:
+            with torch.no_grad():
+                relaxation.adjust(alphas, before, mixtures)
         return loss._replace(value=torch.where(sound, loss.value, torch.nan))

@@ -1,0 +1,1 @@
+"""Relaxations: from alphas to mixtures of operations, a method a file."""

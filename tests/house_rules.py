@@ -1,0 +1,69 @@
+"""Who may import whom: the rules that test_house.py keeps."""
+
+from __future__ import annotations
+
+# What a module may import of the package, besides `errors`, `types` and the version. The first
+# pattern that fits a module counts. A new module needs a line here: what it may know of others is
+# a decision. (`architecture: who may import whom`.)
+MAY_IMPORT: dict[str, list[str]] = {
+    "errors": [], "types": [], "nas.genotype": [],
+    "nas.space": ["nas.genotype"],
+    "nas.relax.base": ["nas.space"],
+    "nas.relax": [],
+    "nas.relax.*": ["nas.relax.base"],
+    "nas.methods": ["nas.relax.*", "nas.genotype"],
+    "nas.architect": ["nas.relax.base", "optim", "ranks"],
+    "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base", "ranks"],
+    "data.*": ["data.*"],
+    "optim": [],
+    "columns": [],
+    "layout": ["columns", "nas.genotype"],
+    "draw": ["layout", "nas.genotype"],
+    "raster": ["layout", "nas.genotype"],
+    "content": [],
+    "progress": [],
+    "signals": [],
+    "ranks": [],
+    "shared": ["ranks", "run"],
+    "files": ["content"],
+    "lock": ["files"],
+    "board": ["files"],
+    "run": ["board", "files", "lock"],
+    "loop": ["progress", "ranks", "shared", "signals"],
+    "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
+    "config": [
+        "data.streams", "lm.*", "nas.genotype", "nas.methods", "nas.relax.base", "nas.space",
+        "optim",
+    ],
+    "adapt": [
+        "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
+        "lm.scores", "progress", "steps",
+    ],
+    "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
+    "search": [
+        "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "ranks", "raster",
+        "shared", "steps",
+    ],
+    "train": [
+        "config", "data.*", "evaluate", "files", "lm.model", "loop", "optim", "ranks", "shared",
+        "steps",
+    ],
+    "bench": [
+        "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",
+    ],
+    "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
+    "cli": ["cli.*"],
+    "cli.*": [
+        "cli.*", "bench", "board", "config", "data.corpus", "demo", "draw", "evaluate", "files",
+        "nas.genotype", "nas.space", "ranks", "search", "train",
+    ],
+    "__main__": ["cli"],
+}  # fmt: skip
+EVERYONE = ["errors", "types", ""]
+
+# Libraries, besides Python's own, that a part may use. Parts that are not named may use any.
+LIBRARIES: dict[str, set[str]] = {
+    "errors": set(), "nas.genotype": set(), "nas.space": set(), "columns": set(), "layout": set(),
+    "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
+    "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
+}  # fmt: skip

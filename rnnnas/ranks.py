@@ -54,9 +54,11 @@ class Ranks:
         if streams % self.size:
             below = streams - streams % self.size
             fitting = [str(n) for n in (below, below + self.size) if n]
-            raise UsageError(
-                f"windows.streams = {streams} cannot be shared out among {self.size} processes",
-                f"choose a multiple, e.g. --set windows.streams={' or '.join(fitting)}",
+            raise self.hushed(
+                UsageError(
+                    f"windows.streams = {streams} cannot be shared out among {self.size} processes",
+                    f"choose a multiple, e.g. --set windows.streams={' or '.join(fitting)}",
+                )
             )
 
     def part(self, streams: int) -> slice:

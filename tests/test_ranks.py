@@ -32,6 +32,10 @@ def test_streams_that_cannot_be_shared_out_are_refused() -> None:
     with pytest.raises(UsageError, match="windows.streams = 64") as error:
         Ranks(0, 3).check(64)
     assert "windows.streams=63 or 66" in error.value.remedy
+    assert not error.value.quiet
+    with pytest.raises(UsageError) as error:
+        Ranks(2, 3).check(64)
+    assert error.value.quiet, "it is said once"
 
 
 def test_the_parts_cover_all_streams_once() -> None:

@@ -10,6 +10,7 @@ class RnnnasError(Exception):
     """
 
     exit_code = 1
+    quiet = False  # whether another process of the same run says it
 
     def __init__(self, cause: str, remedy: str = "") -> None:
         super().__init__(f"{cause}\n{remedy}" if remedy else cause)

@@ -6,15 +6,20 @@ What differs between them is a `Job`; what is the same stands here once.
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
-from rnnnas.errors import CheckpointError, DivergedError
+import torch
+from torch import Tensor
+
+from rnnnas.errors import CheckpointError, DivergedError, Interrupted
 from rnnnas.progress import Progress
-from rnnnas.run import Run
+from rnnnas.ranks import ALONE, Ranks, orphaned
+from rnnnas.shared import AnyRun
 from rnnnas.signals import StopRequest
 
 ROLLBACKS = 3  # how often a run may diverge and start again with half the step
@@ -34,11 +39,16 @@ class Position:
 
 
 class StepReport(NamedTuple):
-    """nats: mean a target; count: targets; norm: of the gradient before clipping; lr: used."""
+    """nats: mean a target; count: targets; norm: of the gradient before clipping; lr: used.
 
-    nats: float
+    nats and norm are of all ranks' streams, as is the count. Where they are scalars on a device
+    that works ahead of this process, looking at them would make it wait: `drive` does so at its
+    logging points only.
+    """
+
+    nats: float | Tensor
     count: int  # type: ignore[assignment]  # the field's name wins over tuple.count
-    norm: float
+    norm: float | Tensor
     lr: float
 
 
@@ -56,7 +66,7 @@ class Job(Protocol):
     def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
         """Do the window `at`; `lr_factor` scales every step size, 1 unless the run diverged."""
 
-    def end_epoch(self, at: Position, run: Run) -> dict[str, float]:
+    def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
         """After the last window: what to log for the epoch, `valid_perplexity` among it."""
 
     def state(self) -> dict[str, Any]:
@@ -75,11 +85,11 @@ class _Tally:
     epoch_nats: float = 0.0
     epoch_tokens: int = 0
 
-    def add(self, report: StepReport) -> None:
-        self.nats += report.nats * report.count
-        self.epoch_nats += report.nats * report.count
-        self.tokens += report.count
-        self.epoch_tokens += report.count
+    def add(self, nats: float, count: int) -> None:
+        self.nats += nats * count
+        self.epoch_nats += nats * count
+        self.tokens += count
+        self.epoch_tokens += count
 
 
 def perplexity(nats: float, tokens: int) -> float:
@@ -90,14 +100,18 @@ def perplexity(nats: float, tokens: int) -> float:
 
 def drive(
     job: Job,
-    run: Run,
+    run: AnyRun,
     *,
     kind: str,
     title: str,
     quiet: bool = False,
     ready: Callable[[bool], None] = lambda resumed: None,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Run `job` to its end, from where its run folder stands; returns the seconds it took.
+
+    Every rank makes the same steps: what one of them alone knows, a signal or that it is time to
+    save, is agreed on between two steps.
 
     Args:
         ready: called before the first step, with whether the job goes on from a saved state.
@@ -108,6 +122,9 @@ def drive(
     """
     at, tally, lr_factor, rollbacks, before = Position(), _Tally(), 1.0, 0, 0.0
     began = time.perf_counter()
+    waiting: list[StepReport] = []  # of steps that nobody has looked at yet
+    norm = math.nan  # of the last step that was looked at
+    quiet = quiet or not ranks.leads
 
     def save() -> None:
         run.save_state(
@@ -139,47 +156,66 @@ def drive(
         if at.step:
             bar.line(f"continuing at epoch {at.epoch + 1}, window {at.window + 1}")
         clock, clock_tokens = time.perf_counter(), 0
+
+        def look() -> bool:
+            """Take in the steps that wait. False where one was lost: the run has gone back."""
+            nonlocal at, tally, lengths, lr_factor, rollbacks, norm
+            first = at.step - len(waiting)
+            reports = zip(waiting, _values(waiting), strict=True)
+            for step, (report, (nats, norm)) in enumerate(reports, first):
+                # A perplexity that overflows counts as not finite: such a run is lost as well.
+                if math.isfinite(perplexity(nats, 1)) and math.isfinite(norm):
+                    tally.add(nats, report.count)
+                    continue
+                if rollbacks == ROLLBACKS:
+                    raise ranks.hushed(
+                        DivergedError(
+                            f"the loss was not finite at step {step} of epoch {at.epoch + 1}, "
+                            f"after {ROLLBACKS} returns to the last good state",
+                            "lower the step size with --set weights.lr=... and start with --fresh",
+                        )
+                    )
+                good = run.load_state()
+                assert good is not None  # one is saved before the first step
+                bar.line(f"loss not finite at step {step}: back to the last good state, lr / 2")
+                at, tally = restore(good)
+                lengths = job.lengths(at.epoch)
+                lr_factor, rollbacks = lr_factor / 2, rollbacks + 1
+                waiting.clear()
+                save()
+                return False
+            waiting.clear()
+            return True
+
         while at.epoch < job.epochs:
             if at.window == 0:
                 lengths = job.lengths(at.epoch)
                 job.begin_epoch(at)
             report = job.step(at, lengths[at.window], lr_factor)
-            # A perplexity that overflows counts as not finite: such a run is lost as well.
-            if not (math.isfinite(perplexity(report.nats, 1)) and math.isfinite(report.norm)):
-                if rollbacks == ROLLBACKS:
-                    raise DivergedError(
-                        f"the loss was not finite at step {at.step} of epoch {at.epoch + 1}, "
-                        f"after {ROLLBACKS} returns to the last good state",
-                        "lower the step size with --set weights.lr=... and start with --fresh",
-                    )
-                good = run.load_state()
-                assert good is not None  # one is saved before the first step
-                bar.line(f"loss not finite at step {at.step}: back to the last good state, lr / 2")
-                at, tally = restore(good)
-                lengths = job.lengths(at.epoch)
-                lr_factor, rollbacks = lr_factor / 2, rollbacks + 1
-                save()
-                continue
-            tally.add(report)
+            waiting.append(report)
             clock_tokens += report.count
             at = _advance(at, lengths, job.epochs)
-            now = time.perf_counter()
-            speed = clock_tokens / max(now - clock, 1e-9)
             epoch_over = at.window == len(lengths)
-            shown = perplexity(tally.epoch_nats, tally.epoch_tokens)
-            bar.update(
-                at.step,
-                perplexity=shown,
-                tokens_per_second=speed,
-                epoch=f"{at.epoch + 1}/{job.epochs}",
-            )
-            if at.window % max(1, len(lengths) // 20) == 0 or epoch_over:
+            logged = at.window % max(1, len(lengths) // 20) == 0 or epoch_over
+            if logged or _at_hand(report):
+                if not look():
+                    continue
+                now = time.perf_counter()
+                speed = clock_tokens / max(now - clock, 1e-9)
+                shown = perplexity(tally.epoch_nats, tally.epoch_tokens)
+                bar.update(
+                    at.step,
+                    perplexity=shown,
+                    tokens_per_second=speed,
+                    epoch=f"{at.epoch + 1}/{job.epochs}",
+                )
+            if logged:
                 run.log(
                     kind,
                     at.step,
                     perplexity=perplexity(tally.nats, tally.tokens),
                     lr=report.lr,
-                    gradient_norm=report.norm,
+                    gradient_norm=norm,
                     tokens_per_second=speed,
                 )
                 tally.nats, tally.tokens = 0.0, 0
@@ -194,13 +230,37 @@ def drive(
                 at = Position(epoch=at.epoch + 1, step=at.step, progress=at.progress)
                 tally = _Tally()
                 clock, clock_tokens = time.perf_counter(), 0
-            if run.due() or at.epoch == job.epochs:
+            if orphaned() and stop.signum is None:
+                stop.signum = signal.SIGTERM
+            signum, due = ranks.most(stop.signum or 0, int(run.due()))
+            if (signum or due) and not look():
+                continue
+            if due or at.epoch == job.epochs:
                 save()
-            stop.check(save, run.folder)
+            try:
+                stop.check(save, run.folder, signum)
+            except Interrupted as error:
+                ranks.hushed(error)
+                raise
     return before + time.perf_counter() - began
 
 
-def finished(run: Run) -> dict[str, Any]:
+def _at_hand(report: StepReport) -> bool:
+    """Whether looking at the report costs nothing: its values are here, or on the CPU."""
+    values = (report.nats, report.norm)
+    return not any(isinstance(v, Tensor) and v.device.type != "cpu" for v in values)
+
+
+def _values(reports: list[StepReport]) -> list[tuple[float, float]]:
+    """(nats, norm) of each report, fetched from a device in one message."""
+    flat = [value for report in reports for value in (report.nats, report.norm)]
+    held = [value for value in flat if isinstance(value, Tensor)]
+    fetched = iter(torch.stack([v.double() for v in held]).tolist() if held else ())
+    here = [next(fetched) if isinstance(value, Tensor) else value for value in flat]
+    return list(zip(here[::2], here[1::2], strict=True))
+
+
+def finished(run: AnyRun, ranks: Ranks = ALONE) -> dict[str, Any]:
     """The result of a run that is done already; says so on standard error.
 
     Raises:
@@ -208,11 +268,14 @@ def finished(run: Run) -> dict[str, Any]:
     """
     result = dict(run.result or {})
     if not {"run", "seconds", "digest"} <= set(result):
-        raise CheckpointError(
-            f"{run.folder / 'result.json'} is damaged",
-            "delete it, and the same command reports anew from the saved state",
+        raise ranks.hushed(
+            CheckpointError(
+                f"{run.folder / 'result.json'} is damaged",
+                "delete it, and the same command reports anew from the saved state",
+            )
         )
-    print(f"{run.folder} is finished: this is its result (--fresh runs anew)", file=sys.stderr)
+    if ranks.leads:
+        print(f"{run.folder} is finished: this is its result (--fresh runs anew)", file=sys.stderr)
     result["run"] = str(run.folder)  # which may have been moved since
     if "checkpoint" in result:
         result["checkpoint"] = str(run.best_path)

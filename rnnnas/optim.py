@@ -6,7 +6,7 @@ A schedule is a pure function of progress in [0, 1]; nothing here counts steps b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -90,19 +90,57 @@ def scheduled(config: WeightConfig, progress: float) -> float:
 
 def weight_optimizer(net: nn.Module, config: WeightConfig) -> torch.optim.SGD:
     """SGD over all weights; its step size is set before every step."""
+    weights = list(net.parameters())
     return torch.optim.SGD(
-        net.parameters(),
+        weights,
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        fused=_fused(weights),
     )
 
 
 def alpha_optimizer(alphas: Mapping[str, Tensor], config: AlphaConfig) -> torch.optim.Adam:
     """Adam over the alphas, weight decay as an L2 term in the gradient (as in DARTS)."""
     return torch.optim.Adam(
-        list(alphas.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        list(alphas.values()),
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=_fused(alphas.values()),
     )
+
+
+def _fused(tensors: Iterable[Tensor]) -> bool | None:
+    """True on a CUDA device, where one kernel moves all weights and heeds a flag in its memory."""
+    return True if all(t.is_cuda for t in tensors) else None
+
+
+def guarded_step(optimizer: torch.optim.Optimizer, sound: Tensor) -> bool:
+    """One step of `optimizer` where `sound`, a scalar bool, is true; else nothing moves.
+
+    Fused kernels read the flag where it lies, so that this process need not wait for its device.
+    Returns False where it is known that nothing moved.
+    """
+    if all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return True
+    moves = bool(sound)
+    if moves:
+        optimizer.step()
+    return moves
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take over what `state_dict` gave, perhaps on another device: how a step is computed, fused
+    or not, stays as it is here.
+    """
+    groups = [
+        {**saved, **{name: own[name] for name in ("fused", "foreach") if name in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def inner_step(net: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> InnerStep:

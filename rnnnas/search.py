@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,27 @@ from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.methods import derive
 from rnnnas.nas.relax.base import Mixtures
 from rnnnas.nas.space import recurrent_space
-from rnnnas.optim import alpha_optimizer, inner_step, scheduled, weight_optimizer
-from rnnnas.run import Run
-from rnnnas.steps import carry_to, evaluate, generator, weight_step
+from rnnnas.optim import (
+    alpha_optimizer,
+    inner_step,
+    restore_optimizer,
+    scheduled,
+    weight_optimizer,
+)
+from rnnnas.ranks import ALONE, Ranks
+from rnnnas.shared import AnyRun, open_run
+from rnnnas.steps import Score, evaluate, generator, own_carry, weight_step, whole_carry
 from rnnnas.types import Batch, Carry
 
 
 class SearchJob:
     """The state of a search and its steps; see `loop.Job`."""
 
-    def __init__(self, config: SearchConfig, corpus: Corpus, device: torch.device) -> None:
+    def __init__(
+        self, config: SearchConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        ranks.check(config.windows.streams)
+        self.ranks = ranks
         self.config = config
         self.device = device
         self.epochs = config.epochs
@@ -41,6 +53,7 @@ class SearchJob:
             noise=config.noise,
             penalty=config.penalty,
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
+            ranks=ranks,
         ).to(device)
         self.relaxation = config.relaxation
         fresh = self.relaxation.init(
@@ -52,15 +65,16 @@ class SearchJob:
         # First order needs no more precision than the weight step; the others do.
         net = self.net if config.order == "first" else self.net.in_float32()
         self.architect = Architect(
-            net, self.alphas, self.relaxation, self.alpha_optimizer, config.order
+            net, self.alphas, self.relaxation, self.alpha_optimizer, config.order, ranks=ranks
         )
         streams = config.windows.streams
         train, alpha = corpus.splits["train"], corpus.splits["valid"]
         if config.alphas.text == "held-out":
             kept = int(len(train) * (1 - config.alphas.held_out))
             train, alpha = train[:kept], train[kept:]
-        self.train = Streams(train, streams, device)
-        self.alpha = Streams(alpha, streams, device)
+        part = ranks.part(streams)
+        self.train = Streams(train, streams, device, part=part)
+        self.alpha = Streams(alpha, streams, device, part=part)
         self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
         self.train_carry: Carry = None
         self.alpha_carry: Carry = None
@@ -80,6 +94,7 @@ class SearchJob:
         config = self.config
         lr = scheduled(config.weights, at.progress) * steps / config.windows.bptt * lr_factor
         batch = self.train.window(at.start, steps)
+        alpha_nats: Tensor | None = None
         if at.progress >= config.alphas.warmup:
             self.weight_optimizer.param_groups[0]["lr"] = lr
             single = self.relaxation.level == "train"
@@ -91,7 +106,8 @@ class SearchJob:
                 generator=generator(config.seed, "alpha-step", at.step, self.device),
             )
             self.alpha_carry = loss.carry
-            if not bool(torch.isfinite(loss.value)):
+            alpha_nats = loss.value
+            if alpha_nats.device.type == "cpu" and not bool(torch.isfinite(alpha_nats)):
                 return StepReport(float("nan"), 0, 0.0, lr)
         draws = generator(config.seed, "weight-step", at.step, self.device)
         with torch.no_grad():
@@ -100,7 +116,8 @@ class SearchJob:
 
         def slopes(tried: Mixtures) -> dict[str, Tensor]:
             leaves = {n: m.weights.detach().requires_grad_() for n, m in tried.items()}
-            cut = {n: m._replace(weights=leaves[n]) for n, m in tried.items()}
+            spread = self.ranks.spread  # the slopes are those of the whole batch
+            cut = {n: m._replace(weights=spread(leaves[n])) for n, m in tried.items()}
             value = self.net(batch, self.train_carry, cut, noise).objective
             return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
 
@@ -108,10 +125,13 @@ class SearchJob:
         mixtures = self.relaxation.perturb(mixtures, spaces, at.progress, draws, slopes)
         loss, norm = weight_step(
             self.net, self.weight_optimizer, batch, self.train_carry, mixtures, noise,
-            lr=lr, clip=config.weights.clip,
+            lr=lr, clip=config.weights.clip, ranks=self.ranks,
         )  # fmt: skip
         self.train_carry = loss.carry
-        return StepReport(float(loss.value), loss.count, norm, lr)
+        nats = loss.value
+        if alpha_nats is not None:  # a lost alpha step shows, though nobody waited for it
+            nats = torch.where(torch.isfinite(alpha_nats), nats, torch.nan)
+        return StepReport(nats, loss.count, norm, lr)
 
     def _alpha_window(self, steps: int) -> tuple[Batch, Carry]:
         """The next window of the alphas' text, and the state that enters it."""
@@ -123,12 +143,13 @@ class SearchJob:
         self.alpha_start += steps
         return batch, self.alpha_carry
 
-    def end_epoch(self, at: Position, run: Run) -> dict[str, float]:
+    def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
         draws = generator(self.config.seed, "valid", at.epoch, self.device)
         with torch.no_grad():
             mixtures = self.relaxation.mix(self.alphas, self.net.space, at.progress, draws)
             scores = self.relaxation.scores(self.alphas, self.net.space)[RECURRENT]
-        score = evaluate(self.net, self.valid, mixtures)
+        net = self.net.alone()
+        score = Score(**self.ranks.led(lambda: asdict(evaluate(net, self.valid, mixtures))))
         self.valid_perplexity = score.perplexity
         entropy = float(-(scores * scores.clamp_min(1e-12).log()).sum(-1).mean())
         genotype = self.genotype()
@@ -148,8 +169,8 @@ class SearchJob:
             "alphas": {name: a.detach() for name, a in self.alphas.items()},
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
-            "train_carry": self.train_carry,
-            "alpha_carry": self.alpha_carry,
+            "train_carry": whole_carry(self.train_carry, self.ranks),
+            "alpha_carry": whole_carry(self.alpha_carry, self.ranks),
             "alpha_start": self.alpha_start,
             "valid_perplexity": self.valid_perplexity,
             "drawn": None if self.drawn is None else self.drawn.to_plain(),
@@ -160,10 +181,10 @@ class SearchJob:
         with torch.no_grad():
             for name, alpha in self.alphas.items():
                 alpha.copy_(state["alphas"][name])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        self.train_carry = carry_to(state["train_carry"], self.device)
-        self.alpha_carry = carry_to(state["alpha_carry"], self.device)
+        restore_optimizer(self.weight_optimizer, state["weight_optimizer"])
+        restore_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
+        self.train_carry = own_carry(state["train_carry"], self.device, self.ranks)
+        self.alpha_carry = own_carry(state["alpha_carry"], self.device, self.ranks)
         self.alpha_start = state["alpha_start"]
         self.valid_perplexity = state["valid_perplexity"]
         drawn = state["drawn"]
@@ -171,7 +192,7 @@ class SearchJob:
 
 
 def _draw(
-    run: Run, step: int, space: Any, scores: Tensor, genotype: Genotype, changed: bool
+    run: AnyRun, step: int, space: Any, scores: Tensor, genotype: Genotype, changed: bool
 ) -> None:
     from rnnnas import raster
 
@@ -189,8 +210,12 @@ def search(
     device: torch.device,
     fresh: bool = False,
     quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Search a cell, or go on with a search that was stopped; returns its result.
+
+    With several ranks every one of them calls this, with its own device; the number may change
+    when a search goes on.
 
     The result: run, genotype, seconds, valid_perplexity (of the network under search), digest
     (SHA-256 of genotype, alphas and weights).
@@ -200,14 +225,16 @@ def search(
     """
     check_unchanged(corpus)
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
-    job = SearchJob(config, corpus, device)  # first: what it refuses leaves no run folder behind
-    with Run.open(
-        folder, "search", plain, fresh=fresh, save_seconds=config.save_seconds, idle=config.idle
-    ) as run:
+    # First: what it refuses leaves no run folder behind.
+    job = SearchJob(config, corpus, device, ranks)
+    options: dict[str, Any] = {
+        "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
+    }  # fmt: skip
+    with open_run(ranks, folder, "search", plain, **options) as run:
         if run.result is not None:
-            return finished(run)
+            return finished(run, ranks)
         title = f"search {config.method} on {config.corpus}"
-        seconds = drive(job, run, kind="search", title=title, quiet=quiet)
+        seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
         genotype = job.genotype()
         state = job.state()
         digest = content_digest(
@@ -217,7 +244,7 @@ def search(
                 "weights": state["weights"],
             }
         )
-        write_json(run.folder / "genotype.json", genotype.to_plain())
+        ranks.led(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
         result = {
             "run": str(run.folder),
             "genotype": genotype.to_plain(),
@@ -227,5 +254,6 @@ def search(
             "digest": digest,
         }
         run.hparams(plain, {"valid_perplexity": job.valid_perplexity})
+        result = ranks.tell(result)  # the seconds differ
         run.finish(result)
         return result

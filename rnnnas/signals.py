@@ -49,17 +49,21 @@ class StopRequest:
         if self.signum is None:
             self.signum = signum
 
-    def check(self, save: Callable[[], object], folder: Path) -> None:
+    def check(self, save: Callable[[], object], folder: Path, signum: int | None = None) -> None:
         """Do nothing, or, where a signal came, call `save` and raise.
+
+        Args:
+            signum: the signal that all processes of a run agree on, 0 for none; else our own.
 
         Raises:
             Interrupted: with exit code 130 (SIGINT) or 143 (SIGTERM), after `save` returned.
         """
-        if self.signum is None:
+        signum = self.signum if signum is None else signum
+        if not signum:
             return
         save()
         raise Interrupted(
-            f"stopped by {signal.Signals(self.signum).name}; the state is saved in {folder}",
+            f"stopped by {signal.Signals(signum).name}; the state is saved in {folder}",
             "the same command continues it",
-            128 + self.signum,
+            128 + signum,
         )

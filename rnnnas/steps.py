@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from torch.func import functional_call
 
 from rnnnas.data.streams import Streams
 from rnnnas.nas.relax.base import Mixture
+from rnnnas.optim import guarded_step
+from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, Loss, Noise
 
 EVALUATION_STEPS = 70  # T of evaluation windows; the carry makes the value independent of it
@@ -42,13 +44,6 @@ def generator(seed: int, purpose: str, step: int, device: torch.device) -> torch
     return torch.Generator(device=device).manual_seed(int.from_bytes(key[:8], "little"))
 
 
-def carry_to(carry: Carry, device: torch.device) -> Carry:
-    """A carry, e.g. a saved one, on `device`."""
-    if carry is None or isinstance(carry, Tensor):
-        return None if carry is None else carry.to(device)
-    return tuple(part.to(device) for part in carry)
-
-
 def weight_step(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -59,20 +54,43 @@ def weight_step(
     *,
     lr: float,
     clip: float,
-) -> tuple[Loss, float]:
+    ranks: Ranks = ALONE,
+) -> tuple[Loss, Tensor]:
     """One step of the weights; returns the detached loss and the gradient norm before clipping.
 
-    Where either is not finite the weights stay as they are: the caller rolls back.
+    Where either is not finite the weights stay as they are: the caller rolls back. With several
+    ranks, each with its own streams, both are the whole batch's, and so is the loss's count. The
+    results are scalars on the device, and nothing here waits for it.
     """
     loss: Loss = net(batch, carry, mixtures, noise)
     optimizer.zero_grad(set_to_none=True)
     loss.objective.backward()  # type: ignore[no-untyped-call]
-    norm = float(nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf))
-    if math.isfinite(norm) and math.isfinite(float(loss.value.detach())):
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-    return loss._replace(value=loss.value.detach(), penalty=loss.penalty.detach()), norm
+    value, penalty = loss.value.detach().clone(), loss.penalty.detach().clone()
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    ranks.mean_([*grads, value, penalty])
+    norm = nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    guarded_step(optimizer, torch.isfinite(norm) & torch.isfinite(value))
+    whole = loss._replace(value=value, penalty=penalty, count=loss.count * ranks.size)
+    return whole, norm
+
+
+def carry_of(carry: Carry, form: Callable[[Tensor], Tensor]) -> Carry:
+    """`form` of every state of a carry."""
+    if carry is None or isinstance(carry, Tensor):
+        return None if carry is None else form(carry)
+    return tuple(form(part) for part in carry)
+
+
+def whole_carry(carry: Carry, ranks: Ranks) -> Carry:
+    """The carry over all streams, on every rank, of the ranks' own ones (B / R, H)."""
+    return carry_of(carry, lambda own: ranks.gather(own, 0))
+
+
+def own_carry(carry: Carry, device: torch.device, ranks: Ranks) -> Carry:
+    """A carry over all streams, e.g. a saved one: this rank's part of it, on `device`."""
+    return carry_of(carry, lambda whole: ranks.own(whole, 0).to(device))
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,29 @@ from rnnnas.files import load_content, write_json
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive, finished
 from rnnnas.nas.genotype import Genotype
-from rnnnas.optim import Average, averaging_starts, scheduled, weight_optimizer
+from rnnnas.optim import (
+    Average,
+    averaging_starts,
+    restore_optimizer,
+    scheduled,
+    weight_optimizer,
+)
 from rnnnas.published import curve_for, published
-from rnnnas.run import Run, differences
-from rnnnas.steps import carry_to, evaluate, generator, weight_step
+from rnnnas.ranks import ALONE, Ranks
+from rnnnas.run import differences
+from rnnnas.shared import AnyRun, open_run
+from rnnnas.steps import Score, evaluate, generator, own_carry, weight_step, whole_carry
 from rnnnas.types import Carry
 
 
 class TrainJob:
     """The state of a training and its steps; see `loop.Job`."""
 
-    def __init__(self, config: TrainConfig, corpus: Corpus, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        ranks.check(config.windows.streams)
+        self.ranks = ranks
         self.config = config
         self.corpus = corpus
         self.device = device
@@ -43,9 +57,11 @@ class TrainJob:
             noise=config.noise,
             penalty=config.penalty,
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
+            ranks=ranks,
         ).to(device)
         self.optimizer = weight_optimizer(self.net, config.weights)
-        self.train = Streams(corpus.splits["train"], config.windows.streams, device)
+        streams = config.windows.streams
+        self.train = Streams(corpus.splits["train"], streams, device, part=ranks.part(streams))
         self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
         # Not used before the end, but a text too short for it is better refused now.
         Streams(corpus.splits["test"], config.test_streams, device, "test_streams")
@@ -89,12 +105,13 @@ class TrainJob:
         batch = self.train.window(at.start, steps)
         noise = self.net.noise(batch, generator(config.seed, "weight-step", at.step, self.device))
         loss, norm = weight_step(
-            self.net, self.optimizer, batch, self.carry, {}, noise, lr=lr, clip=config.weights.clip
-        )
+            self.net, self.optimizer, batch, self.carry, {}, noise, lr=lr, clip=config.weights.clip,
+            ranks=self.ranks,
+        )  # fmt: skip
         self.carry = loss.carry
         if self.average is not None:
             self.average.update(dict(self.net.named_parameters()))
-        return StepReport(float(loss.value), loss.count, norm, lr)
+        return StepReport(loss.value, loss.count, norm, lr)
 
     def weights(self) -> dict[str, Tensor]:
         """What is evaluated, saved and reported: the averaged weights once averaging is on."""
@@ -102,8 +119,10 @@ class TrainJob:
             return self.average.weights
         return {name: p.detach() for name, p in self.net.named_parameters()}
 
-    def end_epoch(self, at: Position, run: Run) -> dict[str, float]:
-        score = evaluate(self.net, self.valid, {}, self.weights())
+    def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
+        score = Score(
+            **self.ranks.led(lambda: asdict(evaluate(self.net, self.valid, {}, self.weights())))
+        )
         averaged = self.average is not None
         if score.loss < self.best and math.isfinite(score.perplexity):
             self.best = score.loss
@@ -117,7 +136,7 @@ class TrainJob:
         beside = published(self.corpus.sha256, self.config, at.epoch + 1)
         return values if beside is None else values | {"published_valid_perplexity": beside}
 
-    def enter(self, run: Run, resumed: bool) -> None:
+    def enter(self, run: AnyRun, resumed: bool) -> None:
         """Before the first step: what the board shows from the start, and a look at best.pt."""
         if curve := curve_for(self.corpus.sha256, self.config):
             title = f"validation perplexity, published from epoch {curve.points[0][0]} on"
@@ -133,7 +152,7 @@ class TrainJob:
             run.image("cell", raster.cell_image(genotype), 0)
             run.text("genotype", genotype.to_text(), 0)
 
-    def check_best(self, run: Run) -> None:
+    def check_best(self, run: AnyRun) -> None:
         """Refuse a best.pt of another run, which would be reported as this one's.
 
         It holds no run's id, so that two runs of the same command write the same bytes: its
@@ -177,7 +196,7 @@ class TrainJob:
             "average": None
             if average is None
             else {"steps": average.steps, "weights": average.weights},
-            "carry": self.carry,
+            "carry": whole_carry(self.carry, self.ranks),
             "history": self.history,
             "best": self.best,
             "best_weights": self.best_weights,
@@ -185,13 +204,13 @@ class TrainJob:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.average = None
         if state["average"] is not None:
             weights = {name: w.to(self.device) for name, w in state["average"]["weights"].items()}
             self.average = Average(weights)
             self.average.steps = state["average"]["steps"]
-        self.carry = carry_to(state["carry"], self.device)
+        self.carry = own_carry(state["carry"], self.device, self.ranks)
         self.history = list(state["history"])
         self.best = state["best"]
         best = state["best_weights"]
@@ -208,8 +227,12 @@ def train(
     device: torch.device,
     fresh: bool = False,
     quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train a cell, or go on with a training that was stopped; returns its result.
+
+    With several ranks every one of them calls this, with its own device; the number may change
+    when a training goes on.
 
     The result: run, checkpoint, parameters, seconds, valid_perplexity and test_perplexity of
     best.pt, digest (its SHA-256).
@@ -219,26 +242,33 @@ def train(
     """
     check_unchanged(corpus)
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
-    job = TrainJob(config, corpus, device)  # first: what it refuses leaves no run folder behind
-    with Run.open(
-        folder, "train", plain, fresh=fresh, save_seconds=config.save_seconds, idle=config.idle
-    ) as run:
+    # First: what it refuses leaves no run folder behind.
+    job = TrainJob(config, corpus, device, ranks)
+    options: dict[str, Any] = {
+        "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
+    }  # fmt: skip
+    with open_run(ranks, folder, "train", plain, **options) as run:
         if run.result is not None:
-            return finished(run)
+            return finished(run, ranks)
         if config.genotype:
-            write_json(run.folder / "genotype.json", config.genotype)
+            ranks.led(lambda: write_json(run.folder / "genotype.json", config.genotype))
         seconds = drive(
-            job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet,
-            ready=lambda resumed: job.enter(run, resumed),
+            job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet, ranks=ranks,
+            ready=lambda resumed: ranks.led(lambda: job.enter(run, resumed)),
         )  # fmt: skip
         if not math.isfinite(job.best):
-            raise DivergedError(
-                "the validation perplexity was never finite: there is no model to report",
-                "lower the step size with --set weights.lr=... and start with --fresh",
+            raise ranks.hushed(
+                DivergedError(
+                    "the validation perplexity was never finite: there is no model to report",
+                    "lower the step size with --set weights.lr=... and start with --fresh",
+                )
             )
-        job.check_best(run)
-        valid = evaluate_checkpoint(run.best_path, "valid", corpus=corpus, device=device)
-        test = evaluate_checkpoint(run.best_path, "test", corpus=corpus, device=device)
+        ranks.led(lambda: job.check_best(run))
+
+        def evaluated(split: str) -> dict[str, Any]:
+            return evaluate_checkpoint(run.best_path, split, corpus=corpus, device=device)
+
+        valid, test = (ranks.led(partial(evaluated, split)) for split in ("valid", "test"))
         result = {
             "run": str(run.folder),
             "checkpoint": str(run.best_path),
@@ -250,5 +280,6 @@ def train(
         }
         scores = {name: result[name] for name in ("valid_perplexity", "test_perplexity")}
         run.hparams(plain, scores)
+        result = ranks.tell(result)  # the seconds differ
         run.finish(result)
         return result

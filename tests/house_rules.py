@@ -12,8 +12,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.relax": [],
     "nas.relax.*": ["nas.relax.base"],
     "nas.methods": ["nas.relax.*", "nas.genotype"],
-    "nas.architect": ["nas.relax.base"],
-    "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base"],
+    "nas.architect": ["nas.relax.base", "optim", "ranks"],
+    "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base", "ranks"],
     "data.*": ["data.*"],
     "optim": [],
     "columns": [],
@@ -22,12 +22,14 @@ MAY_IMPORT: dict[str, list[str]] = {
     "raster": ["layout", "nas.genotype"],
     "content": [],
     "progress": [], "signals": [], "published": ["config"],
+    "ranks": [],
+    "shared": ["ranks", "run"],
     "files": ["content"],
     "lock": ["files"],
     "board": ["files"],
     "run": ["board", "files", "lock"],
-    "loop": ["progress", "run", "signals"],
-    "steps": ["data.streams", "nas.relax.base"],
+    "loop": ["progress", "ranks", "shared", "signals"],
+    "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
     "config": [
         "data.streams", "lm.*", "nas.genotype", "nas.methods", "nas.relax.base", "nas.space",
         "optim",
@@ -38,11 +40,12 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
     "search": [
-        "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "raster", "run", "steps",
+        "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "ranks", "raster",
+        "shared", "steps",
     ],
     "train": [
         "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
-        "published", "raster", "run", "steps",
+        "published", "ranks", "raster", "run", "shared", "steps",
     ],
     "bench": [
         "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",
@@ -51,7 +54,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench", "board", "config", "data.corpus", "demo", "draw", "evaluate", "files",
-        "nas.genotype", "nas.space", "search", "train",
+        "nas.genotype", "nas.space", "ranks", "search", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip

@@ -66,5 +66,5 @@ def test_both_paths_do_the_same_iteration() -> None:
         config = bench._config("train", path, (*TINY[:3], "model.precision=float32"))
         run = bench._iteration("train", config, CPU)
         loss, norm = run()  # type: ignore[misc]
-        ends.append((float(loss.value), norm))
+        ends.append((float(loss.value), float(norm)))
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)

@@ -296,7 +296,8 @@ def test_alpha_carry_is_dropped_where_the_text_starts_again(corpus: Corpus) -> N
     original = job.architect.step
 
     def spy(**kwargs: Any) -> Any:
-        starts.append((job.alpha_start, kwargs["valid"][1] is None))
+        batch, carry = kwargs["valid"]
+        starts.append((job.alpha_start - len(batch.inputs), carry is None))
         return original(**kwargs)
 
     job.architect.step = spy  # type: ignore[method-assign]

@@ -28,6 +28,8 @@ class _Group(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
+        # The words of the command, for processes that are to run it too.
+        kwargs["obj"] = list(args[0] if args and args[0] is not None else sys.argv[1:])
         # Outside a run's loop, which saves first: end as on an exception, so that what is half made
         # is cleaned up. Not in the main thread: the program that called us handles its signals.
         with contextlib.suppress(ValueError):
@@ -46,9 +48,10 @@ class _Group(click.Group):
             click.echo("interrupted", err=True)
             sys.exit(130)
         except RnnnasError as error:
-            click.echo(f"rnnnas: {error.cause}", err=True)
-            if error.remedy:
-                click.echo(f"  {error.remedy}", err=True)
+            if not error.quiet:
+                click.echo(f"rnnnas: {error.cause}", err=True)
+                if error.remedy:
+                    click.echo(f"  {error.remedy}", err=True)
             sys.exit(error.exit_code)
         except (MemoryError, RuntimeError) as error:
             # torch has no exception of its own for memory on a CPU.

@@ -29,12 +29,23 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of `--device`. Raises UsageError where it cannot be used."""
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The device of `--device`. Raises UsageError where it cannot be used.
+
+    Args:
+        local_rank: number on this machine of one of several processes: each takes the CUDA
+            device of its number.
+    """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if local_rank is not None and name.startswith("cuda:"):
+        raise UsageError(
+            f"--device {name} is one device for several processes", "each takes its own: say cuda"
+        )
+    if local_rank is not None and name == "cuda":
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnnas.cli.common import checkpoints, device_option, json_option, pick_device, print_json
+from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--fresh", is_flag=True,
                          help="Start anew beside an existing run, which is kept."),
             device_option,
+            processes_option,
             click.option("--dry-run", is_flag=True,
                          help="Say what would run (sizes, steps, settings) and stop."),
             click.option("--print-config", is_flag=True,
@@ -57,24 +60,26 @@ def search(method: str | None, **options: Any) -> None:
 
     flags = {"corpus": options["corpus"], "seed": options["seed"], "method": method}
     config = _resolve("search", options, flags)
-    if config is None:
+    if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_corpus
     from rnnnas.search import SearchJob
     from rnnnas.search import search as run
 
     corpus = open_corpus(config.corpus)
-    device = pick_device(options["device"])
     if options["dry_run"]:
+        device = pick_device(options["device"])
         _dry_run(SearchJob(config, corpus, device), configs.to_plain(config), options["as_json"])
         return
     default = checkpoints() / f"search-{config.corpus}-{config.method}-s{config.seed}"
-    if config.alphas.text == "valid":
+    if config.alphas.text == "valid" and _speaks():
         click.echo(
             "note: alphas are trained on the validation text, as in the paper; "
             "validation perplexity is then no independent measure", err=True,
         )  # fmt: skip
-    result = run(config, corpus, options["out"] or default, device=device, fresh=options["fresh"])
+    result = _run(run, config, corpus, options, default)
+    if result is None:
+        return
     if options["as_json"]:
         print_json(result)
         return
@@ -108,20 +113,22 @@ def train(genotype: str, **options: Any) -> None:
 
     flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
     config = _resolve("train", options, flags)
-    if config is None:
+    if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_corpus
     from rnnnas.train import TrainJob
     from rnnnas.train import train as run
 
     corpus = open_corpus(config.corpus)
-    device = pick_device(options["device"])
     if options["dry_run"]:
+        device = pick_device(options["device"])
         _dry_run(TrainJob(config, corpus, device), configs.to_plain(config), options["as_json"])
         return
     name = _safe(Path(genotype).name or genotype)
     default = checkpoints() / f"train-{config.corpus}-{name}-s{config.seed}"
-    result = run(config, corpus, options["out"] or default, device=device, fresh=options["fresh"])
+    result = _run(run, config, corpus, options, default)
+    if result is None:
+        return
     if options["as_json"]:
         print_json(result)
         return
@@ -130,6 +137,42 @@ def train(genotype: str, **options: Any) -> None:
     click.echo(f"test perplexity       {result['test_perplexity']:.2f}")
     best = shlex.quote(result["checkpoint"])
     click.echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
+
+
+def _shared_out(options: Settings) -> bool:
+    """Whether the command ran as several processes, which `--processes` asked for.
+
+    Raises:
+        SystemExit: where they failed, with their exit code.
+    """
+    if options["dry_run"] or not started_by_hand(options["processes"]):
+        return False
+    words: list[str] = click.get_current_context().find_root().obj
+    code = run_all(words, options["processes"])
+    if code:
+        raise click.exceptions.Exit(code)
+    return True
+
+
+def _speaks() -> bool:
+    """Whether this process is the one that reports, where several share a run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _run(
+    run: Callable[..., Settings], config: Any, corpus: Any, options: Settings, default: Path
+) -> Settings | None:
+    """The result of a search or a training; None on ranks that report nothing."""
+    with joined(options["device"]) as (device, ranks):
+        result = run(
+            config,
+            corpus,
+            options["out"] or default,
+            device=device,
+            fresh=options["fresh"],
+            ranks=ranks,
+        )
+        return result if ranks.leads else None
 
 
 def _safe(name: str) -> str:

@@ -64,6 +64,10 @@ class Streams:
     Args:
         tokens: 1-D integers, a memory map as well: it is viewed, not copied.
         setting: what the user can set to get fewer streams, for the message.
+        part: the streams that windows hold, where other processes take the others; the length
+            of a stream does not depend on it.
+        held: whether the text is copied to the device once, as int32, instead of window by
+            window; by default where that is not the CPU.
 
     Raises:
         DataError: where a stream would hold fewer than two tokens.
@@ -75,6 +79,9 @@ class Streams:
         streams: int,
         device: torch.device,
         setting: str = "windows.streams",
+        *,
+        part: slice = slice(None),
+        held: bool | None = None,
     ) -> None:
         self.length = len(tokens) // streams
         if self.length < 2:
@@ -85,10 +92,17 @@ class Streams:
             )
         self.streams = streams
         self.device = device
-        self._rows = tokens[: self.length * streams].reshape(streams, self.length)
+        self._rows = tokens[: self.length * streams].reshape(streams, self.length)[part]
+        self._held: torch.Tensor | None = None
+        if device.type != "cpu" if held is None else held:
+            self._held = torch.from_numpy(self._rows.astype(np.int32)).to(device)
 
     def window(self, start: int, steps: int) -> Batch:
         """The window of `steps` inputs from position `start`; targets lie one token ahead."""
+        if self._held is not None:
+            ids = self._held[:, start : start + steps + 1].t()
+            block = ids.to(torch.int64, memory_format=torch.contiguous_format)
+            return Batch(block[:-1], block[1:])
         cut = np.array(self._rows[:, start : start + steps + 1].T, dtype=np.int64, order="C")
         block = torch.from_numpy(cut).to(self.device)
         return Batch(block[:-1], block[1:])

@@ -109,7 +109,9 @@ def unroll(
 
 def _matrices(nodes: Tensor, group: Group, order: tuple[int, ...]) -> Tensor:
     """The group's matrices, first those of all gates, then of all candidates. (2k, H, H)."""
-    chosen = nodes[list(order[group.start - 1 : group.start - 1 + group.size])]  # (k, H, 2H)
+    # An index made of a list would be copied to a device, which waits for it.
+    members = order[group.start - 1 : group.start - 1 + group.size]
+    chosen = torch.stack([nodes[i] for i in members])  # (k, H, 2H)
     return torch.cat(chosen.chunk(2, -1))
 
 
@@ -153,7 +155,7 @@ class _DerivedUnroll(torch.autograd.Function):
                 for op, start, end in group.runs:
                     _activate_(op, value[start:end])
                 torch.lerp(source, value, gate, out=state[group.start : group.start + k])
-            chosen = state[1:] if mean else state[list(plan.outputs)]
+            chosen = state[1:] if mean else torch.stack([state[i] for i in plan.outputs])
             carried = torch.mean(chosen, 0, out=outputs[t])
         if rounded is not None:
             POOL.give(rounded)
@@ -182,12 +184,13 @@ class _DerivedUnroll(torch.autograd.Function):
         # them: row by row of `halves`, over all steps.
         factors = POOL.take(across, 2 * count, steps, streams, hidden)
         grad_x = outputs.new_empty(steps, streams, 2 * hidden)
-        chosen = list(plan.outputs)
         onward = torch.zeros_like(h)  # the gradient of h from the step after
         for t in reversed(range(steps)):
             state, half = states[t], halves[t]
             slopes.zero_()
-            slopes[chosen] = (slope[t] + onward).div_(len(chosen))
+            share = (slope[t] + onward).div_(len(plan.outputs))
+            for chosen in plan.outputs:
+                slopes[chosen] = share
             for group, back in zip(reversed(plan.groups), reversed(backs), strict=True):
                 k = group.size
                 part = half[2 * group.start : 2 * (group.start + k)]

@@ -23,6 +23,7 @@ from rnnnas.lm.mixed import EPSILON, Paths, Route, routes
 from rnnnas.lm.pool import POOL
 from rnnnas.lm.products import project
 from rnnnas.nas.space import CellSpace
+from rnnnas.ranks import ALONE, Ranks
 
 # Elements of a block's element-wise work at once: larger ones leave the cache, smaller ones cost
 # more calls (benchmarks/README.md).
@@ -41,6 +42,7 @@ def unroll(
     *,
     paths: Paths | None = None,
     low: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """All T steps. inputs (T, B, D), h (B, H), weights (E, O) → outputs (T, B, H).
 
@@ -60,7 +62,7 @@ def unroll(
     mask = h.new_ones(()) if mask_h is None else mask_h
     keep = torch.is_grad_enabled()
     outputs: Tensor = _MixedUnroll.apply(  # type: ignore[no-untyped-call]
-        from_x, h, first[width:], nodes, weights, mask, space, ways, keep, low
+        from_x, h, first[width:], nodes, weights, mask, space, ways, keep, low, ranks
     )
     return outputs
 
@@ -85,19 +87,31 @@ class _Window:
         POOL.give(self.states, self.rstd, self.zero, *self.products)
 
 
-def _normalise(raw: Tensor, out: Tensor, rstd: Tensor, units: int) -> None:
-    """Batch statistics of (B, H), rolled by `units` if those are not all; see `mixed.finished`."""
-    result, _, scale = torch.native_batch_norm(raw, None, None, None, None, True, 0.0, EPSILON)
+def _normalise(raw: Tensor, out: Tensor, rstd: Tensor, units: int, ranks: Ranks) -> None:
+    """Batch statistics of (B, H) over the streams of all ranks; see `mixed.normalise`.
+
+    Rolled by `units` if those are not all; see `mixed.finished`.
+    """
+    if ranks.size > 1:
+        result = raw - ranks.mean(raw.mean(0))
+        scale = torch.rsqrt(ranks.mean(result.square().mean(0)).add_(EPSILON))
+        result.mul_(scale)
+    else:
+        result, _, scale = torch.native_batch_norm(raw, None, None, None, None, True, 0.0, EPSILON)
     if units != raw.shape[-1]:
         result, scale = result.roll(units, -1), scale.roll(units)
     out.copy_(result)
     rstd.copy_(scale)
 
 
-def _through_normalise(slope: Tensor, state: Tensor, rstd: Tensor, units: int) -> Tensor:
+def _through_normalise(
+    slope: Tensor, state: Tensor, rstd: Tensor, units: int, ranks: Ranks
+) -> Tensor:
     """The gradient before `_normalise` from the one after it. (B, H)."""
-    along = (slope * state).mean(0)
-    result = (slope - slope.mean(0)).addcmul_(state, along, value=-1.0).mul_(rstd)
+    along, level = (slope * state).mean(0), slope.mean(0)
+    if ranks.size > 1:
+        along, level = ranks.mean(torch.stack([along, level]))
+    result = (slope - level).addcmul_(state, along, value=-1.0).mul_(rstd)
     return result if units == state.shape[-1] else result.roll(-units, -1)
 
 
@@ -106,6 +120,7 @@ class _MixedUnroll(torch.autograd.Function):
     def forward(
         ctx: Any, from_x: Tensor, h: Tensor, from_h: Tensor, nodes: Tensor, weights: Tensor,
         mask: Tensor, space: CellSpace, ways: tuple[Route, ...], keep: bool, low: bool,
+        ranks: Ranks,
     ) -> Tensor:  # fmt: skip
         steps, streams, double = from_x.shape
         hidden, units = double // 2, nodes.shape[1]
@@ -132,7 +147,7 @@ class _MixedUnroll(torch.autograd.Function):
                 torch.addmm(from_x[t], carried * mask, from_h, out=zero)
             gate, f = zero[:, :hidden].sigmoid(), zero[:, hidden:].contiguous()
             _tanh(f, f, lowest)
-            _normalise(torch.lerp(carried, f, gate), states[0], rstd[0], hidden)
+            _normalise(torch.lerp(carried, f, gate), states[0], rstd[0], hidden, ranks)
             torch.mul(states[0, :, :units], mask_u, out=inner[0])
             for i, node in enumerate(plan):
                 if node.blocks:
@@ -144,13 +159,13 @@ class _MixedUnroll(torch.autograd.Function):
                     _through(node, product, states, total[:, :units], work, lowest)
                 else:
                     total.zero_()
-                _normalise(total, states[i + 1], rstd[i + 1], units)
+                _normalise(total, states[i + 1], rstd[i + 1], units, ranks)
                 torch.mul(states[i + 1, :, :units], mask_u, out=inner[i + 1])
             carried = torch.mean(states[1:], 0, out=outputs[t])
         POOL.give(inner, total, work)
         if keep:
             ctx.save_for_backward(h, from_h, nodes, weights, mask, outputs)
-            ctx.window, ctx.plan, ctx.low = window, plan, low
+            ctx.window, ctx.plan, ctx.low, ctx.ranks = window, plan, low, ranks
         else:
             window.give_back()
         return outputs
@@ -165,6 +180,7 @@ class _MixedUnroll(torch.autograd.Function):
         ctx.window = None
         plan: list[Node] = ctx.plan
         low: bool = ctx.low
+        ranks: Ranks = ctx.ranks
         _, _, need_from_h, need_nodes, need_weights = ctx.needs_input_grad[:5]
         steps, streams, hidden = outputs.shape
         count, units = len(plan), nodes.shape[1]
@@ -191,7 +207,7 @@ class _MixedUnroll(torch.autograd.Function):
                 if not node.blocks:
                     continue
                 product = window.products[i][t]  # (n, B, 2U)
-                total = _through_normalise(slopes[i + 1], states[i + 1], rstd[i + 1], units)
+                total = _through_normalise(slopes[i + 1], states[i + 1], rstd[i + 1], units, ranks)
                 if dots is not None:
                     dots.append(torch.mv(taken(states, node).flatten(1), total.flatten()))
                 _back_through(node, product, states, slopes, total, work, lowest, dots)
@@ -211,7 +227,7 @@ class _MixedUnroll(torch.autograd.Function):
             zero = window.zero[t]
             gate, f0 = zero[:, :hidden].sigmoid(), zero[:, hidden:].contiguous()
             _tanh(f0, f0, lowest)
-            total = _through_normalise(slopes[0], states[0], rstd[0], hidden)
+            total = _through_normalise(slopes[0], states[0], rstd[0], hidden, ranks)
             q0 = total * gate
             grad_x[t, :, hidden:] = q0.addcmul(q0, f0.square(), value=-1.0)
             rest0 = total - q0
@@ -226,7 +242,7 @@ class _MixedUnroll(torch.autograd.Function):
         grad_weights = None if dots is None else _gathered(dots, plan, steps, weights)
         POOL.give(slopes, inner, reached, work)
         window.give_back()
-        return grad_x, onward, grad_from_h, grad_nodes, grad_weights, *(None,) * 5
+        return grad_x, onward, grad_from_h, grad_nodes, grad_weights, *(None,) * 6
 
 
 def _through(

@@ -22,6 +22,7 @@ from torch import Tensor
 from rnnnas.errors import UsageError
 from rnnnas.lm.cell import ACTIVATIONS, first_state, gated, input_product, masked
 from rnnnas.nas.space import NONE, CellSpace
+from rnnnas.ranks import ALONE, Ranks
 
 EPSILON = 1e-5  # of the batch normalisation
 
@@ -61,15 +62,18 @@ def routes(space: CellSpace, paths: Paths | None) -> tuple[Route, ...]:
     return tuple(result)
 
 
-def normalise(state: Tensor) -> Tensor:
-    """Each of the H features to mean 0 and variance 1 over the B streams. (B, H) → (B, H)."""
-    centred = state - state.mean(0)
-    return centred * torch.rsqrt(centred.square().mean(0) + EPSILON)
+def normalise(state: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Each of the H features to mean 0 and variance 1 over the B streams. (B, H) → (B, H).
+
+    The statistics are those of the streams of all ranks.
+    """
+    centred = state - ranks.mean(state.mean(0))
+    return centred * torch.rsqrt(ranks.mean(centred.square().mean(0)) + EPSILON)
 
 
-def finished(total: Tensor, units: int) -> Tensor:
+def finished(total: Tensor, units: int, ranks: Ranks) -> Tensor:
     """A node's state from its sum: normalised, and rolled where only `units` are computed."""
-    state = normalise(total)
+    state = normalise(total, ranks)
     return state if units == total.shape[-1] else state.roll(units, -1)
 
 
@@ -84,6 +88,7 @@ def unroll_reference(
     mask_h: Tensor | None,
     *,
     paths: Paths | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """All T steps, operation by operation, as the definition says.
 
@@ -97,7 +102,7 @@ def unroll_reference(
     mask = None if mask_h is None else mask_h[:, :units]
     outputs = []
     for x in inputs:
-        states = [normalise(first_state(x, h, first, mask_x, mask_h))]
+        states = [normalise(first_state(x, h, first, mask_x, mask_h), ranks)]
         for weight, route in zip(nodes, ways, strict=True):
             total = torch.zeros_like(h)
             for edge, ops in route:
@@ -107,7 +112,7 @@ def unroll_reference(
                 for o in ops:
                     value = torch.cat([gated(part, product, space.ops[o]), rest], -1)
                     total = total + weights[edge, o] * value
-            states.append(finished(total, units))
+            states.append(finished(total, units, ranks))
         h = torch.stack(states[1:]).mean(0)
         outputs.append(h)
     return torch.stack(outputs)
@@ -124,6 +129,7 @@ def unroll(
     mask_h: Tensor | None,
     *,
     paths: Paths | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """The same outputs with one product a node and the gate taken out of the sum over f:
 
@@ -139,7 +145,7 @@ def unroll(
     outputs = []
     for t in range(steps):
         product = torch.addmm(from_x[t], masked(h, mask_h), from_h)
-        states = [normalise(gated(h, product, "tanh"))]
+        states = [normalise(gated(h, product, "tanh"), ranks)]
         inner = [masked(states[0][:, :units], mask)]
         for weight, route, (mass, shares) in zip(nodes, ways, plans, strict=True):
             total = torch.zeros_like(h)
@@ -153,7 +159,7 @@ def unroll(
                 mix = _mixture(z, shares) - carried[..., :units]
                 gained = torch.sigmoid(c) * mix
                 total = carried.sum(0) + F.pad(gained.sum(0), (0, h.shape[-1] - units))
-            states.append(finished(total, units))
+            states.append(finished(total, units, ranks))
             inner.append(masked(states[-1][:, :units], mask))
         h = torch.stack(states[1:]).mean(0)
         outputs.append(h)

@@ -24,6 +24,7 @@ from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise, NoiseConfig, draw
 from rnnnas.nas.genotype import RECURRENT, CellGene
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace
+from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, Loss
 
 INITIAL_RANGE = 0.04  # weights start in U(-0.04, 0.04)
@@ -84,6 +85,7 @@ class RecurrentLM(nn.Module):
             or the name of a baseline.
         generator: draws the initial weights; on the CPU, so that a seed gives the same weights
             on every device.
+        ranks: the processes among which the streams of a batch are shared out.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class RecurrentLM(nn.Module):
         noise: NoiseConfig,
         penalty: PenaltyConfig,
         generator: torch.Generator,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         if isinstance(cell, CellGene):
@@ -106,6 +109,7 @@ class RecurrentLM(nn.Module):
             {RECURRENT: cell} if isinstance(cell, CellSpace) else {}
         )
         self.noise_config = noise
+        self.ranks = ranks
         self.penalty_config = penalty
 
         def weight(*shape: int, reach: float = INITIAL_RANGE) -> nn.Parameter:
@@ -135,11 +139,15 @@ class RecurrentLM(nn.Module):
             self.prior = weight(hidden, config.softmaxes, reach=reach)  # (H, K)
 
     def noise(self, batch: Batch, generator: torch.Generator) -> LMNoise:
-        """The masks of one window of `batch`'s streams."""
+        """The masks of one window of `batch`'s streams.
+
+        They are drawn for the streams of all ranks, so that each of these sees the same noise
+        whatever the number of ranks.
+        """
         vocabulary, hidden = self.embedding.shape
-        return draw(
+        drawn = draw(
             self.noise_config,
-            streams=batch.inputs.shape[1],
+            streams=batch.inputs.shape[1] * self.ranks.size,
             embedding=hidden,
             hidden=hidden,
             vocabulary=vocabulary,
@@ -148,14 +156,25 @@ class RecurrentLM(nn.Module):
             layers=self.config.layers,
             gates=baseline.GATES[self.cell] if isinstance(self.cell, str) else 0,
         )
+        return drawn if self.ranks.size == 1 else drawn.own(self.ranks)
+
+    def alone(self) -> RecurrentLM:
+        """The same weights in a network whose batches are whole: for what one rank does alone."""
+        twin = self._twin()
+        twin.ranks = ALONE
+        return twin
 
     def in_float32(self) -> RecurrentLM:
         """The same weights in a network that rounds no product: for finite differences.
 
         A perturbation of norm 0.01 over millions of weights lies below bfloat16's resolution.
         """
-        twin = copy.copy(self)
+        twin = self._twin()
         twin.config = replace(self.config, precision="float32")
+        return twin
+
+    def _twin(self) -> RecurrentLM:
+        twin = copy.copy(self)
         # Its own table of the same parameters: a functional call swaps entries for its duration.
         twin._parameters = dict(self._parameters)
         return twin
@@ -215,11 +234,11 @@ class RecurrentLM(nn.Module):
             mixture = mixtures[RECURRENT]
             more, paths = (self.cell, mixture.weights, noise.x, noise.h), mixture.paths
             if fast:
-                raw = fused_mixed.unroll(*args, *more, paths=paths, low=low)
+                raw = fused_mixed.unroll(*args, *more, paths=paths, low=low, ranks=self.ranks)
             else:
                 literal = self.config.path == "reference"
                 search = mixed.unroll_reference if literal else mixed.unroll
-                raw = search(*args, *more, paths=paths)
+                raw = search(*args, *more, paths=paths, ranks=self.ranks)
         return raw, (raw[-1],)
 
     def forward(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rnnnas.errors import UsageError
+from rnnnas.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,17 @@ class LMNoise(NamedTuple):
     outputs: Tensor | None
     weights: Tensor | None = None
     above: tuple[LayerNoise, ...] = ()
+
+    def own(self, ranks: Ranks) -> LMNoise:
+        """The masks of a rank's streams, of masks over all; those without streams as they are."""
+
+        def part(mask: Tensor | None, dim: int = 0) -> Tensor | None:
+            return None if mask is None else ranks.own(mask, dim)
+
+        return LMNoise(
+            self.words, part(self.inputs, 1), part(self.x), part(self.h), part(self.outputs, 1),
+            self.weights, tuple(LayerNoise(part(a.x), part(a.h), a.weights) for a in self.above),
+        )  # fmt: skip
 
     def layer(self, index: int) -> LayerNoise:
         """The masks inside layer `index`, counted from 0."""

@@ -19,6 +19,8 @@ from torch.func import functional_call
 
 from rnnnas.errors import UsageError
 from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces
+from rnnnas.optim import guarded_step
+from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, InnerStep, Loss, Noise
 
 Order = Literal["first", "finite", "exact"]
@@ -61,6 +63,7 @@ def hypergradient(
     through_clip: bool = False,
     mixtures: Mixtures | None = None,
     outer: Outer | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Tensor], Loss]:
     """The gradient of the validation loss in the alphas.
 
@@ -78,6 +81,8 @@ def hypergradient(
         mixtures: those to use, where they are drawn already.
         outer: what of the validation loss and the mixtures is differentiated, e.g. with a cost
             added; the loss itself without.
+        ranks: the processes whose streams make up both batches: every gradient, the inner step's
+            too, and the loss that is returned are of all of them.
 
     Returns:
         The gradients by alpha name, and the validation loss with its next carry, detached. The
@@ -95,8 +100,9 @@ def hypergradient(
 
     def run(shifted: Weights, which: tuple[Batch, Carry], noise: Noise) -> Loss:
         buffers = {name: b.clone() for name, b in net.named_buffers()}
-        state = {**shifted, **buffers}
-        loss: Loss = functional_call(_module(net), state, (*which, cut, noise))
+        state = {name: ranks.spread(w) for name, w in shifted.items()} | buffers
+        mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in cut.items()}
+        loss: Loss = functional_call(_module(net), state, (*which, mix, noise))
         return loss
 
     def aim(loss: Loss) -> Tensor:
@@ -132,7 +138,8 @@ def hypergradient(
         name: torch.zeros_like(alpha) if grad is None else grad
         for (name, alpha), grad in zip(alphas.items(), result, strict=True)
     }
-    return named, loss._replace(value=loss.value.detach(), penalty=loss.penalty.detach())
+    value, penalty = (ranks.mean(part.detach()) for part in (loss.value, loss.penalty))
+    return named, loss._replace(value=value, penalty=penalty, count=loss.count * ranks.size)
 
 
 def _finite_difference(
@@ -157,9 +164,8 @@ def _finite_difference(
     with torch.no_grad():
         vector = _through_inner_step(vector, gradient, inner, through_clip)
         length = norm(vector.values())
-        if length == 0:  # the outer loss does not depend on the weights: nothing to add
-            return direct, loss
-        radius = PERTURBATION / length
+        # Where the outer loss does not depend on the weights the vector is zero: nothing is added.
+        radius = PERTURBATION / torch.where(length > 0, length, 1.0)
         plus = {name: w + radius * vector[name] for name, w in weights.items()}
         minus = {name: w - radius * vector[name] for name, w in weights.items()}
     upper = _grad(run(plus, *train).objective, leaves)
@@ -251,6 +257,8 @@ class Architect:
         optimizer: torch.optim.Optimizer,
         order: Order,
         outer: Outer | None = None,
+        *,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.net = net
         self.alphas = alphas
@@ -258,6 +266,7 @@ class Architect:
         self.optimizer = optimizer
         self.order: Order = order
         self.outer = outer
+        self.ranks = ranks
 
     def step(
         self,
@@ -286,6 +295,7 @@ class Architect:
             generator=generator,
             mixtures=mixtures,
             outer=self.outer,
+            ranks=self.ranks,
         )
         extra = relaxation.penalty(alphas, spaces, progress)
         if extra is not None:
@@ -293,13 +303,13 @@ class Architect:
             for name, slope in zip(alphas, slopes, strict=True):
                 grads[name] = grads[name] if slope is None else grads[name] + slope
         checked = [loss.value, *grads.values()]
-        if not all(bool(torch.isfinite(value).all()) for value in checked):
-            return loss._replace(value=torch.full_like(loss.value, torch.nan))
+        sound = torch.stack([torch.isfinite(value).all() for value in checked]).all()
         before = {name: alpha.detach().clone() for name, alpha in alphas.items()}
         for name, alpha in alphas.items():
             alpha.grad = grads[name]
-        self.optimizer.step()
+        moved = guarded_step(self.optimizer, sound)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            relaxation.adjust(alphas, before, mixtures)
-        return loss
+        if moved:
+            with torch.no_grad():
+                relaxation.adjust(alphas, before, mixtures)
+        return loss._replace(value=torch.where(sound, loss.value, torch.nan))

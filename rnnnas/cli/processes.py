@@ -1,0 +1,123 @@
+"""Several processes for one run: started by hand, or found started by torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from rnnnas.cli.common import pick_device
+from rnnnas.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rnnnas.ranks import Ranks
+
+processes_option = click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    help="Share the streams out among so many processes on this machine.",
+)
+
+
+@contextmanager
+def joined(name: str) -> Iterator[tuple[torch.device, Ranks]]:
+    """The device of `--device` for this process, and the processes that share its run."""
+    from rnnnas import ranks
+
+    device = pick_device(name, ranks.local_rank() if ranks.started() else None)
+    with ranks.joined(device) as group:
+        yield device, group
+
+
+def started_by_hand(processes: int) -> bool:
+    """Whether `--processes` asks for processes that are not there yet.
+
+    Raises:
+        UsageError: under torchrun, which has its own option for their number.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and processes not in (1, world):
+        raise UsageError(
+            f"--processes {processes} was given to one of {world} processes",
+            "start rnnnas itself with --processes, or torchrun without it",
+        )
+    return world == 1 and processes > 1
+
+
+def run_all(words: Sequence[str], processes: int) -> int:
+    """Run `rnnnas WORDS` as `processes` ranks that find each other by a file; the exit code.
+
+    Nothing listens beyond the loopback interface: there is no store with a port of its own.
+    SIGINT and SIGTERM are passed on once; where one rank fails the others are ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="rnnnas-") as folder:
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "rnnnas", *words],
+                env=_environment(rank, processes, Path(folder) / "store"),
+                # Ctrl-C in a terminal reaches a whole group: it should come once, from here.
+                start_new_session=True,
+            )
+            for rank in range(processes)
+        ]
+
+        def forward(signum: int, frame: FrameType | None) -> None:
+            for child in children:
+                if child.poll() is None:
+                    child.send_signal(signum)
+
+        before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return _wait(children)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+                child.wait()
+
+
+def _environment(rank: int, processes: int, store: Path) -> dict[str, str]:
+    from rnnnas.ranks import PARENT, STORE
+
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return {
+        "OMP_NUM_THREADS": str(threads),  # unless the user has set it
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        STORE: str(store),
+        PARENT: str(os.getpid()),
+    }
+
+
+def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    """Until all have ended; the exit code is rank 0's, or that of the first to fail."""
+    failed: int | None = None
+    deadline = float("inf")
+    while any(child.poll() is None for child in children):
+        codes = [child.returncode for child in children if child.returncode]
+        if codes and failed is None:
+            failed, deadline = codes[0], time.monotonic() + 10
+        if time.monotonic() > deadline:  # they wait for one that has gone
+            return failed or 1
+        time.sleep(0.05)
+    codes = [child.returncode for child in children]
+    code = codes[0] or failed or next((c for c in codes if c), 0)
+    return code if code >= 0 else 128 - code

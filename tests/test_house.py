@@ -33,15 +33,14 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.relax": ["nas.space", "nas.genotype"],
     "nas.architect": ["nas.relax"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax"],
+    "cnn.*": ["cnn.*", "nas.genotype", "nas.relax", "nas.space"],
     "data.*": ["data.*"],
     "optim": [],
     "columns": [],
     "layout": ["columns", "nas.genotype"],
     "draw": ["layout", "nas.genotype"],
     "raster": ["layout", "nas.genotype"],
-    "content": [],
-    "progress": [],
-    "signals": [],
+    "content": [], "progress": [], "signals": [],
     "files": ["content"],
     "lock": ["files"],
     "board": ["files"],
@@ -76,7 +75,8 @@ EVERYONE = ["errors", "types", ""]
 # Libraries, besides Python's own, that a part may use. Parts that are not named may use any.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "columns": set(), "layout": set(),
-    "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
+    "draw": set(), "cnn.space": set(), "cnn.zoo": set(), "cnn.*": {"torch"},
+    "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
     "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_packages_hold_no_code(name: str) -> None:
 
 def test_networks_know_mixtures_and_nothing_else_of_relaxations() -> None:
     for name, tree in TREES.items():
-        if fits(name, ["lm.*", "steps"]):
+        if fits(name, ["lm.*", "cnn.*", "steps"]):
             taken = {what for module, what in full_imports(tree) if module == "rnnnas.nas.relax"}
             assert taken <= {"Mixture"}, name
 

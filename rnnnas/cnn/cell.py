@@ -113,13 +113,14 @@ class MixedCell(nn.Module):
         self.identities = tuple(
             edge
             for edge in range(len(space.edges))
-            if SKIP in self._ops(edge) and self.stride(edge) == 1
+            if SKIP in self.operations(edge) and self.stride(edge) == 1
         )
 
     def stride(self, edge: int) -> int:
         return 2 if self.reduce and self.space.edges[edge][0] < INPUTS else 1
 
-    def _ops(self, edge: int) -> nn.ModuleDict:
+    def operations(self, edge: int) -> nn.ModuleDict:
+        """The modules on an edge, by operation; `none` has none."""
         module = self.edges[edge]
         assert isinstance(module, nn.ModuleDict)
         return module
@@ -165,7 +166,7 @@ class MixedCell(nn.Module):
         inner, stride = x[:, : self.mixed], self.stride(edge)
         size = [-(-n // stride) for n in x.shape[2:]]
         total = inner.new_zeros((*inner.shape[:2], *size))
-        ops = self._ops(edge)
+        ops = self.operations(edge)
         for o in chosen:
             op = self.space.ops[o]
             if op == NONE:

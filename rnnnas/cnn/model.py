@@ -8,16 +8,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnnnas.cnn import fast
 from rnnnas.cnn.cell import DerivedCell, MixedCell
 from rnnnas.cnn.ends import Auxiliary, LargeStem, SmallStem
 from rnnnas.cnn.noise import SILENCE, CnnNoise, draw
-from rnnnas.cnn.ops import DERIVED, Linear, Norms
+from rnnnas.cnn.ops import DERIVED, Conv, Linear, Norms
 from rnnnas.cnn.space import NORMAL, REDUCE, check_genotype
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
@@ -146,6 +148,9 @@ class ConvNet(nn.Module):
             if config.auxiliary and k == self.side:
                 self.auxiliary = Auxiliary(out, classes, norms, generator)
         self.classifier = Linear(widths[1], classes, generator)
+        for module in self.modules():
+            if isinstance(module, Conv):
+                module.quick = config.path == "fast"
 
     def noise(self, batch: Batch, generator: torch.Generator, *, progress: float = 1.0) -> CnnNoise:
         """The masks of one forward pass over `batch`.
@@ -186,7 +191,7 @@ class ConvNet(nn.Module):
         Raises:
             UsageError: where a setting would change which weights there are.
         """
-        fixed = set(changes) - {"skip_dropout", "drop_path", "label_smoothing", "precision", "path"}
+        fixed = set(changes) - {"skip_dropout", "drop_path", "label_smoothing", "precision"}
         if fixed:
             raise UsageError(f"{', '.join(sorted(fixed))} cannot differ in a network's twin")
         other = copy.copy(self)
@@ -207,6 +212,9 @@ class ConvNet(nn.Module):
         """The classifier's scores (B, K), and in training the auxiliary one's."""
         train, masks = noise is not None, noise or SILENCE
         beside = None
+        literal = self.config.path == "reference"
+        if not literal:
+            images = images.contiguous(memory_format=torch.channels_last)
         low = train and images.dtype == torch.float32 and low_precision(self.config, images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
             older, last = self.stem(images, train)
@@ -214,7 +222,8 @@ class ConvNet(nn.Module):
                 if isinstance(cell, MixedCell):
                     skips = None if masks.skips is None else masks.skips[k]
                     mixture = mixtures[self.kinds[k]]
-                    out = cell(older, last, mixture, skips, masks.kept, train)
+                    run = cell if literal else partial(fast.run, cell)
+                    out = run(older, last, mixture, skips, masks.kept, train)
                 else:
                     out = cell(older, last, None if masks.paths is None else masks.paths[k], train)
                 older, last = last, out

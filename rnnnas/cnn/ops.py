@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnnnas.cnn.depthwise import depthwise
 from rnnnas.errors import UsageError
 
 EPSILON = 1e-5  # of the batch normalisation
@@ -66,8 +67,11 @@ class Norm(nn.Module):
 class Conv(nn.Module):
     """A convolution without bias; zeros around the image keep its size at stride 1.
 
-    kernel: pixels down and across, odd. padding: another number of zeros on every side.
+    kernel: pixels down and across, odd. padding: another number of zeros on every side. `quick`
+    is set by the network: whether `depthwise` may serve.
     """
+
+    quick = False
 
     def __init__(
         self,
@@ -89,7 +93,19 @@ class Conv(nn.Module):
         self.weight = uniform((outputs, each, *kernel), each * kernel[0] * kernel[1], generator)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.quick and self._is_slow(x):
+            return depthwise(x, self.weight, self.dilation)
         return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def _is_slow(self, x: Tensor) -> bool:
+        """Whether torch's own backward pass would be slow: see `depthwise`."""
+        return (
+            x.device.type == "cpu"
+            and self.groups > 1
+            and self.stride == (1, 1)
+            and self.weight.shape[2] * self.dilation > 3
+            and not torch.is_autocast_enabled("cpu")
+        )
 
 
 class Linear(nn.Module):
@@ -131,10 +147,13 @@ class FactorisedReduction(nn.Module):
         self.norm = Norm(outputs, norms)
 
     def forward(self, x: Tensor, train: bool) -> Tensor:
-        x = x.relu()
-        shifted = F.pad(x[:, :, 1:, 1:], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], 1), train)
+        out: Tensor = self.norm(self.rectified(x.relu(), train), train)
         return out
+
+    def rectified(self, r: Tensor, train: bool) -> Tensor:
+        """What follows the ReLU, up to the normalisation."""
+        shifted = F.pad(r[:, :, 1:, 1:], (0, r.shape[3] % 2, 0, r.shape[2] % 2))
+        return torch.cat([self.even(r), self.odd(shifted)], 1)
 
 
 class Separable(nn.Module):
@@ -158,7 +177,12 @@ class Separable(nn.Module):
         self.norm = Norm(channels, norms)
 
     def forward(self, x: Tensor, train: bool) -> Tensor:
-        out: Tensor = self.norm(self.pointwise(self.depthwise(x.relu())), train)
+        out: Tensor = self.norm(self.rectified(x.relu(), train), train)
+        return out
+
+    def rectified(self, r: Tensor, train: bool) -> Tensor:
+        """What follows the ReLU, up to the normalisation."""
+        out: Tensor = self.pointwise(self.depthwise(r))
         return out
 
 
@@ -173,8 +197,17 @@ class SeparableTwice(nn.Module):
         self.second = Separable(channels, kernel, 1, norms, generator)
 
     def forward(self, x: Tensor, train: bool) -> Tensor:
-        out: Tensor = self.second(self.first(x, train), train)
+        out: Tensor = self.norm(self.rectified(x.relu(), train), train)
         return out
+
+    def rectified(self, r: Tensor, train: bool) -> Tensor:
+        """What follows the first ReLU, up to the last normalisation."""
+        inner = self.first.norm(self.first.rectified(r, train), train)
+        return self.second.rectified(inner.relu(), train)
+
+    @property
+    def norm(self) -> Norm:
+        return self.second.norm
 
 
 class RowThenColumn(nn.Module):

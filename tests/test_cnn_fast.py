@@ -27,7 +27,7 @@ def seeded(seed: int) -> torch.Generator:
 
 def results(path: Any, cells: Any, p: Any, noisy: bool, **settings: Any) -> list[Tensor]:
     """The loss, its gradients in the mixtures, images and weights."""
-    config = CnnConfig(channels=4, layers=4, path=path, **settings)
+    config = CnnConfig(channels=4, layers=3, path=path, **settings)
     net = ConvNet(config, cells, 5, generator=seeded(0)).double()
     draws = seeded(1)
     images = torch.randn(3, 3, 7, 6, dtype=DOUBLE, generator=draws).requires_grad_()

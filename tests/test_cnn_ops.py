@@ -102,7 +102,7 @@ def defined(op: str, module: Any, x: Tensor, stride: int) -> Tensor:
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("size", [(6, 6), (5, 4)])
+@pytest.mark.parametrize("size", [(4, 4), (5, 3)])
 def test_operations_are_what_they_are_defined_as(op: str, stride: int, size: Any) -> None:
     module = operation(op, 4, stride, SEARCH, seeded(1)).double()
     x = images(2, 4, *size)
@@ -160,10 +160,10 @@ def test_weights_start_where_torch_starts_them_and_a_seed_gives_the_same() -> No
     pairs = [(conv, torch.nn.Conv2d(8, 16, 5, groups=4)), (linear, torch.nn.Linear(400, 30))]
     for (ours, theirs), fan_in in zip(pairs, (50, 400), strict=True):
         assert ours.weight.shape == theirs.weight.shape
-        for weight in (ours.weight, theirs.weight):  # U(-r, r), r = fan_in^-1/2
+        for weight in (ours.weight.detach(), theirs.weight.detach()):  # U(-r, r), r = fan_in^-1/2
             assert 0.97 * fan_in**-0.5 < float(weight.abs().max()) <= fan_in**-0.5
             assert float(weight.std()) == pytest.approx((3 * fan_in) ** -0.5, rel=0.08)
-    assert 0.04 < float(linear.bias.abs().max()) <= 0.05
+    assert 0.04 < linear.bias.abs().max().item() <= 0.05
 
 
 def test_entries_change_widths_and_sizes() -> None:

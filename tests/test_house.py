@@ -65,8 +65,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
     "cli": ["cli.*"],
     "cli.*": [
-        "cli.*", "bench", "board", "config", "data.corpus", "demo", "draw", "evaluate", "files",
-        "nas.genotype", "nas.space", "search", "train",
+        "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
+        "files", "nas.genotype", "nas.space", "search", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip

@@ -215,12 +215,13 @@ class DerivedCell(nn.Module):
         states: list[Tensor] = self.entries(older, last, train)
         edge = 0
         for node in self.gene.nodes:
-            outputs = []
+            total: Tensor | None = None
             for gene in node:
                 out = self.edges[edge](states[gene.source], train)
                 if paths is not None and self.dropped[edge]:
                     out = out * paths[edge]
-                outputs.append(out)
+                total = out if total is None else total + out
                 edge += 1
-            states.append(torch.stack(outputs).sum(0) if len(outputs) > 2 else sum(outputs))
+            assert total is not None  # a CellGene has no node without an edge
+            states.append(total)
         return torch.cat([states[state] for state in self.gene.concat], 1)

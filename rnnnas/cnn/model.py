@@ -44,8 +44,9 @@ class CnnConfig:
     training; it grows from 0. label_smoothing: share of the target's mass spread over all classes.
 
     path: "reference" follows the definitions operation by operation; "fast" gives the same values
-    and gradients at less cost. precision: of training's convolutions; "auto" is bfloat16 where
-    that is faster. Evaluation is always float32, and so are weights and loss.
+    and gradients at less cost. precision: of training's convolutions; "auto" is bfloat16 on a GPU
+    that has it and float32 on a CPU, where bfloat16 is slower backwards (benchmarks/README.md).
+    Evaluation is always float32, and so are weights and loss.
     """
 
     channels: int = 16

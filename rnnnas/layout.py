@@ -36,6 +36,8 @@ _PALETTE = {
     "avg_pool_3x3": "#56b4e9",
     "sep_conv_3x3": "#0072b2",
     "sep_conv_5x5": "#004b75",
+    "sep_conv_7x7": "#002740",
+    "conv_7x1_1x7": "#009e73",
     "dil_conv_3x3": "#d55e00",
     "dil_conv_5x5": "#8f3f00",
 }

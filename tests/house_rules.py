@@ -14,6 +14,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.methods": ["nas.relax.*", "nas.genotype"],
     "nas.architect": ["nas.relax.base", "optim", "ranks"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base", "ranks"],
+    "cnn.*": ["cnn.*", "nas.genotype", "nas.relax.base", "nas.space"],
     "data.*": ["data.*"],
     "optim": [],
     "columns": [],
@@ -53,7 +54,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
     "cli": ["cli.*"],
     "cli.*": [
-        "cli.*", "bench", "board", "config", "data.corpus", "demo", "draw", "evaluate", "files",
+        "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
+        "files",
         "nas.genotype", "nas.space", "ranks", "search", "train",
     ],
     "__main__": ["cli"],
@@ -63,6 +65,8 @@ EVERYONE = ["errors", "types", ""]
 # Libraries, besides Python's own, that a part may use. Parts that are not named may use any.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "columns": set(), "layout": set(),
-    "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
+    "draw": set(), 
+    "cnn.space": set(), "cnn.zoo": set(), "cnn.*": {"torch"},
+    "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
     "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from rnnnas.cnn.zoo import ZOO as IMAGE_ZOO
 from rnnnas.draw import as_dot, as_svg, as_text
 from rnnnas.layout import arrange_all, colour, graph, runs, text_width
 from rnnnas.nas.genotype import ZOO, CellGene, Gene, Genotype
@@ -53,6 +54,7 @@ def samples():
         rng = random.Random(seed)
         cells = {name: space.sample(rng) for name in ("normal", "reduce")}
         found[f"cnn-{seed}"] = Genotype(cells=cells)
+    found.update({f"image-{name}": entry.genotype for name, entry in IMAGE_ZOO.items()})
     found["DARTS_V2-cnn"] = darts_v2_cnn()
     found["twins"] = twins()
     found["chain"] = Genotype.from_text(" ".join(f"tanh{i}" for i in range(24)))

@@ -98,7 +98,7 @@ def test_packages_hold_no_code(name: str) -> None:
 
 def test_networks_know_mixtures_and_nothing_else_of_relaxations() -> None:
     for name, tree in TREES.items():
-        if fits(name, ["lm.*", "steps"]):
+        if fits(name, ["lm.*", "cnn.*", "steps"]):
             taken = {
                 what for module, what in full_imports(tree) if module == "rnnnas.nas.relax.base"
             }

@@ -25,14 +25,17 @@ from rnnnas.errors import UsageError
 def show(genotype: str, form: str, out: Path | None) -> None:
     """Draw a cell: a published name, a JSON file, a run folder or the cell itself.
 
-    LSTM and GRU, which are no genotypes, are told of in a sentence.
+    LSTM and GRU, which are no genotypes, are told of in a sentence. NASNet and AmoebaNet are cells
+    of image networks; 'image:' before a name, as in image:DARTS_V2, says that such are meant.
 
     \b
     Examples:
       rnnnas show DARTS_V2
+      rnnnas show image:DARTS_V2
       rnnnas show checkpoints/q --format svg --out cell.svg
     """
     from rnnnas import draw
+    from rnnnas.cnn import zoo as images
     from rnnnas.nas.genotype import BASELINES, ZOO
     from rnnnas.nas.space import genotype_of
 
@@ -41,14 +44,18 @@ def show(genotype: str, form: str, out: Path | None) -> None:
             raise UsageError(f"{genotype} is no genotype: it has no form as {form}")
         _give(BASELINES[genotype.upper()], out)
         return
-    cell = genotype_of(genotype, seed=1)
+    upper = genotype.upper()
+    image = genotype.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
+    cell = (images.genotype_of if image else genotype_of)(genotype, seed=1)
+    known = images.published(genotype) if image else ZOO.get(genotype)
     title = genotype
     if form == "json":
         text = json.dumps(cell.to_plain(), indent=2)
     else:
         text = {"text": draw.as_text, "svg": draw.as_svg, "dot": draw.as_dot}[form](cell, title)
-    if form == "text" and genotype in ZOO:
-        text += f"\n{ZOO[genotype].source}\npublished: {ZOO[genotype].results} (validation/test)"
+    if form == "text" and known is not None:
+        kind = "error in %" if image else "validation/test"
+        text += f"\n{known.source}\npublished: {known.results} ({kind})"
     _give(text, out)
 
 

@@ -10,8 +10,9 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.space": ["nas.genotype"],
     "nas.relax.base": ["nas.space"],
     "nas.relax": [],
-    "nas.relax.*": ["nas.relax.base"],
-    "nas.methods": ["nas.relax.*", "nas.genotype"],
+    "nas.relax.choices": ["nas.space"],
+    "nas.relax.*": ["nas.relax.base", "nas.relax.choices", "nas.space"],
+    "nas.methods": ["nas.relax.base", "nas.genotype"],
     "nas.architect": ["nas.relax.base"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base"],
     "data.*": ["data.*"],
@@ -28,10 +29,11 @@ MAY_IMPORT: dict[str, list[str]] = {
     "board": ["files"],
     "run": ["board", "files", "lock"],
     "loop": ["progress", "run", "signals"],
+    "stages": ["nas.space"],
     "steps": ["data.streams", "nas.relax.base"],
     "config": [
         "data.streams", "lm.*", "nas.genotype", "nas.methods", "nas.relax.base", "nas.space",
-        "optim",
+        "optim", "stages",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
@@ -39,7 +41,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
     "search": [
-        "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "raster", "run", "steps",
+        "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "raster", "run",
+        "stages", "steps",
     ],
     "train": [
         "config", "data.*", "evaluate", "files", "lm.model", "loop", "optim", "run", "steps",
@@ -51,7 +54,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench", "board", "config", "data.corpus", "demo", "draw", "evaluate", "files",
-        "nas.genotype", "nas.space", "search", "train",
+        "nas.genotype", "nas.methods", "nas.space", "search", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip
@@ -61,5 +64,5 @@ EVERYONE = ["errors", "types", ""]
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "columns": set(), "layout": set(),
     "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
-    "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
+    "stages": set(), "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip

@@ -301,5 +301,5 @@ class Architect:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            relaxation.adjust(alphas, before, mixtures)
+            relaxation.adjust(alphas, before, mixtures, spaces)
         return loss

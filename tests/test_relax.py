@@ -129,6 +129,8 @@ class TestEveryMethod:
             assert grad is not None
             if name in spaces:
                 allowed = torch.tensor(spaces[name].allowed)
+                if PROMISES[method] == "path" and spaces[name].keep == 1:
+                    allowed[:, spaces[name].ops.index("none")] = False  # never a node's only path
                 rivals = allowed & (allowed.sum(-1, keepdim=True) > 1)
             else:  # of each edge, as PC-DARTS' betas: rivals are the node's other edges
                 space = spaces[name.rpartition(".")[0]]

@@ -1,8 +1,10 @@
 """The choices that a cell is made of, and the draws that sampling methods make of them.
 
 Legend: E edges, O operations, G choices, M the most options that any choice has. Where a cell
-keeps one edge a node, a choice is a node's: one (predecessor, operation) pair out of all. Where
-it keeps two, a choice is an edge's: one operation.
+keeps one edge a node, a choice is a node's: one (predecessor, operation) pair out of all but
+`none`, which no cell can be derived to: a node drawn so would be nothing, and a normalisation of
+nothing multiplies gradients by hundreds. Where it keeps two, a choice is an edge's: one operation,
+and `none` leaves the edge out.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnnas.nas.space import CellSpace
+from rnnnas.nas.space import NONE, CellSpace
 
 Paths = tuple[tuple[int, int], ...]
 
@@ -46,12 +48,13 @@ class Choices(NamedTuple):
 
 @lru_cache(maxsize=64)
 def choices_of(space: CellSpace, device: torch.device) -> Choices:
-    """The choices of a cell; an edge or a node of which nothing is allowed makes none."""
+    """The choices of a cell; an edge of which nothing is allowed makes none."""
     nodes = [list(space.rows(node)) for node in range(space.nodes)]
     owners = nodes if space.keep == 1 else [[edge] for rows in nodes for edge in rows]
     count = len(space.ops)
+    able = [o for o in range(count) if space.keep > 1 or space.ops[o] != NONE]
     options = [
-        [edge * count + o for edge in rows for o in range(count) if space.allowed[edge][o]]
+        [edge * count + o for edge in rows for o in able if space.allowed[edge][o]]
         for rows in owners
     ]
     options = [choice for choice in options if choice]

@@ -25,8 +25,9 @@ from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.relax.base import Relaxation
-from rnnnas.nas.space import genotype_of
+from rnnnas.nas.space import RECURRENT_OPS, genotype_of
 from rnnnas.optim import AlphaConfig, WeightConfig
+from rnnnas.stages import Stage, StageConfig, plan
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,6 +57,7 @@ class SearchConfig:
     windows: WindowConfig = field(default_factory=WindowConfig)
     weights: WeightConfig = field(default_factory=WeightConfig)
     alphas: AlphaConfig = field(default_factory=AlphaConfig)
+    stages: StageConfig = field(default_factory=StageConfig)
     relax: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,6 +71,7 @@ class SearchConfig:
             if value != only:
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
+        assert self.plan  # refuses stages that do not fit
         if self.windows.streams < 2:
             raise UsageError("windows.streams must be at least 2: search normalises over streams")
         if self.order == "exact" and self.model.path == "fast":
@@ -96,6 +99,17 @@ class SearchConfig:
         if self.alphas.text == "valid":
             keys.add("alphas.held_out")
         return frozenset(keys)
+
+    @property
+    def plan(self) -> tuple[Stage, ...]:
+        """The stages; one, unless `stages.ops` or the method ask for more."""
+        return plan(
+            self.stages,
+            staged=method_of(self.method).staged,
+            operations=len(RECURRENT_OPS),
+            hidden=self.model.hidden,
+            dropouth=self.noise.dropouth,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +360,10 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
         return value
     if origin is tuple:
         parts = typing.get_args(hint)
+        if parts[-1] is Ellipsis:
+            if not isinstance(value, list | tuple):
+                raise UsageError(f"{key} = {value!r} must be a list, e.g. [3, 2]")
+            return tuple(_checked(parts[0], v, key) for v in value)
         if not isinstance(value, list | tuple) or len(value) != len(parts):
             raise UsageError(f"{key} = {value!r} must be {len(parts)} numbers, e.g. [0.9, 0.999]")
         return tuple(_checked(part, v, key) for part, v in zip(parts, value, strict=True))

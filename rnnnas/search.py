@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.methods import derive
 from rnnnas.nas.relax.base import Mixtures
-from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.optim import (
     alpha_optimizer,
     inner_step,
@@ -31,6 +31,7 @@ from rnnnas.optim import (
 )
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.shared import AnyRun, open_run
+from rnnnas.stages import progress_within, stage_at, strongest
 from rnnnas.steps import Score, evaluate, generator, own_carry, weight_step, whole_carry
 from rnnnas.types import Batch, Carry
 
@@ -46,40 +47,63 @@ class SearchJob:
         self.config = config
         self.device = device
         self.epochs = config.epochs
-        self.net = RecurrentLM(
-            config.model,
-            corpus.vocab.size,
-            recurrent_space(config.model.nodes),
-            noise=config.noise,
-            penalty=config.penalty,
-            generator=generator(config.seed, "weights", 0, torch.device("cpu")),
-            ranks=ranks,
-        ).to(device)
+        self.vocabulary = corpus.vocab.size
         self.relaxation = config.relaxation
-        fresh = self.relaxation.init(
-            self.net.space, generator(config.seed, "alphas", 0, torch.device("cpu"))
-        )
-        self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
-        self.weight_optimizer = weight_optimizer(self.net, config.weights)
-        self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas)
-        # First order needs no more precision than the weight step; the others do.
-        net = self.net if config.order == "first" else self.net.in_float32()
-        self.architect = Architect(
-            net, self.alphas, self.relaxation, self.alpha_optimizer, config.order, ranks=ranks
-        )
+        self.plan = config.plan
+        self._build(0, recurrent_space(config.model.nodes))
         streams = config.windows.streams
         train, alpha = corpus.splits["train"], corpus.splits["valid"]
-        if config.alphas.text == "held-out":
+        # A single-level method has no use for a text of the alphas' own.
+        if config.alphas.text == "held-out" and self.relaxation.level == "valid":
             kept = int(len(train) * (1 - config.alphas.held_out))
             train, alpha = train[:kept], train[kept:]
         part = ranks.part(streams)
         self.train = Streams(train, streams, device, part=part)
         self.alpha = Streams(alpha, streams, device, part=part)
         self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
+        self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
+
+    def _build(self, stage: int, space: CellSpace) -> None:
+        """A stage's network, alphas and optimisers, all fresh; those before it are let go."""
+        config, device, cpu = self.config, self.device, torch.device("cpu")
+        self.stage = stage
+        self.net = RecurrentLM(
+            replace(config.model, hidden=self.plan[stage].hidden),
+            self.vocabulary,
+            space,
+            noise=replace(config.noise, dropouth=self.plan[stage].dropouth),
+            penalty=config.penalty,
+            generator=generator(config.seed, "weights", stage, cpu),
+            ranks=self.ranks,
+        ).to(device)
+        fresh = self.relaxation.init(self.net.space, generator(config.seed, "alphas", stage, cpu))
+        self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
+        self.weight_optimizer = weight_optimizer(self.net, config.weights)
+        self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas)
+        # First order needs no more precision than the weight step; the others do.
+        net = self.net if config.order == "first" else self.net.in_float32()
+        self.architect = Architect(
+            net,
+            self.alphas,
+            self.relaxation,
+            self.alpha_optimizer,
+            config.order,
+            ranks=self.ranks,
+        )
         self.train_carry: Carry = None
         self.alpha_carry: Carry = None
         self.alpha_start = 0
-        self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
+
+    def _enter(self, stage: int) -> None:
+        """Go on to the next stage, on what the scores leave of the space."""
+        space = self.net.space[RECURRENT]
+        with torch.no_grad():
+            scores = self.relaxation.scores(self.alphas, self.net.space)[RECURRENT]
+        self._build(stage, strongest(space, scores.tolist(), self.plan[stage]))
+
+    def _progress(self, at: Position) -> float:
+        """The share of the present stage that is done."""
+        return progress_within(at.progress, self.stage, len(self.plan))
 
     def lengths(self, epoch: int) -> list[int]:
         rng = random.Random(f"{self.config.seed}/windows/{epoch}")
@@ -92,17 +116,21 @@ class SearchJob:
     def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
         """An alpha step on the next alpha window, then a weight step on the training window."""
         config = self.config
-        lr = scheduled(config.weights, at.progress) * steps / config.windows.bptt * lr_factor
+        # Not only at the start of an epoch: a search may have fewer epochs than stages.
+        while self.stage < stage_at(at.progress, len(self.plan)):
+            self._enter(self.stage + 1)
+        progress = self._progress(at)
+        lr = scheduled(config.weights, progress) * steps / config.windows.bptt * lr_factor
         batch = self.train.window(at.start, steps)
         alpha_nats: Tensor | None = None
-        if at.progress >= config.alphas.warmup:
+        if progress >= config.alphas.warmup:
             self.weight_optimizer.param_groups[0]["lr"] = lr
             single = self.relaxation.level == "train"
             loss = self.architect.step(
                 train=(batch, self.train_carry),
                 valid=(batch, self.train_carry) if single else self._alpha_window(steps),
                 inner=inner_step(self.net, self.weight_optimizer, config.weights.clip),
-                progress=at.progress,
+                progress=progress,
                 generator=generator(config.seed, "alpha-step", at.step, self.device),
             )
             self.alpha_carry = loss.carry
@@ -111,18 +139,20 @@ class SearchJob:
                 return StepReport(float("nan"), 0, 0.0, lr)
         draws = generator(config.seed, "weight-step", at.step, self.device)
         with torch.no_grad():
-            mixtures = self.relaxation.mix(self.alphas, self.net.space, at.progress, draws)
+            mixtures = self.relaxation.mix(self.alphas, self.net.space, progress, draws)
         noise = self.net.noise(batch, draws)
 
-        def slopes(tried: Mixtures) -> dict[str, Tensor]:
+        def slopes(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
             leaves = {n: m.weights.detach().requires_grad_() for n, m in tried.items()}
             spread = self.ranks.spread  # the slopes are those of the whole batch
             cut = {n: m._replace(weights=spread(leaves[n])) for n, m in tried.items()}
             value = self.net(batch, self.train_carry, cut, noise).objective
-            return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+            grads = torch.autograd.grad(value, list(leaves.values()))
+            # All ranks see the same loss, and decide the same by it.
+            return self.ranks.mean(value.detach()), dict(zip(leaves, grads, strict=True))
 
         spaces = self.net.space
-        mixtures = self.relaxation.perturb(mixtures, spaces, at.progress, draws, slopes)
+        mixtures = self.relaxation.perturb(mixtures, spaces, progress, draws, slopes)
         loss, norm = weight_step(
             self.net, self.weight_optimizer, batch, self.train_carry, mixtures, noise,
             lr=lr, clip=config.weights.clip, ranks=self.ranks,
@@ -146,7 +176,7 @@ class SearchJob:
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
         draws = generator(self.config.seed, "valid", at.epoch, self.device)
         with torch.no_grad():
-            mixtures = self.relaxation.mix(self.alphas, self.net.space, at.progress, draws)
+            mixtures = self.relaxation.mix(self.alphas, self.net.space, self._progress(at), draws)
             scores = self.relaxation.scores(self.alphas, self.net.space)[RECURRENT]
         net = self.net.alone()
         score = Score(**self.ranks.led(lambda: asdict(evaluate(net, self.valid, mixtures))))
@@ -155,7 +185,8 @@ class SearchJob:
         genotype = self.genotype()
         _draw(run, at.step, self.net.space[RECURRENT], scores, genotype, genotype != self.drawn)
         self.drawn = genotype
-        return {"valid_perplexity": score.perplexity, "alpha_entropy": entropy}
+        values = {"valid_perplexity": score.perplexity, "alpha_entropy": entropy}
+        return values if len(self.plan) == 1 else {**values, "stage": self.stage + 1.0}
 
     def genotype(self) -> Genotype:
         """The cell that the alphas stand for now."""
@@ -165,6 +196,8 @@ class SearchJob:
 
     def state(self) -> dict[str, Any]:
         return {
+            "stage": self.stage,
+            "allowed": [list(row) for row in self.net.space[RECURRENT].allowed],
             "weights": {name: p.detach() for name, p in self.net.named_parameters()},
             "alphas": {name: a.detach() for name, a in self.alphas.items()},
             "weight_optimizer": self.weight_optimizer.state_dict(),
@@ -177,6 +210,9 @@ class SearchJob:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        if state["stage"] != self.stage:
+            whole = recurrent_space(self.config.model.nodes)
+            self._build(state["stage"], whole.prune(state["allowed"]))
         self.net.load_state_dict(state["weights"])
         with torch.no_grad():
             for name, alpha in self.alphas.items():

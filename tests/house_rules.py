@@ -10,8 +10,9 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.space": ["nas.genotype"],
     "nas.relax.base": ["nas.space"],
     "nas.relax": [],
-    "nas.relax.*": ["nas.relax.base"],
-    "nas.methods": ["nas.relax.*", "nas.genotype"],
+    "nas.relax.choices": ["nas.space"],
+    "nas.relax.*": ["nas.relax.base", "nas.relax.choices", "nas.space"],
+    "nas.methods": ["nas.relax.base", "nas.genotype"],
     "nas.architect": ["nas.relax.base", "optim", "ranks"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base", "ranks"],
     "cnn.*": ["cnn.*", "nas.genotype", "nas.relax.base", "nas.space"],
@@ -30,10 +31,11 @@ MAY_IMPORT: dict[str, list[str]] = {
     "board": ["files"],
     "run": ["board", "files", "lock"],
     "loop": ["progress", "ranks", "shared", "signals"],
+    "stages": ["nas.space"],
     "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
     "config": [
         "data.streams", "lm.*", "nas.genotype", "nas.methods", "nas.relax.base", "nas.space",
-        "optim",
+        "optim", "stages",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
@@ -42,7 +44,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
     "search": [
         "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "ranks", "raster",
-        "shared", "steps",
+        "shared", "stages", "steps",
     ],
     "train": [
         "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
@@ -55,8 +57,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files",
-        "nas.genotype", "nas.space", "ranks", "search", "train",
+        "files", "nas.genotype", "nas.methods", "nas.space", "ranks", "search", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip
@@ -65,8 +66,7 @@ EVERYONE = ["errors", "types", ""]
 # Libraries, besides Python's own, that a part may use. Parts that are not named may use any.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "columns": set(), "layout": set(),
-    "draw": set(), 
-    "cnn.space": set(), "cnn.zoo": set(), "cnn.*": {"torch"},
+    "draw": set(), "cnn.space": set(), "cnn.zoo": set(), "cnn.*": {"torch"},
     "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
-    "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
+    "stages": set(), "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip

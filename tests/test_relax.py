@@ -1,53 +1,54 @@
-"""What every relaxation owes: one class over all methods; and the formulas of each."""
+"""What every relaxation owes: one class over all methods."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import random
 
 import pytest
 import torch
+from sample_spaces import DOUBLE, SPACES, alphas_of, seeded
 from torch import Tensor
 
+from rnnnas.config import from_plain
 from rnnnas.errors import UsageError
 from rnnnas.nas.methods import METHODS, derive, method_of
-from rnnnas.nas.relax.base import INITIAL_SCALE, Alphas
-from rnnnas.nas.relax.darts import Darts
-from rnnnas.nas.space import CellSpace, recurrent_space
+from rnnnas.nas.relax.base import Mixtures, Step
+from rnnnas.nas.space import CellSpace
 
-DOUBLE = torch.float64
-CNN = CellSpace(inputs=2, nodes=3, ops=("none", "pool", "skip", "conv"), keep=2)
-
-
-def pruned(space: CellSpace, seed: int) -> CellSpace:
-    """`space` with about half of its operations gone; some rows lose all but `none`, or all."""
-    draws = random.Random(seed)
-    while True:
-        try:
-            return space.prune([[draws.random() < 0.5 for _ in space.ops] for _ in space.edges])
-        except UsageError:
-            continue
-
-
-SPACES: dict[str, dict[str, CellSpace]] = {
-    "whole": {"recurrent": recurrent_space()},
-    "one node": {"recurrent": recurrent_space(1)},
-    "pruned": {"recurrent": pruned(recurrent_space(), 1)},
-    "two cells": {"normal": CNN, "reduce": pruned(CNN, 2)},
+# What the weights of a mixture are. "edge": shares that sum to 1 on each edge; "node": shares that
+# sum to 1 over a node's edges; "path": exactly one weight of 1 a choice (a node's where it keeps
+# one edge, else an edge's), all others exactly 0; "gates": anything in [0, 1] each.
+PROMISES = {
+    "darts": "edge",
+    "darts-1st": "edge",
+    "gdas": "path",
+    "gdas-soft": "edge",
+    "snas": "edge",
+    "pc-darts": "node",
+    "p-darts": "edge",
+    "proxyless": "path",
+    "drnas": "edge",
+    "node-softmax": "node",
+    "fair-darts": "gates",
+    "sdarts-rs": "edge",
+    "sdarts-adv": "edge",
 }
+STEPS: tuple[Step, ...] = ("weights", "alphas")
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def alphas_of(method: str, spaces: dict[str, CellSpace], scale: float = 1.0) -> dict[str, Tensor]:
-    """Fresh parameters of the method, moved to random places; leaves in float64."""
-    draws = seeded(5)
-    return {
-        name: (scale * torch.randn(a.shape, dtype=DOUBLE, generator=draws)).requires_grad_()
-        for name, a in METHODS[method].relaxation().init(spaces, seeded(0)).items()
-    }
+def keeps_promise(promise: str, space: CellSpace, weights: Tensor) -> None:
+    """Fail where the weights (E, O) of a cell are not what the method says."""
+    assert bool((weights >= 0).all()) and bool((weights <= 1).all())
+    some = torch.tensor([any(row) for row in space.allowed])
+    rows = weights.sum(-1)[some]
+    nodes = torch.stack([weights[list(space.rows(n))].sum() for n in range(space.nodes)])
+    sums = nodes if promise == "node" or (promise == "path" and space.keep == 1) else rows
+    if promise != "gates":
+        close = 1e-9 if weights.dtype == DOUBLE else 1e-5
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=close)
+    if promise == "path":
+        assert bool(((weights == 0) | (weights == 1)).all())
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -64,64 +65,92 @@ class TestEveryMethod:
             assert torch.equal(alpha, same[name]) and not torch.equal(alpha, other[name])
 
     @pytest.mark.parametrize("scale", [1.0, 300.0])
-    @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
-    def test_mixtures_are_shares(
-        self, method: str, kind: str, scale: float, progress: float
+    @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+    def test_mixtures_are_what_the_method_promises(
+        self, method: str, kind: str, scale: float, dtype: torch.dtype
     ) -> None:
         spaces = SPACES[kind]
-        alphas = alphas_of(method, spaces, scale)
-        mixtures = METHODS[method].relaxation().mix(alphas, spaces, progress, seeded(3))
-        assert set(mixtures) == set(spaces)
-        for name, space in spaces.items():
-            weights = mixtures[name].weights.detach()
-            assert weights.shape == (len(space.edges), len(space.ops))
-            assert bool(torch.isfinite(weights).all()) and bool((weights >= 0).all())
-            assert float(weights.sum(-1).max()) <= 1 + 1e-9
+        alphas = alphas_of(method, spaces, scale, dtype)
+        for progress in (0.0, 0.5, 1.0):
+            for step in STEPS:
+                mixtures = (
+                    METHODS[method].relaxation().mix(alphas, spaces, progress, seeded(3), step)
+                )
+                assert set(mixtures) == set(spaces)
+                for name, space in spaces.items():
+                    weights = mixtures[name].weights.detach()
+                    assert weights.shape == (len(space.edges), len(space.ops))
+                    assert weights.dtype == dtype and bool(torch.isfinite(weights).all())
+                    assert bool((weights[~torch.tensor(space.allowed)] == 0).all())
+                    keeps_promise(PROMISES[method], space, weights)
 
-    def test_what_is_not_allowed_gets_nothing(self, method: str, kind: str) -> None:
+    def test_paths_hold_every_weight_that_is_not_zero(self, method: str, kind: str) -> None:
         spaces = SPACES[kind]
         alphas = alphas_of(method, spaces)
-        mixtures = METHODS[method].relaxation().mix(alphas, spaces, 0.5, seeded(3))
-        total = sum(
-            (m.weights * torch.rand(m.weights.shape, generator=seeded(4))).sum()
-            for m in mixtures.values()
-        )
-        assert isinstance(total, Tensor)
-        total.backward()
-        for name, space in spaces.items():
-            banned = ~torch.tensor(space.allowed)
-            assert bool((mixtures[name].weights[banned] == 0).all())
-            grad = alphas[name].grad
-            assert grad is not None and bool(torch.isfinite(grad).all())
-            assert bool((grad[banned] == 0).all())
+        for seed in range(10):
+            for step in STEPS:
+                mixtures = METHODS[method].relaxation().mix(alphas, spaces, 0.5, seeded(seed), step)
+                for name, (weights, paths) in mixtures.items():
+                    if paths is not None:
+                        used = {(e, o) for e, o in weights.nonzero().tolist()}
+                        assert used <= set(paths)
+                        assert list(paths) == sorted(set(paths))
+                        assert all(spaces[name].allowed[e][o] for e, o in paths)
+
+    @pytest.mark.parametrize("scale", [1.0, 300.0])
+    def test_slopes_are_finite_and_spare_what_is_not_allowed(
+        self, method: str, kind: str, scale: float
+    ) -> None:
+        spaces = SPACES[kind]
+        for dtype in (torch.float32, DOUBLE):
+            alphas = alphas_of(method, spaces, scale, dtype)
+            for progress in (0.0, 0.5, 1.0):
+                mixtures = (
+                    METHODS[method].relaxation().mix(alphas, spaces, progress, seeded(3), "alphas")
+                )
+                random_slopes(mixtures, 4)
+            for alpha in alphas.values():
+                assert alpha.grad is not None and bool(torch.isfinite(alpha.grad).all())
+            for name, space in spaces.items():
+                grad = alphas[name].grad
+                assert grad is not None
+                assert bool((grad[~torch.tensor(space.allowed)] == 0).all())
 
     def test_the_gradient_reaches_every_choice(self, method: str, kind: str) -> None:
-        """Every alpha that has a rival on its edge is moved; summed over a few draws."""
+        """Every alpha that has a rival on its edge is moved; summed over draws."""
         spaces = SPACES[kind]
-        alphas = alphas_of(method, spaces)
-        for seed in range(20):
-            mixtures = METHODS[method].relaxation().mix(alphas, spaces, 0.5, seeded(seed))
-            slopes = seeded(100 + seed)
-            total = sum(
-                (m.weights * torch.randn(m.weights.shape, generator=slopes)).sum()
-                for m in mixtures.values()
-            )
-            assert isinstance(total, Tensor)
-            total.backward()
-        for name, space in spaces.items():
-            allowed = torch.tensor(space.allowed)
-            rivals = allowed & (allowed.sum(-1, keepdim=True) > 1)
-            grad = alphas[name].grad
-            assert grad is not None and bool((grad[rivals] != 0).all())
+        relaxation = METHODS[method].relaxation()
+        # Near each other: a method that draws two paths a step gets around to all of them.
+        alphas = alphas_of(method, spaces, 0.1)
+        for seed in range(300 if method == "proxyless" else 20):
+            random_slopes(relaxation.mix(alphas, spaces, 0.5, seeded(seed), "alphas"), 100 + seed)
+        for name, alpha in alphas.items():
+            grad = alpha.grad
+            assert grad is not None
+            if name in spaces:
+                allowed = torch.tensor(spaces[name].allowed)
+                if PROMISES[method] == "path" and spaces[name].keep == 1:
+                    allowed[:, spaces[name].ops.index("none")] = False  # never a node's only path
+                rivals = allowed & (allowed.sum(-1, keepdim=True) > 1)
+            else:  # of each edge, as PC-DARTS' betas: rivals are the node's other edges
+                space = spaces[name.rpartition(".")[0]]
+                usable = torch.tensor([any(row) for row in space.allowed])
+                rivals = torch.zeros_like(grad, dtype=torch.bool)
+                for node in range(space.nodes):
+                    rows = list(space.rows(node))
+                    rivals[rows, 0] = usable[rows] & (usable[rows].sum() > 1)
+            assert bool((grad[rivals] != 0).all())
 
     def test_a_seed_gives_one_mixture(self, method: str, kind: str) -> None:
         spaces = SPACES[kind]
         alphas = alphas_of(method, spaces)
-        torch.manual_seed(1)
-        one = METHODS[method].relaxation().mix(alphas, spaces, 0.3, seeded(7))
-        torch.manual_seed(2)  # the global generator has no say
-        other = METHODS[method].relaxation().mix(alphas, spaces, 0.3, seeded(7))
-        assert all(torch.equal(one[name].weights, other[name].weights) for name in spaces)
+        for step in STEPS:
+            torch.manual_seed(1)
+            one = METHODS[method].relaxation().mix(alphas, spaces, 0.3, seeded(7), step)
+            torch.manual_seed(2)  # the global generator has no say
+            other = METHODS[method].relaxation().mix(alphas, spaces, 0.3, seeded(7), step)
+            assert all(torch.equal(one[name].weights, other[name].weights) for name in spaces)
+            assert all(one[name].paths == other[name].paths for name in spaces)
 
     def test_scores_are_deterministic_and_spare_the_alphas(self, method: str, kind: str) -> None:
         spaces = SPACES[kind]
@@ -173,58 +202,38 @@ class TestEveryMethod:
                 assert single or set(one) == set(other)
 
 
+def random_slopes(mixtures: Mixtures, seed: int) -> None:
+    """Add the gradient of a random linear function of the weights to the alphas'."""
+    draws = seeded(seed)
+    total = sum(
+        (m.weights * torch.randn(m.weights.shape, generator=draws)).sum() for m in mixtures.values()
+    )
+    assert isinstance(total, Tensor)
+    total.backward()
+
+
+def settings() -> list[tuple[str, str]]:
+    return [
+        (name, field.name)
+        for name, method in METHODS.items()
+        for field in dataclasses.fields(method.relaxation)  # type: ignore[arg-type]
+    ]
+
+
+@pytest.mark.parametrize(("method", "setting"), settings())
+def test_settings_are_checked(method: str, setting: str) -> None:
+    with pytest.raises(UsageError, match=rf"relax\.{setting} = -1"):
+        from_plain(METHODS[method].relaxation, {setting: -1}, "relax.")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_of_no_method_are_refused(method: str) -> None:
+    with pytest.raises(UsageError, match=r"no setting 'relax\.temperature'"):
+        from_plain(METHODS[method].relaxation, {"temperature": 1.0}, "relax.")
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'dart' is unknown \(did you mean 'darts'\?\)") as caught:
         method_of("dart")
     assert all(method in caught.value.remedy for method in METHODS)
     assert method_of("darts") is METHODS["darts"]
-
-
-# DARTS
-
-
-def softmax_by_hand(row: list[float], allowed: tuple[bool, ...]) -> list[float]:
-    top = max((a for a, ok in zip(row, allowed, strict=True) if ok), default=0.0)
-    powers = [math.exp(a - top) if ok else 0.0 for a, ok in zip(row, allowed, strict=True)]
-    return [power / (sum(powers) or 1.0) for power in powers]
-
-
-@pytest.mark.parametrize("kind", SPACES)
-def test_darts_is_a_softmax_over_each_edge(kind: str) -> None:
-    spaces = SPACES[kind]
-    alphas = alphas_of("darts", spaces, 2.0)
-    mixtures = Darts().mix(alphas, spaces, 0.0, seeded(0))
-    scores = Darts().scores(alphas, spaces)
-    for name, space in spaces.items():
-        expected = [
-            softmax_by_hand(row, ok)
-            for row, ok in zip(alphas[name].tolist(), space.allowed, strict=True)
-        ]
-        wanted = torch.tensor(expected, dtype=DOUBLE)
-        torch.testing.assert_close(mixtures[name].weights, wanted, rtol=1e-13, atol=1e-15)
-        torch.testing.assert_close(scores[name], wanted, rtol=1e-13, atol=1e-15)
-
-
-@pytest.mark.parametrize("kind", ["whole", "pruned"])
-def test_darts_has_the_slope_of_a_softmax(kind: str) -> None:
-    """d/da_k of Σ_o v_o p_o is p_k (v_k - Σ_o v_o p_o)."""
-    spaces = SPACES[kind]
-    alphas = alphas_of("darts", spaces)
-    p = Darts().mix(alphas, spaces, 0.0, seeded(0))["recurrent"].weights
-    v = torch.randn(p.shape, dtype=DOUBLE, generator=seeded(1))
-    (grad,) = torch.autograd.grad((p * v).sum(), [alphas["recurrent"]])
-    rows = zip(p.tolist(), v.tolist(), strict=True)
-    expected = [
-        [pk * (vk - sum(a * b for a, b in zip(ps, vs, strict=True)))
-         for pk, vk in zip(ps, vs, strict=True)]
-        for ps, vs in rows
-    ]  # fmt: skip
-    torch.testing.assert_close(grad, torch.tensor(expected, dtype=DOUBLE), rtol=1e-12, atol=1e-14)
-
-
-def test_darts_starts_with_no_operation_ahead() -> None:
-    space = {"recurrent": recurrent_space(40)}
-    alpha: Alphas = Darts().init(space, seeded(0))
-    drawn = alpha["recurrent"].detach() / INITIAL_SCALE
-    assert INITIAL_SCALE == 1e-3 and drawn.numel() == 820 * 5
-    assert abs(float(drawn.mean())) < 0.1 and abs(float(drawn.std()) - 1) < 0.1

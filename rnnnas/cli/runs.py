@@ -11,6 +11,7 @@ import click
 
 from rnnnas.cli.common import checkpoints, device_option, json_option, pick_device, print_json
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
+from rnnnas.nas.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,9 +47,11 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command()
+@click.command(
+    epilog="\b\nMethods:\n" + "\n".join(f"  {n:13} {m.about}" for n, m in METHODS.items())
+)
 @_run_options
-@click.option("--method", help="darts (second order) or darts-1st (first order).")
+@click.option("--method", help="One of the methods below. [default: the preset's]")
 def search(method: str | None, **options: Any) -> None:
     """Search a recurrent cell on a corpus.
 
@@ -72,7 +75,7 @@ def search(method: str | None, **options: Any) -> None:
         _dry_run(SearchJob(config, corpus, device), configs.to_plain(config), options["as_json"])
         return
     default = checkpoints() / f"search-{config.corpus}-{config.method}-s{config.seed}"
-    if config.alphas.text == "valid" and _speaks():
+    if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
         click.echo(
             "note: alphas are trained on the validation text, as in the paper; "
             "validation perplexity is then no independent measure", err=True,

@@ -311,5 +311,5 @@ class Architect:
         self.optimizer.zero_grad(set_to_none=True)
         if moved:
             with torch.no_grad():
-                relaxation.adjust(alphas, before, mixtures)
+                relaxation.adjust(alphas, before, mixtures, spaces)
         return loss._replace(value=torch.where(sound, loss.value, torch.nan))

@@ -2,35 +2,58 @@
 
 A method is one file in `relax/` with a `Relaxation`, one row in `METHODS`, one preset if it
 wants other settings, and one row in the conformance suite, which runs over `METHODS` by itself.
+Importing this needs no torch, so that the help can list the methods.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
-import torch
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rnnnas.errors import UsageError, nearest
 from rnnnas.nas.genotype import Genotype
-from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
-from rnnnas.nas.relax.darts import Darts
+
+if TYPE_CHECKING:
+    from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
 
 
 class Method(NamedTuple):
     """A search method.
 
-    relaxation: the class, whose fields are the settings `relax.*`. order: of the hypergradient;
-    "second" follows `alphas.second_order`. about: one line for the help.
+    where: 'module.Class' in `relax/`. about: one line for the help. order: of the hypergradient;
+    "second" follows `alphas.second_order`. staged: whether the space shrinks in stages also where
+    `stages.ops` is not set.
     """
 
-    relaxation: type[Relaxation]
+    where: str
     about: str
     order: Literal["first", "second"] = "first"
+    staged: bool = False
+
+    @property
+    def relaxation(self) -> type[Relaxation]:
+        """The class, whose fields are the settings `relax.*`."""
+        module, _, name = self.where.partition(".")
+        found: type[Relaxation] = getattr(import_module(f"rnnnas.nas.relax.{module}"), name)
+        return found
 
 
 METHODS: dict[str, Method] = {
-    "darts": Method(Darts, "DARTS, second order (Liu et al. 2019)", order="second"),
-    "darts-1st": Method(Darts, "DARTS, first order"),
+    "darts": Method("darts.Darts", "DARTS, second order (Liu et al. 2019)", order="second"),
+    "darts-1st": Method("darts.Darts", "DARTS, first order"),
+    "gdas": Method("gdas.Gdas", "one sampled path, Gumbel (Dong, Yang 2019)"),
+    "gdas-soft": Method("gdas.GdasSoft", "GDAS as released for recurrent cells: soft samples"),
+    "snas": Method("snas.Snas", "soft samples, alphas on the training loss (Xie et al. 2019)"),
+    "pc-darts": Method("pc_darts.PcDarts", "DARTS with shares of edges (Xu et al. 2020)"),
+    "p-darts": Method(
+        "p_darts.PDarts", "DARTS in stages on a shrinking space (Chen et al. 2019)", staged=True
+    ),
+    "proxyless": Method("proxyless.Proxyless", "binary gates, two paths (Cai et al. 2019)"),
+    "drnas": Method("drnas.DrNas", "shares from a Dirichlet (Chen et al. 2021)"),
+    "node-softmax": Method("node_softmax.NodeSoftmax", "I-DARTS: one softmax a node (Jiang 2019)"),
+    "fair-darts": Method("fair_darts.FairDarts", "a gate each operation (Chu et al. 2020)"),
+    "sdarts-rs": Method("sdarts.SdartsRandom", "weights smooth at random (Chen, Hsieh 2020)"),
+    "sdarts-adv": Method("sdarts.SdartsAdversarial", "weights smooth against the worst (the same)"),
 }
 
 
@@ -50,7 +73,6 @@ def method_of(name: str) -> Method:
 
 def derive(relaxation: Relaxation, alphas: Alphas, spaces: Spaces) -> Genotype:
     """The genotype that the alphas stand for: `CellSpace.discretise` of the scores."""
-    with torch.no_grad():
-        scores = relaxation.scores(alphas, spaces)
+    scores = relaxation.scores({name: a.detach() for name, a in alphas.items()}, spaces)
     cells = {name: space.discretise(scores[name].tolist()) for name, space in spaces.items()}
     return Genotype(cells=cells)

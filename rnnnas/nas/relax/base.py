@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rnnnas.errors import UsageError
 from rnnnas.nas.space import CellSpace
 
 Spaces = Mapping[str, CellSpace]
@@ -35,6 +36,7 @@ class Mixture(NamedTuple):
 
 
 Mixtures = dict[str, Mixture]
+Slopes = Callable[[Mixtures], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Relaxation(ABC):
@@ -88,18 +90,18 @@ class Relaxation(ABC):
         spaces: Spaces,
         progress: float,
         generator: torch.Generator,
-        slopes: Callable[[Mixtures], dict[str, Tensor]],
+        slopes: Slopes,
     ) -> Mixtures:
         """The mixtures that a weight step trains under, given those of `mix`.
 
         Args:
-            slopes: the training loss' gradient (E, O) in each mixture's weights; one forward
-                and backward pass a call.
+            slopes: the training loss, a scalar, and its gradient (E, O) in each mixture's
+                weights; one forward and backward pass a call.
         """
         return mixtures
 
     def adjust(  # noqa: B027  # the default changes nothing
-        self, alphas: Alphas, before: Alphas, mixtures: Mixtures
+        self, alphas: Alphas, before: Alphas, mixtures: Mixtures, spaces: Spaces
     ) -> None:
         """Change the alphas in place after their optimiser's step, under `no_grad`.
 
@@ -112,6 +114,22 @@ def fresh(*shape: int, generator: torch.Generator) -> Tensor:
     """Initial alphas: 1e-3 · N(0, 1), a leaf that requires gradients."""
     noise = torch.randn(*shape, generator=generator, device=generator.device)
     return (INITIAL_SCALE * noise).requires_grad_()
+
+
+def linear(start: float, end: float, progress: float) -> float:
+    """From `start` at progress 0 to `end` at 1."""
+    return start + (end - start) * progress
+
+
+def check_positive(**settings: float) -> None:
+    """Refuse settings of a relaxation that must be positive.
+
+    Raises:
+        UsageError: for the first that is not, by its name on the command line.
+    """
+    for name, value in settings.items():
+        if not value > 0:
+            raise UsageError(f"relax.{name} = {value} must be positive")
 
 
 def allowed_mask(space: CellSpace, device: torch.device) -> Tensor:

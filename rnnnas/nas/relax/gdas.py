@@ -1,0 +1,113 @@
+"""GDAS: one operation a choice is computed, drawn by a Gumbel softmax (Dong, Yang, CVPR 2019).
+
+Legend: G choices, M options; see `choices.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rnnnas.nas.relax.base import (
+    Alphas,
+    Mixture,
+    Mixtures,
+    Relaxation,
+    Spaces,
+    Step,
+    allowed_softmax,
+    check_positive,
+    linear,
+)
+from rnnnas.nas.relax.choices import choice_softmax, choices_of, gumbel, one_hot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gdas(Relaxation):
+    """A hard sample, with the slope of the soft one (sections 3.2 and 3.3, equations 3 to 7).
+
+    p = softmax((α + g) / τ) over a choice's options with Gumbel noise g; the weights are the
+    one-hot of the largest, exactly, and have the slope of p. τ falls linearly.
+
+    Args:
+        tau_start, tau_end: the temperature τ at the start and at the end of the search.
+        reach: where that slope is taken. "sampled", as published: at the drawn options alone, so
+            that the others need not be computed. "all": at every option, which computes all of
+            them. A cell that normalises a node's sum, as the recurrent one does under search,
+            cancels the scale of a node's only addend, and with it nearly all of what "sampled"
+            learns from.
+    """
+
+    tau_start: float = 10.0
+    tau_end: float = 0.1
+    reach: Literal["sampled", "all"] = "sampled"
+
+    def __post_init__(self) -> None:
+        check_positive(tau_start=self.tau_start, tau_end=self.tau_end)
+
+    def mix(
+        self,
+        alphas: Alphas,
+        spaces: Spaces,
+        progress: float,
+        generator: torch.Generator,
+        step: Step = "weights",
+    ) -> Mixtures:
+        tau = linear(self.tau_start, self.tau_end, progress)
+        mixtures = {}
+        for name, space in spaces.items():
+            alpha = alphas[name]
+            choices = choices_of(space, alpha.device)
+            logits = choices.take(alpha)
+            p = ((logits + gumbel(logits, generator)) / tau).softmax(-1)
+            hard = one_hot(p.argmax(-1), p.shape[-1], p)
+            slope = p - p.detach()  # zero, exactly, with the slope of p
+            everywhere = self.reach == "all"
+            weights = hard + slope if everywhere else hard + hard * slope
+            paths = None if everywhere else choices.paths(hard > 0, len(space.ops))
+            mixtures[name] = Mixture(choices.put(weights, alpha), paths)
+        return mixtures
+
+    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
+        return {name: choice_softmax(alphas[name], space) for name, space in spaces.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GdasSoft(Relaxation):
+    """GDAS as its authors released it for recurrent cells: soft, every operation computed.
+
+    A Gumbel softmax over each edge's operations; τ falls linearly. (Their code also lets the
+    alphas' gradients add up from step to step, the training loss' among them, and may derive
+    `none`; neither is done here.)
+
+    Args:
+        tau_start, tau_end: the temperature τ at the start and at the end of the search.
+    """
+
+    tau_start: float = 10.0
+    tau_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(tau_start=self.tau_start, tau_end=self.tau_end)
+
+    def mix(
+        self,
+        alphas: Alphas,
+        spaces: Spaces,
+        progress: float,
+        generator: torch.Generator,
+        step: Step = "weights",
+    ) -> Mixtures:
+        tau = linear(self.tau_start, self.tau_end, progress)
+        return {
+            name: Mixture(
+                allowed_softmax((alphas[name] + gumbel(alphas[name], generator)) / tau, space)
+            )
+            for name, space in spaces.items()
+        }
+
+    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
+        return {name: allowed_softmax(alphas[name], space) for name, space in spaces.items()}

@@ -1,0 +1,37 @@
+"""I-DARTS: one softmax over all operations of all edges into a node (Jiang et al., EMNLP 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces, Step, allowed_mask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSoftmax(Relaxation):
+    """Edges compete with each other as operations do: a node's shares sum to 1."""
+
+    def mix(
+        self,
+        alphas: Alphas,
+        spaces: Spaces,
+        progress: float,
+        generator: torch.Generator,
+        step: Step = "weights",
+    ) -> Mixtures:
+        return {name: Mixture(weights) for name, weights in self.scores(alphas, spaces).items()}
+
+    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
+        scores = {}
+        for name, space in spaces.items():
+            alpha = alphas[name]
+            masked = alpha.masked_fill(~allowed_mask(space, alpha.device), -torch.inf)
+            nodes = []
+            for node in range(space.nodes):
+                rows = masked[space.rows(node).start : space.rows(node).stop]
+                nodes.append(rows.reshape(-1).softmax(0).view(rows.shape))
+            scores[name] = torch.cat(nodes)
+        return scores

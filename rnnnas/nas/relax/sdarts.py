@@ -1,0 +1,151 @@
+"""SmoothDARTS: weights that do well near the mixture too (Chen, Hsieh, ICML 2020).
+
+The alphas' step is that of DARTS; a weight step is taken under mixtures that are moved by up to
+ε in every entry, ε growing linearly over the search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnnnas.errors import UsageError
+from rnnnas.nas.relax.base import (
+    Alphas,
+    Mixture,
+    Mixtures,
+    Relaxation,
+    Slopes,
+    Spaces,
+    Step,
+    allowed_mask,
+    allowed_softmax,
+    check_positive,
+    linear,
+)
+from rnnnas.nas.space import CellSpace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SdartsRandom(Relaxation):
+    """SDARTS-RS: moved at random, uniformly in [-ε, ε] (equation 4).
+
+    Args:
+        epsilon_start, epsilon_end: ε at the start and at the end of the search.
+    """
+
+    epsilon_start: float = 0.03
+    epsilon_end: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon_start=self.epsilon_start, epsilon_end=self.epsilon_end)
+
+    def mix(
+        self,
+        alphas: Alphas,
+        spaces: Spaces,
+        progress: float,
+        generator: torch.Generator,
+        step: Step = "weights",
+    ) -> Mixtures:
+        return {name: Mixture(weights) for name, weights in self.scores(alphas, spaces).items()}
+
+    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
+        return {name: allowed_softmax(alphas[name], space) for name, space in spaces.items()}
+
+    def perturb(
+        self,
+        mixtures: Mixtures,
+        spaces: Spaces,
+        progress: float,
+        generator: torch.Generator,
+        slopes: Slopes,
+    ) -> Mixtures:
+        epsilon = linear(self.epsilon_start, self.epsilon_end, progress)
+        return moved(mixtures, spaces, epsilon, generator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SdartsAdversarial(Relaxation):
+    """SDARTS-ADV: moved to where the training loss is high, by projected ascent (equation 5).
+
+    From a random start, `steps` steps of 2ε/steps along the slope's sign, each projected back to
+    within ε and onto shares. An edge's shares sum to 1 in the end, so that an entry can lie a
+    little further off than ε. Where the loss is no higher there, the mixtures stay.
+
+    Args:
+        epsilon_start, epsilon_end: ε at the start and at the end of the search.
+        steps: of the ascent; a weight step costs `steps` + 3 passes.
+    """
+
+    epsilon_start: float = 0.03
+    epsilon_end: float = 0.3
+    steps: int = 7
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon_start=self.epsilon_start, epsilon_end=self.epsilon_end)
+        if self.steps < 1:
+            raise UsageError(f"relax.steps = {self.steps} must be at least 1")
+
+    def mix(
+        self,
+        alphas: Alphas,
+        spaces: Spaces,
+        progress: float,
+        generator: torch.Generator,
+        step: Step = "weights",
+    ) -> Mixtures:
+        return {name: Mixture(weights) for name, weights in self.scores(alphas, spaces).items()}
+
+    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
+        return {name: allowed_softmax(alphas[name], space) for name, space in spaces.items()}
+
+    def perturb(
+        self,
+        mixtures: Mixtures,
+        spaces: Spaces,
+        progress: float,
+        generator: torch.Generator,
+        slopes: Slopes,
+    ) -> Mixtures:
+        epsilon = linear(self.epsilon_start, self.epsilon_end, progress)
+        calm, _ = slopes(mixtures)
+        tried = moved(mixtures, spaces, epsilon, generator)
+        for _ in range(self.steps):
+            _, up = slopes(tried)
+            climbed = {}
+            for name, mixture in mixtures.items():
+                start, now = mixture.weights.detach(), tried[name].weights
+                now = now + 2 * epsilon / self.steps * up[name].sign()
+                now = start + (now - start).clamp(-epsilon, epsilon)
+                climbed[name] = mixture._replace(weights=shares(now, start, spaces[name]))
+            tried = climbed
+        risen, _ = slopes(tried)
+        return tried if bool(risen > calm) else mixtures
+
+
+def moved(
+    mixtures: Mixtures, spaces: Spaces, epsilon: float, generator: torch.Generator
+) -> Mixtures:
+    """The mixtures with every entry moved uniformly within [-epsilon, epsilon], as shares."""
+    result = {}
+    for name, mixture in mixtures.items():
+        start = mixture.weights.detach()
+        noise = torch.empty_like(start).uniform_(-epsilon, epsilon, generator=generator)
+        result[name] = mixture._replace(weights=shares(start + noise, start, spaces[name]))
+    return result
+
+
+def shares(table: Tensor, start: Tensor, space: CellSpace) -> Tensor:
+    """`table` (E, O) brought back to shares: cut to [0, 1], each edge's sum made 1.
+
+    Where nothing of an edge is left, the largest entry of `start` takes all. What is not allowed
+    stays zero.
+    """
+    allowed = allowed_mask(space, table.device)
+    cut = table.clamp(0, 1) * allowed
+    total = cut.sum(-1, keepdim=True)
+    largest = torch.nn.functional.one_hot(start.argmax(-1), table.shape[-1]).to(table.dtype)
+    return torch.where(total > 0, cut / total.clamp_min(1e-30), largest * allowed)

@@ -1,0 +1,278 @@
+"""A search by every method: it runs, it resumes exactly, and the command line knows it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import itertools
+import random
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_relax
+import torch
+from click.testing import CliRunner
+
+from rnnnas import config as configs
+from rnnnas.cli import main
+from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
+from rnnnas.files import load_content
+from rnnnas.loop import Position
+from rnnnas.nas.methods import METHODS, Method
+from rnnnas.search import SearchJob, search
+
+CPU = torch.device("cpu")
+TINY = ["model.hidden=8", "model.nodes=3", "windows.streams=4", "windows.bptt=4",
+        "windows.limit=3", "valid_streams=64", "epochs=2", "save_seconds=0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
+    folder = tmp_path_factory.mktemp("home")
+    rng = random.Random(0)
+    text = folder / "text.txt"
+    lines = [" ".join(rng.choices("abcdefgh", k=9)) for _ in range(300)]
+    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RNNNAS_HOME", str(folder))
+        add_corpus("tiny", text, VocabOptions())
+        yield open_corpus("tiny")
+
+
+def config_of(method: str, *settings: str, preset: str = "smoke") -> Any:
+    return configs.resolve(
+        "search", preset=preset, file=None, settings=[*TINY, *settings],
+        flags={"corpus": "tiny", "seed": 3, "method": method},
+    )  # fmt: skip
+
+
+class Crash(Exception):
+    """Stands for a process that dies."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_searches_and_resumes_exactly(
+    method: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(method)
+    whole = search(config, corpus, tmp_path / "whole", device=CPU, quiet=True)
+    assert "none" not in whole["cell"]
+    original, left = SearchJob.step, [1, 4]
+
+    def step(self: Any, at: Position, *args: Any) -> Any:
+        if left and at.step == left[0]:
+            left.pop(0)
+            raise Crash
+        return original(self, at, *args)
+
+    monkeypatch.setattr(SearchJob, "step", step)
+    for _ in range(2):
+        with pytest.raises(Crash):
+            search(config, corpus, tmp_path / "cut", device=CPU, quiet=True)
+    again = search(config, corpus, tmp_path / "cut", device=CPU, quiet=True)
+    assert again["digest"] == whole["digest"]
+    assert again["valid_perplexity"] == whole["valid_perplexity"]
+
+
+def own_preset(method: str) -> str:
+    name = f"quick-{method}"
+    return name if name in configs.preset_names() else "quick"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_by_its_presets(method: str, corpus: Corpus, tmp_path: Path) -> None:
+    for preset in {"quick", own_preset(method)}:
+        config = config_of(method, "epochs=1", preset=preset)
+        assert config.method == method
+        result = search(config, corpus, tmp_path / preset, device=CPU, quiet=True)
+        assert len(result["genotype"]["recurrent"]["nodes"]) == 3
+
+
+def test_presets_named_after_a_method_use_it() -> None:
+    named = [name for name in configs.preset_names() if name.startswith("quick-")]
+    assert len(named) == 5
+    for name in named:
+        config = configs.resolve(
+            "search", preset=name, file=None, settings=[], flags={"corpus": "a"}
+        )
+        assert config.method == name.removeprefix("quick-")
+    proxyless = configs.preset_table("quick-proxyless", "search")["alphas"]
+    assert (proxyless["betas"], proxyless["weight_decay"]) == ([0.0, 0.999], 0.0)
+    assert configs.preset_table("quick-pc-darts", "search")["alphas"]["warmup"] == 0.3
+
+
+def test_the_help_lists_every_method() -> None:
+    text = CliRunner().invoke(main, ["search", "--help"]).output
+    lines = [line.split() for line in text.splitlines()]
+    for name, method in METHODS.items():
+        assert [name, *method.about.split()] in lines
+
+
+def test_a_single_level_search_has_all_the_training_text(corpus: Corpus) -> None:
+    """And both steps take the same window of it."""
+    job = SearchJob(config_of("snas"), corpus, CPU)
+    assert job.train.length == len(corpus.splits["train"]) // 4
+    seen: list[Any] = []
+    original = job.architect.step
+
+    def spy(**given: Any) -> Any:
+        seen.append(given)
+        return original(**given)
+
+    job.architect.step = spy  # type: ignore[method-assign]
+    job.step(Position(progress=0.5), 4, 1.0)
+    assert torch.equal(seen[0]["train"][0].inputs, seen[0]["valid"][0].inputs)
+    bilevel = SearchJob(config_of("darts-1st"), corpus, CPU)
+    assert bilevel.train.length < job.train.length
+
+
+# Stages
+
+
+STAGED = ("stages.predecessors=[0,2,1]", "noise.dropouth=0.1", "stages.dropouth=[0,0.1,0.2]")
+
+
+def test_every_stage_begins_anew_on_what_is_left(corpus: Corpus) -> None:
+    job = SearchJob(config_of("p-darts", *STAGED), corpus, CPU)
+    seen = []
+    for i in range(6):
+        before = {name: a.detach().clone() for name, a in job.alphas.items()}
+        old = job.net
+        job.step(Position(step=i, start=4 * i, progress=i / 6), 4, 1.0)
+        if job.net is not old:
+            space = job.net.space["recurrent"]
+            scores = before["recurrent"].softmax(-1)
+            for e, row in enumerate(space.allowed):
+                left = [o for o, ok in enumerate(row) if ok]
+                order = [o for o in scores[e].argsort(descending=True).tolist()
+                         if old.space["recurrent"].allowed[e][o]]  # fmt: skip
+                assert not left or left == sorted(order[: len(left)])
+            # Fresh alphas: a step of Adam from a start of 1e-3 leads no further than its size.
+            assert float(job.alphas["recurrent"].detach().abs().max()) < 0.02
+            assert job.weight_optimizer.param_groups[0]["params"][0] is job.net.embedding
+        rows = [sum(map(any, space_rows(job, n))) for n in range(3)]
+        most = max(sum(row) for row in job.net.space["recurrent"].allowed)
+        hidden = job.net.embedding.shape[1]
+        seen.append((job.stage, most, rows, hidden, job.net.noise_config.dropouth))
+    assert seen[0] == seen[1] == (0, 5, [1, 2, 3], 4, 0.0)
+    assert seen[2] == seen[3] == (1, 3, [1, 2, 2], 6, 0.1)
+    assert seen[4] == seen[5] == (2, 2, [1, 1, 1], 8, 0.2)
+
+
+def space_rows(job: SearchJob, node: int) -> list[tuple[bool, ...]]:
+    space = job.net.space["recurrent"]
+    return [space.allowed[e] for e in space.rows(node)]
+
+
+def test_a_state_of_an_earlier_stage_brings_it_back(corpus: Corpus) -> None:
+    """As after a crash, or a divergence in the next stage; the steps then repeat exactly."""
+    job = SearchJob(config_of("p-darts", *STAGED), corpus, CPU)
+
+    def go(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            job.step(Position(step=i, start=4 * i, progress=i / 6), 4, 1.0)
+
+    go(0, 4)
+    saved = {**job.state(), "weights": {n: w.clone() for n, w in job.state()["weights"].items()}}
+    saved["alphas"] = {n: a.clone() for n, a in saved["alphas"].items()}
+    go(4, 6)
+    assert job.stage == 2
+    end = {name: w.clone() for name, w in job.state()["weights"].items()}
+    allowed = job.net.space
+    job.restore(saved)
+    assert job.stage == 1 and job.net.embedding.shape[1] == 6
+    go(4, 6)
+    assert job.net.space == allowed
+    assert all(torch.equal(w, end[name]) for name, w in job.state()["weights"].items())
+
+
+def test_schedules_begin_again_with_every_stage(corpus: Corpus) -> None:
+    job = SearchJob(
+        config_of("p-darts", "weights.schedule=linear", "alphas.warmup=0.4"), corpus, CPU
+    )
+    moved, rates = [], []
+    original = job.architect.__class__.step
+
+    def spy(self: Any, **given: Any) -> Any:
+        moved.append(given["progress"])
+        return original(self, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job.architect.__class__, "step", spy)
+        for i in range(6):
+            rates.append(job.step(Position(step=i, start=4 * i, progress=i / 6), 4, 1.0).lr)
+    assert rates == pytest.approx([20.0, 10.0] * 3)
+    assert moved == pytest.approx([0.5] * 3)  # frozen for the first 0.4 of each stage
+
+
+def test_a_staged_run_says_its_stage_and_saves_it(corpus: Corpus, tmp_path: Path) -> None:
+    config = config_of("p-darts", "epochs=3")
+    search(config, corpus, tmp_path / "run", device=CPU, quiet=True)
+    state = load_content(tmp_path / "run/state.pt")["state"]["job"]
+    assert state["stage"] == 2
+    assert {sum(row) for row in state["allowed"]} == {2}
+    lines = (tmp_path / "run/metrics.jsonl").read_text()
+    assert all(f'"stage": {stage}.0' in lines for stage in (1, 2, 3))
+
+
+# The README
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_its_settings_stand_in_the_readme(readme: str, method: str) -> None:
+    rows = [line for line in readme.splitlines() if line.startswith(f"| `{method}` |")]
+    assert len(rows) == 1
+    fields = dataclasses.fields(METHODS[method].relaxation)  # type: ignore[arg-type]
+    assert all(f"`{field.name}`" in rows[0] for field in fields)
+
+
+def test_the_readme_adds_a_method_that_works(
+    readme: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worked example, as it stands there: the conformance suite and a search by its preset."""
+    section = readme.partition("### Adding a method")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, re.S | re.M)
+    assert [kind for kind, _ in blocks] == ["python", "python", "toml"]
+    code, rows, preset = (text for _, text in blocks)
+    assert sum(text.count("\n") for _, text in blocks) < 40
+    path = tmp_path / "cool.py"
+    path.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("rnnnas.nas.relax.cool", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "rnnnas.nas.relax.cool", module)
+    spec.loader.exec_module(module)
+    table = ast.parse("{" + rows + "}", mode="eval").body
+    assert isinstance(table, ast.Dict)
+    call, promise = table.values
+    assert isinstance(call, ast.Call) and ast.unparse(call.func) == "Method"
+    row = Method(*(ast.literal_eval(argument) for argument in call.args))
+    monkeypatch.setitem(METHODS, "cool", row)
+    monkeypatch.setitem(test_relax.PROMISES, "cool", ast.literal_eval(promise))
+    ran = 0
+    for name, test in vars(test_relax.TestEveryMethod).items():
+        if name.startswith("test_"):
+            axes = [mark.args for mark in getattr(test, "pytestmark", [])]
+            for values in itertools.product(*(choice for _, choice in axes)):
+                given = dict(zip((key for key, _ in axes), values, strict=True))
+                for kind in test_relax.SPACES:
+                    test(test_relax.TestEveryMethod(), method="cool", kind=kind, **given)
+                    ran += 1
+    assert ran >= 40
+    file = tmp_path / "cool.toml"
+    file.write_text(preset, encoding="utf-8")
+    config = configs.resolve("search", preset=None, file=file, settings=TINY,
+                             flags={"corpus": "tiny"})  # fmt: skip
+    assert config.relaxation == module.Cool(tau_end=0.05)
+    result = search(config, corpus, tmp_path / "run", device=CPU, quiet=True)
+    assert "none" not in result["cell"]

@@ -22,6 +22,7 @@ from rnnnas.lm.cell import check_cell
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig
 from rnnnas.lm.noise import NoiseConfig
+from rnnnas.nas.evolution import BlackboxConfig
 from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.relax.base import Relaxation
@@ -41,7 +42,8 @@ T = TypeVar("T")
 class SearchConfig:
     """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
-    relax: the method's own settings, the fields of its relaxation.
+    relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
+    cells one by one.
     """
 
     corpus: str
@@ -57,6 +59,7 @@ class SearchConfig:
     weights: WeightConfig = field(default_factory=WeightConfig)
     alphas: AlphaConfig = field(default_factory=AlphaConfig)
     relax: dict[str, Any] = field(default_factory=dict)
+    blackbox: BlackboxConfig = field(default_factory=BlackboxConfig)
 
     def __post_init__(self) -> None:
         assert self.relaxation is not None  # refuses an unknown method or setting of one
@@ -76,6 +79,23 @@ class SearchConfig:
                 "alphas.second_order = 'exact' differentiates twice, which the fast path cannot",
                 "add --set model.path=eager",
             )
+        if self.blackbox.weights == "shared" and method_of(self.method).weights == "scratch":
+            raise UsageError(
+                f"method {self.method!r} trains every cell from scratch: "
+                "it has no blackbox.weights = 'shared'",
+                "take --method random-ws",
+            )
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether every cell is trained on its own, rather than with shared weights."""
+        weights = method_of(self.method).weights
+        return (self.blackbox.weights if weights == "either" else weights) == "scratch"
+
+    @property
+    def cells(self) -> int:
+        """How many cells are tried one by one."""
+        return self.blackbox.cells or method_of(self.method).cells
 
     @property
     def order(self) -> Literal["first", "finite", "exact"]:

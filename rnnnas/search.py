@@ -10,16 +10,28 @@ import torch
 from torch import Tensor
 
 from rnnnas import config as configs
+from rnnnas.blackbox import CandidateJob
 from rnnnas.config import SearchConfig
 from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.data.streams import Streams, window_lengths
+from rnnnas.derive import (
+    PolicyCells,
+    mixtures_of,
+    scoring_streams,
+    search_texts,
+    strategy_of,
+    try_cells,
+)
 from rnnnas.files import content_digest, write_json
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive, finished
 from rnnnas.nas.architect import Architect
+from rnnnas.nas.evolution import Strategy
 from rnnnas.nas.genotype import RECURRENT, Genotype
-from rnnnas.nas.methods import derive
+from rnnnas.nas.methods import derive, method_of
+from rnnnas.nas.policy import Reinforce
 from rnnnas.nas.relax.base import Mixtures
+from rnnnas.nas.relax.sampling import Policy
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import alpha_optimizer, inner_step, scheduled, weight_optimizer
 from rnnnas.run import Run
@@ -32,6 +44,7 @@ class SearchJob:
 
     def __init__(self, config: SearchConfig, corpus: Corpus, device: torch.device) -> None:
         self.config = config
+        self.method = method_of(config.method)
         self.device = device
         self.epochs = config.epochs
         self.net = RecurrentLM(
@@ -48,24 +61,33 @@ class SearchJob:
         )
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
-        self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas)
-        # First order needs no more precision than the weight step; the others do.
-        net = self.net if config.order == "first" else self.net.in_float32()
-        self.architect = Architect(
-            net, self.alphas, self.relaxation, self.alpha_optimizer, config.order
-        )
+        self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas) if self.alphas else None
+        self.architect = self._architect()
         streams = config.windows.streams
-        train, alpha = corpus.splits["train"], corpus.splits["valid"]
-        if config.alphas.text == "held-out":
-            kept = int(len(train) * (1 - config.alphas.held_out))
-            train, alpha = train[:kept], train[kept:]
+        train, alpha = search_texts(config, corpus)
         self.train = Streams(train, streams, device)
         self.alpha = Streams(alpha, streams, device)
         self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
         self.train_carry: Carry = None
         self.alpha_carry: Carry = None
         self.alpha_start = 0
+        self.scored: Streams | None = None  # what cells are tried on, where some are
+        if self.method.derive != "scores":
+            trained = self.epochs * sum(self.lengths(0))
+            self.scored = scoring_streams(config, corpus, device, trained)
         self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
+        self.chosen: Genotype | None = None  # of the cells that were tried
+
+    def _architect(self) -> Architect | Reinforce | None:
+        """What moves the alphas; None where there are none."""
+        if self.alpha_optimizer is None:
+            return None
+        order = self.config.order
+        # First order needs no more precision than the weight step; the others do.
+        net = self.net if order == "first" else self.net.in_float32()
+        if isinstance(self.relaxation, Policy):
+            return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer)
+        return Architect(net, self.alphas, self.relaxation, self.alpha_optimizer, order)
 
     def lengths(self, epoch: int) -> list[int]:
         rng = random.Random(f"{self.config.seed}/windows/{epoch}")
@@ -80,7 +102,7 @@ class SearchJob:
         config = self.config
         lr = scheduled(config.weights, at.progress) * steps / config.windows.bptt * lr_factor
         batch = self.train.window(at.start, steps)
-        if at.progress >= config.alphas.warmup:
+        if self.architect is not None and at.progress >= config.alphas.warmup:
             self.weight_optimizer.param_groups[0]["lr"] = lr
             single = self.relaxation.level == "train"
             loss = self.architect.step(
@@ -128,8 +150,12 @@ class SearchJob:
         with torch.no_grad():
             mixtures = self.relaxation.mix(self.alphas, self.net.space, at.progress, draws)
             scores = self.relaxation.scores(self.alphas, self.net.space)[RECURRENT]
+        if isinstance(self.relaxation, Policy):  # not of one draw, but of its likeliest cell
+            mixtures = self.mixtures_of(self.genotype())
         score = evaluate(self.net, self.valid, mixtures)
         self.valid_perplexity = score.perplexity
+        if self.architect is None:  # that of a random cell
+            return {"valid_perplexity": score.perplexity}
         entropy = float(-(scores * scores.clamp_min(1e-12).log()).sum(-1).mean())
         genotype = self.genotype()
         _draw(run, at.step, self.net.space[RECURRENT], scores, genotype, genotype != self.drawn)
@@ -137,8 +163,35 @@ class SearchJob:
         return {"valid_perplexity": score.perplexity, "alpha_entropy": entropy}
 
     def genotype(self) -> Genotype:
-        """The cell that the alphas stand for now."""
-        return derive(self.relaxation, self.alphas, self.net.space)
+        """The cell that was chosen, or else the one that the alphas stand for now."""
+        return self.chosen or derive(self.relaxation, self.alphas, self.net.space)
+
+    def mixtures_of(self, genotype: Genotype) -> Mixtures:
+        """The mixtures under which the network computes `genotype` and nothing else."""
+        return mixtures_of(genotype, self.net.space, next(self.net.parameters()).detach())
+
+    def choose(self, run: Run, quiet: bool) -> float:
+        """Try cells with the weights as they are and keep the best; the run's seconds so far.
+
+        The validation perplexity is then that of this cell, with the same weights.
+        """
+        assert self.scored is not None
+        strategy: Strategy = strategy_of(self.config, self.net.space)
+        if isinstance(self.relaxation, Policy):
+            strategy = PolicyCells(
+                self.relaxation, self.alphas, self.net.space, self.config.seed, self.config.cells
+            )
+        title = f"try cells of {self.config.method} on {self.config.corpus}"
+        tried = try_cells(strategy, self.net, self.scored, run, title=title, quiet=quiet)
+        self.chosen = tried.best.genotype
+        score = evaluate(self.net, self.valid, self.mixtures_of(self.chosen))
+        self.valid_perplexity = score.perplexity
+        return tried.seconds
+
+    def outcome(self) -> dict[str, Any]:
+        """What the result's digest covers beside the genotype."""
+        state = self.state()
+        return {"alphas": state["alphas"], "weights": state["weights"]}
 
     valid_perplexity: float = float("nan")
 
@@ -147,7 +200,8 @@ class SearchJob:
             "weights": {name: p.detach() for name, p in self.net.named_parameters()},
             "alphas": {name: a.detach() for name, a in self.alphas.items()},
             "weight_optimizer": self.weight_optimizer.state_dict(),
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict() if self.alpha_optimizer else None,
+            "architect": self.architect.state() if self.architect else None,
             "train_carry": self.train_carry,
             "alpha_carry": self.alpha_carry,
             "alpha_start": self.alpha_start,
@@ -161,13 +215,22 @@ class SearchJob:
             for name, alpha in self.alphas.items():
                 alpha.copy_(state["alphas"][name])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        if self.alpha_optimizer is not None:
+            self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        if self.architect is not None:
+            self.architect.restore(state["architect"])
         self.train_carry = carry_to(state["train_carry"], self.device)
         self.alpha_carry = carry_to(state["alpha_carry"], self.device)
         self.alpha_start = state["alpha_start"]
         self.valid_perplexity = state["valid_perplexity"]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
+
+
+def job_of(config: SearchConfig, corpus: Corpus, device: torch.device) -> SearchJob | CandidateJob:
+    """The job that the method asks for: shared weights, or one cell after the other."""
+    kind = CandidateJob if config.from_scratch else SearchJob
+    return kind(config, corpus, device)
 
 
 def _draw(
@@ -192,29 +255,25 @@ def search(
 ) -> dict[str, Any]:
     """Search a cell, or go on with a search that was stopped; returns its result.
 
-    The result: run, genotype, seconds, valid_perplexity (of the network under search), digest
-    (SHA-256 of genotype, alphas and weights).
+    The result: run, genotype, cell (its short text), seconds, valid_perplexity (of the network
+    under search; where cells were tried, of the best of them), digest (SHA-256 of genotype, alphas
+    and weights, or of all cells that were trained from scratch with their losses).
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
     """
     check_unchanged(corpus)
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
-    job = SearchJob(config, corpus, device)  # first: what it refuses leaves no run folder behind
+    job = job_of(config, corpus, device)  # first: what it refuses leaves no run folder behind
     with Run.open(folder, "search", plain, fresh=fresh, save_seconds=config.save_seconds) as run:
         if run.result is not None:
             return finished(run)
         title = f"search {config.method} on {config.corpus}"
         seconds = drive(job, run, kind="search", title=title, quiet=quiet)
+        if isinstance(job, SearchJob) and job.scored is not None:
+            seconds = job.choose(run, quiet)
         genotype = job.genotype()
-        state = job.state()
-        digest = content_digest(
-            {
-                "genotype": genotype.to_plain(),
-                "alphas": state["alphas"],
-                "weights": state["weights"],
-            }
-        )
+        digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
         write_json(run.folder / "genotype.json", genotype.to_plain())
         result = {
             "run": str(run.folder),

@@ -303,3 +303,10 @@ class Architect:
         with torch.no_grad():
             relaxation.adjust(alphas, before, mixtures)
         return loss
+
+    def state(self) -> dict[str, Any]:
+        """What is kept beside alphas and optimiser: nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""

@@ -10,7 +10,13 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.space": ["nas.genotype"],
     "nas.relax.base": ["nas.space"],
     "nas.relax": [],
+    "nas.relax.sampling": ["nas.relax.base", "nas.genotype", "nas.space"],
+    "nas.relax.uniform": ["nas.relax.base", "nas.relax.sampling", "nas.space"],
+    "nas.relax.categorical": ["nas.relax.base", "nas.relax.sampling", "nas.space"],
+    "nas.relax.enas": ["nas.relax.base", "nas.relax.sampling", "nas.space"],
     "nas.relax.*": ["nas.relax.base"],
+    "nas.evolution": ["nas.genotype", "nas.space"],
+    "nas.policy": ["nas.architect", "nas.relax.sampling"],
     "nas.methods": ["nas.relax.*", "nas.genotype"],
     "nas.architect": ["nas.relax.base"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base"],
@@ -30,16 +36,24 @@ MAY_IMPORT: dict[str, list[str]] = {
     "loop": ["progress", "run", "signals"],
     "steps": ["data.streams", "nas.relax.base"],
     "config": [
-        "data.streams", "lm.*", "nas.genotype", "nas.methods", "nas.relax.base", "nas.space",
-        "optim",
+        "data.streams", "lm.*", "nas.evolution", "nas.genotype", "nas.methods", "nas.relax.base",
+        "nas.space", "optim",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
         "lm.scores", "progress", "steps",
     ],
     "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
+    "derive": [
+        "config", "data.store", "data.streams", "loop", "nas.*", "progress", "run", "signals",
+        "steps",
+    ],
+    "blackbox": [
+        "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "run", "steps",
+    ],
     "search": [
-        "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "raster", "run", "steps",
+        "blackbox", "config", "data.*", "derive", "files", "lm.model", "loop", "nas.*", "optim",
+        "raster", "run", "steps",
     ],
     "train": [
         "config", "data.*", "evaluate", "files", "lm.model", "loop", "optim", "run", "steps",
@@ -59,7 +73,7 @@ EVERYONE = ["errors", "types", ""]
 
 # Libraries, besides Python's own, that a part may use. Parts that are not named may use any.
 LIBRARIES: dict[str, set[str]] = {
-    "errors": set(), "nas.genotype": set(), "nas.space": set(), "columns": set(), "layout": set(),
-    "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
+    "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
+    "columns": set(), "layout": set(), "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
     "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip

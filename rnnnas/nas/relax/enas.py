@@ -122,8 +122,9 @@ class Enas(Policy):
                         joint = share * decoded.softmax(-1)
                         table[row, choices] = table[row, choices] + joint / space.keep
                         top = int(joint.argmax())
-                        if float(joint[top]) > best:
-                            best, chosen = float(joint[top]), (source, choices[top], branch)
+                        value = float(joint[top].detach())
+                        if value > best:
+                            best, chosen = value, (source, choices[top], branch)
                     source, op, state = chosen
                     state = (alphas["operations"][op], *state[1:])
                     used.append(source)

@@ -74,6 +74,7 @@ EVERYONE = ["errors", "types", ""]
 # Libraries, besides Python's own, that a part may use. Parts that are not named may use any.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
-    "columns": set(), "layout": set(), "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
+    "columns": set(), "layout": set(), "draw": set(), "nas.*": {"torch"}, "lm.*": {"torch"},
+    "optim": {"torch"}, "types": {"torch"},
     "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from rnnnas.data.streams import WindowConfig
 from rnnnas.errors import UsageError, nearest
@@ -22,11 +21,15 @@ from rnnnas.lm.cell import check_cell
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig
 from rnnnas.lm.noise import NoiseConfig
+from rnnnas.nas.evolution import BlackboxConfig
 from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.relax.base import Relaxation
 from rnnnas.nas.space import RECURRENT_OPS, genotype_of
 from rnnnas.optim import AlphaConfig, WeightConfig
+from rnnnas.settings import from_plain as from_plain
+from rnnnas.settings import to_plain as to_plain
+from rnnnas.settings import to_toml as to_toml
 from rnnnas.stages import Stage, StageConfig, plan
 
 if sys.version_info >= (3, 11):
@@ -35,14 +38,14 @@ else:
     import tomli as tomllib  # the same module under its name before Python 3.11
 
 DEFAULT_PRESET = "quick"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
     """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
-    relax: the method's own settings, the fields of its relaxation.
+    relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
+    cells one by one.
     """
 
     corpus: str
@@ -59,6 +62,7 @@ class SearchConfig:
     alphas: AlphaConfig = field(default_factory=AlphaConfig)
     stages: StageConfig = field(default_factory=StageConfig)
     relax: dict[str, Any] = field(default_factory=dict)
+    blackbox: BlackboxConfig = field(default_factory=BlackboxConfig)
 
     def __post_init__(self) -> None:
         assert self.relaxation is not None  # refuses an unknown method or setting of one
@@ -79,6 +83,23 @@ class SearchConfig:
                 "alphas.second_order = 'exact' differentiates twice, which the fast path cannot",
                 "add --set model.path=eager",
             )
+        if self.blackbox.weights == "shared" and method_of(self.method).weights == "scratch":
+            raise UsageError(
+                f"method {self.method!r} trains every cell from scratch: "
+                "it has no blackbox.weights = 'shared'",
+                "take --method random-ws",
+            )
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether every cell is trained on its own, rather than with shared weights."""
+        weights = method_of(self.method).weights
+        return (self.blackbox.weights if weights == "either" else weights) == "scratch"
+
+    @property
+    def cells(self) -> int:
+        """How many cells are tried one by one."""
+        return self.blackbox.cells or method_of(self.method).cells
 
     @property
     def order(self) -> Literal["first", "finite", "exact"]:
@@ -313,96 +334,3 @@ def _merge(table: dict[str, Any], other: Mapping[str, Any]) -> None:
                     table[key][inner] = dict(content)
         else:
             table[key] = value
-
-
-def from_plain(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
-    """Build a configuration dataclass from plain values.
-
-    Raises:
-        UsageError: for an unknown key, a missing one, or a value of the wrong kind.
-    """
-    if not isinstance(table, Mapping):
-        raise UsageError(f"the settings are {table!r}, not a table")
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
-    values = {}
-    for key, value in table.items():
-        if key not in known:
-            inside = [
-                f"{name}.{key}"
-                for name, hint in hints.items()
-                if dataclasses.is_dataclass(hint)
-                and key in {f.name for f in dataclasses.fields(hint)}
-            ]
-            hint = f" (did you mean {' or '.join(inside)}?)" if inside else ""
-            raise UsageError(
-                f"there is no setting {where + key!r}{hint or nearest(key, list(known))}",
-                f"settings here: {', '.join(where + name for name in known)}",
-            )
-        values[key] = _checked(hints[key], value, where + key)
-    for name, f in known.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise UsageError(f"the setting {where + name!r} is missing")
-    return cls(**values)
-
-
-def _checked(hint: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{key} is a group of settings, not the value {value!r}")
-        return from_plain(hint, value, key + ".")
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        allowed = typing.get_args(hint)
-        if value not in allowed:
-            raise UsageError(f"{key} = {value!r} must be one of {', '.join(map(repr, allowed))}")
-        return value
-    if origin is tuple:
-        parts = typing.get_args(hint)
-        if parts[-1] is Ellipsis:
-            if not isinstance(value, list | tuple):
-                raise UsageError(f"{key} = {value!r} must be a list, e.g. [3, 2]")
-            return tuple(_checked(parts[0], v, key) for v in value)
-        if not isinstance(value, list | tuple) or len(value) != len(parts):
-            raise UsageError(f"{key} = {value!r} must be {len(parts)} numbers, e.g. [0.9, 0.999]")
-        return tuple(_checked(part, v, key) for part, v in zip(parts, value, strict=True))
-    if origin is dict or isinstance(hint, types.GenericAlias):
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{key} = {value!r} must be an object")
-        return dict(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            value = float(value)
-        except OverflowError:
-            value = float("inf")
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UsageError(f"{key} = {value!r} must be of kind {hint.__name__}")
-    if hint is float and not abs(value) < float("inf"):
-        raise UsageError(f"{key} = {value!r} must be finite")
-    return value
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain values; lists for tuples. `from_plain` is the inverse."""
-    plain: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            value = to_plain(value)
-        plain[f.name] = list(value) if isinstance(value, tuple) else value
-    return plain
-
-
-def to_toml(plain: Mapping[str, Any], prefix: str = "") -> str:
-    """Nested plain values as TOML, in the form that `--config` reads."""
-    import json
-
-    lines, tables = [], []
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            tables.append(f"\n[{prefix}{key}]\n" + to_toml(value, f"{prefix}{key}."))
-        else:
-            # JSON's forms of strings, numbers, booleans and lists are TOML's too.
-            lines.append(f"{key} = {json.dumps(value)}\n")
-    return "".join(lines) + "".join(tables)

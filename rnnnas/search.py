@@ -11,16 +11,29 @@ import torch
 from torch import Tensor
 
 from rnnnas import config as configs
+from rnnnas.blackbox import CandidateJob
 from rnnnas.config import SearchConfig
 from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.data.streams import Streams, window_lengths
+from rnnnas.derive import (
+    PolicyCells,
+    mixtures_of,
+    scoring_streams,
+    search_texts,
+    strategy_of,
+    try_cells,
+)
+from rnnnas.errors import UsageError
 from rnnnas.files import content_digest, write_json
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive, finished
 from rnnnas.nas.architect import Architect
+from rnnnas.nas.evolution import Strategy
 from rnnnas.nas.genotype import RECURRENT, Genotype
-from rnnnas.nas.methods import derive
+from rnnnas.nas.methods import derive, method_of
+from rnnnas.nas.policy import Reinforce
 from rnnnas.nas.relax.base import Mixtures
+from rnnnas.nas.relax.sampling import Policy
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.optim import (
     alpha_optimizer,
@@ -30,6 +43,7 @@ from rnnnas.optim import (
     weight_optimizer,
 )
 from rnnnas.ranks import ALONE, Ranks
+from rnnnas.run import Run
 from rnnnas.shared import AnyRun, open_run
 from rnnnas.stages import progress_within, stage_at, strongest
 from rnnnas.steps import Score, evaluate, generator, own_carry, weight_step, whole_carry
@@ -45,6 +59,7 @@ class SearchJob:
         ranks.check(config.windows.streams)
         self.ranks = ranks
         self.config = config
+        self.method = method_of(config.method)
         self.device = device
         self.epochs = config.epochs
         self.vocabulary = corpus.vocab.size
@@ -52,16 +67,17 @@ class SearchJob:
         self.plan = config.plan
         self._build(0, recurrent_space(config.model.nodes))
         streams = config.windows.streams
-        train, alpha = corpus.splits["train"], corpus.splits["valid"]
-        # A single-level method has no use for a text of the alphas' own.
-        if config.alphas.text == "held-out" and self.relaxation.level == "valid":
-            kept = int(len(train) * (1 - config.alphas.held_out))
-            train, alpha = train[:kept], train[kept:]
+        train, alpha = search_texts(config, corpus)
         part = ranks.part(streams)
         self.train = Streams(train, streams, device, part=part)
         self.alpha = Streams(alpha, streams, device, part=part)
         self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
+        self.scored: Streams | None = None  # what cells are tried on, where some are
+        if self.method.derive != "scores":
+            trained = self.epochs * sum(self.lengths(0))
+            self.scored = scoring_streams(config, corpus, device, trained)
         self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
+        self.chosen: Genotype | None = None  # of the cells that were tried
 
     def _build(self, stage: int, space: CellSpace) -> None:
         """A stage's network, alphas and optimisers, all fresh; those before it are let go."""
@@ -79,20 +95,24 @@ class SearchJob:
         fresh = self.relaxation.init(self.net.space, generator(config.seed, "alphas", stage, cpu))
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
-        self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas)
-        # First order needs no more precision than the weight step; the others do.
-        net = self.net if config.order == "first" else self.net.in_float32()
-        self.architect = Architect(
-            net,
-            self.alphas,
-            self.relaxation,
-            self.alpha_optimizer,
-            config.order,
-            ranks=self.ranks,
-        )
+        self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas) if self.alphas else None
+        self.architect = self._architect()
         self.train_carry: Carry = None
         self.alpha_carry: Carry = None
         self.alpha_start = 0
+
+    def _architect(self) -> Architect | Reinforce | None:
+        """What moves the alphas; None where there are none."""
+        if self.alpha_optimizer is None:
+            return None
+        order = self.config.order
+        # First order needs no more precision than the weight step; the others do.
+        net = self.net if order == "first" else self.net.in_float32()
+        if isinstance(self.relaxation, Policy):
+            return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer)
+        return Architect(
+            net, self.alphas, self.relaxation, self.alpha_optimizer, order, ranks=self.ranks
+        )
 
     def _enter(self, stage: int) -> None:
         """Go on to the next stage, on what the scores leave of the space."""
@@ -123,7 +143,7 @@ class SearchJob:
         lr = scheduled(config.weights, progress) * steps / config.windows.bptt * lr_factor
         batch = self.train.window(at.start, steps)
         alpha_nats: Tensor | None = None
-        if progress >= config.alphas.warmup:
+        if self.architect is not None and progress >= config.alphas.warmup:
             self.weight_optimizer.param_groups[0]["lr"] = lr
             single = self.relaxation.level == "train"
             loss = self.architect.step(
@@ -178,9 +198,13 @@ class SearchJob:
         with torch.no_grad():
             mixtures = self.relaxation.mix(self.alphas, self.net.space, self._progress(at), draws)
             scores = self.relaxation.scores(self.alphas, self.net.space)[RECURRENT]
+        if isinstance(self.relaxation, Policy):  # not of one draw, but of its likeliest cell
+            mixtures = self.mixtures_of(self.genotype())
         net = self.net.alone()
         score = Score(**self.ranks.led(lambda: asdict(evaluate(net, self.valid, mixtures))))
         self.valid_perplexity = score.perplexity
+        if self.architect is None:  # that of a random cell
+            return {"valid_perplexity": score.perplexity}
         entropy = float(-(scores * scores.clamp_min(1e-12).log()).sum(-1).mean())
         genotype = self.genotype()
         _draw(run, at.step, self.net.space[RECURRENT], scores, genotype, genotype != self.drawn)
@@ -189,8 +213,35 @@ class SearchJob:
         return values if len(self.plan) == 1 else {**values, "stage": self.stage + 1.0}
 
     def genotype(self) -> Genotype:
-        """The cell that the alphas stand for now."""
-        return derive(self.relaxation, self.alphas, self.net.space)
+        """The cell that was chosen, or else the one that the alphas stand for now."""
+        return self.chosen or derive(self.relaxation, self.alphas, self.net.space)
+
+    def mixtures_of(self, genotype: Genotype) -> Mixtures:
+        """The mixtures under which the network computes `genotype` and nothing else."""
+        return mixtures_of(genotype, self.net.space, next(self.net.parameters()).detach())
+
+    def choose(self, run: Run, quiet: bool) -> float:
+        """Try cells with the weights as they are and keep the best; the run's seconds so far.
+
+        The validation perplexity is then that of this cell, with the same weights.
+        """
+        assert self.scored is not None
+        strategy: Strategy = strategy_of(self.config, self.net.space)
+        if isinstance(self.relaxation, Policy):
+            strategy = PolicyCells(
+                self.relaxation, self.alphas, self.net.space, self.config.seed, self.config.cells
+            )
+        title = f"try cells of {self.config.method} on {self.config.corpus}"
+        tried = try_cells(strategy, self.net, self.scored, run, title=title, quiet=quiet)
+        self.chosen = tried.best.genotype
+        score = evaluate(self.net, self.valid, self.mixtures_of(self.chosen))
+        self.valid_perplexity = score.perplexity
+        return tried.seconds
+
+    def outcome(self) -> dict[str, Any]:
+        """What the result's digest covers beside the genotype."""
+        state = self.state()
+        return {"alphas": state["alphas"], "weights": state["weights"]}
 
     valid_perplexity: float = float("nan")
 
@@ -201,7 +252,8 @@ class SearchJob:
             "weights": {name: p.detach() for name, p in self.net.named_parameters()},
             "alphas": {name: a.detach() for name, a in self.alphas.items()},
             "weight_optimizer": self.weight_optimizer.state_dict(),
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict() if self.alpha_optimizer else None,
+            "architect": self.architect.state() if self.architect else None,
             "train_carry": whole_carry(self.train_carry, self.ranks),
             "alpha_carry": whole_carry(self.alpha_carry, self.ranks),
             "alpha_start": self.alpha_start,
@@ -218,13 +270,36 @@ class SearchJob:
             for name, alpha in self.alphas.items():
                 alpha.copy_(state["alphas"][name])
         restore_optimizer(self.weight_optimizer, state["weight_optimizer"])
-        restore_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
+        if self.alpha_optimizer is not None:
+            restore_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
+        if self.architect is not None:
+            self.architect.restore(state["architect"])
         self.train_carry = own_carry(state["train_carry"], self.device, self.ranks)
         self.alpha_carry = own_carry(state["alpha_carry"], self.device, self.ranks)
         self.alpha_start = state["alpha_start"]
         self.valid_perplexity = state["valid_perplexity"]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
+
+
+def job_of(
+    config: SearchConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE
+) -> SearchJob | CandidateJob:
+    """The job that the method asks for: shared weights, or one cell after the other.
+
+    Raises:
+        UsageError: where several processes share a search that only one can make.
+    """
+    if ranks.size > 1 and method_of(config.method).alphas != "gradient":
+        raise ranks.hushed(
+            UsageError(
+                f"a search by {config.method!r} runs in one process",
+                "start it without torchrun or --processes; `rnnnas study --jobs N` runs several",
+            )
+        )
+    if config.from_scratch:
+        return CandidateJob(config, corpus, device)
+    return SearchJob(config, corpus, device, ranks)
 
 
 def _draw(
@@ -253,8 +328,9 @@ def search(
     With several ranks every one of them calls this, with its own device; the number may change
     when a search goes on.
 
-    The result: run, genotype, seconds, valid_perplexity (of the network under search), digest
-    (SHA-256 of genotype, alphas and weights).
+    The result: run, genotype, cell (its short text), seconds, valid_perplexity (of the network
+    under search; where cells were tried, of the best of them), digest (SHA-256 of genotype, alphas
+    and weights, or of all cells that were trained from scratch with their losses).
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -262,7 +338,7 @@ def search(
     check_unchanged(corpus)
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
     # First: what it refuses leaves no run folder behind.
-    job = SearchJob(config, corpus, device, ranks)
+    job = job_of(config, corpus, device, ranks)
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
     }  # fmt: skip
@@ -271,15 +347,11 @@ def search(
             return finished(run, ranks)
         title = f"search {config.method} on {config.corpus}"
         seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
+        if isinstance(job, SearchJob) and job.scored is not None:
+            assert isinstance(run, Run)  # one process: see `job_of`
+            seconds = job.choose(run, quiet)
         genotype = job.genotype()
-        state = job.state()
-        digest = content_digest(
-            {
-                "genotype": genotype.to_plain(),
-                "alphas": state["alphas"],
-                "weights": state["weights"],
-            }
-        )
+        digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
         ranks.led(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
         result = {
             "run": str(run.folder),

@@ -11,13 +11,19 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.relax.base": ["nas.space"],
     "nas.relax": [],
     "nas.relax.choices": ["nas.space"],
-    "nas.relax.*": ["nas.relax.base", "nas.relax.choices", "nas.space"],
+    "nas.relax.sampling": ["nas.relax.base", "nas.genotype", "nas.space"],
+    "nas.relax.*": [
+        "nas.relax.base", "nas.relax.choices", "nas.relax.sampling", "nas.space",
+    ],
+    "nas.evolution": ["nas.genotype", "nas.space"],
+    "nas.policy": ["nas.architect", "nas.relax.sampling"],
     "nas.methods": ["nas.relax.base", "nas.genotype"],
     "nas.architect": ["nas.relax.base", "optim", "ranks"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base", "ranks"],
     "cnn.*": ["cnn.*", "nas.genotype", "nas.relax.base", "nas.space"],
     "data.*": ["data.*"],
     "optim": [],
+    "settings": [],
     "columns": [],
     "layout": ["columns", "nas.genotype"],
     "draw": ["layout", "nas.genotype"],
@@ -34,17 +40,25 @@ MAY_IMPORT: dict[str, list[str]] = {
     "stages": ["nas.space"],
     "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
     "config": [
-        "data.streams", "lm.*", "nas.genotype", "nas.methods", "nas.relax.base", "nas.space",
-        "optim", "stages",
+        "data.streams", "lm.*", "nas.evolution", "nas.genotype", "nas.methods", "nas.relax.base",
+        "nas.space", "optim", "settings", "stages",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
         "lm.scores", "progress", "steps",
     ],
     "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
+    "derive": [
+        "config", "data.store", "data.streams", "loop", "nas.*", "progress", "run", "shared",
+        "signals", "steps",
+    ],
+    "blackbox": [
+        "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "ranks", "shared",
+        "steps",
+    ],
     "search": [
-        "config", "data.*", "files", "lm.model", "loop", "nas.*", "optim", "ranks", "raster",
-        "shared", "stages", "steps",
+        "blackbox", "config", "data.*", "derive", "files", "lm.model", "loop", "nas.*", "optim",
+        "ranks", "raster", "run", "shared", "stages", "steps",
     ],
     "train": [
         "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
@@ -65,8 +79,9 @@ EVERYONE = ["errors", "types", ""]
 
 # Libraries, besides Python's own, that a part may use. Parts that are not named may use any.
 LIBRARIES: dict[str, set[str]] = {
-    "errors": set(), "nas.genotype": set(), "nas.space": set(), "columns": set(), "layout": set(),
-    "draw": set(), "cnn.space": set(), "cnn.zoo": set(), "cnn.*": {"torch"},
-    "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"}, "types": {"torch"},
-    "stages": set(), "steps": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
+    "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
+    "columns": set(), "layout": set(), "draw": set(), "cnn.space": set(), "cnn.zoo": set(),
+    "cnn.*": {"torch"}, "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"},
+    "types": {"torch"}, "stages": set(), "steps": {"torch"}, "cli": {"click"},
+    "cli.*": {"click", "torch"},
 }  # fmt: skip

@@ -66,13 +66,13 @@ def search(method: str | None, **options: Any) -> None:
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_corpus
-    from rnnnas.search import SearchJob
+    from rnnnas.search import job_of
     from rnnnas.search import search as run
 
     corpus = open_corpus(config.corpus)
     if options["dry_run"]:
         device = pick_device(options["device"])
-        _dry_run(SearchJob(config, corpus, device), configs.to_plain(config), options["as_json"])
+        _dry_run(job_of(config, corpus, device), configs.to_plain(config), options["as_json"])
         return
     default = checkpoints() / f"search-{config.corpus}-{config.method}-s{config.seed}"
     if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
@@ -90,7 +90,8 @@ def search(method: str | None, **options: Any) -> None:
     from rnnnas.nas.genotype import Genotype
 
     click.echo(as_text(Genotype.from_plain(result["genotype"])))
-    click.echo(f"validation perplexity of the search network: {result['valid_perplexity']:.2f}")
+    whose = "the best cell, briefly trained" if config.from_scratch else "the search network"
+    click.echo(f"validation perplexity of {whose}: {result['valid_perplexity']:.2f}")
     click.echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
     folder = shlex.quote(result["run"])
     click.echo(f"train it: rnnnas train --corpus {config.corpus} --genotype {folder}", err=True)

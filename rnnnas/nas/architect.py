@@ -313,3 +313,10 @@ class Architect:
             with torch.no_grad():
                 relaxation.adjust(alphas, before, mixtures, spaces)
         return loss._replace(value=torch.where(sound, loss.value, torch.nan))
+
+    def state(self) -> dict[str, Any]:
+        """What is kept beside alphas and optimiser: nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""

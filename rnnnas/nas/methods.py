@@ -23,12 +23,21 @@ class Method(NamedTuple):
     where: 'module.Class' in `relax/`. about: one line for the help. order: of the hypergradient;
     "second" follows `alphas.second_order`. staged: whether the space shrinks in stages also where
     `stages.ops` is not set.
+    alphas: what moves them: the hypergradient, REINFORCE (the relaxation is then a `Policy`), or
+    nothing, in which case there are none. derive: the cell is read off the scores, or it is the
+    best of cells that are tried: "samples" of the policy, "random" ones, or an "evolution" of them.
+    cells: how many are tried. weights: they are tried with the search's "shared" weights, or each
+    is trained from "scratch"; "either" follows `blackbox.weights`.
     """
 
     where: str
     about: str
     order: Literal["first", "second"] = "first"
     staged: bool = False
+    alphas: Literal["gradient", "policy", "none"] = "gradient"
+    derive: Literal["scores", "samples", "random", "evolution"] = "scores"
+    cells: int = 0
+    weights: Literal["shared", "scratch", "either"] = "shared"
 
     @property
     def relaxation(self) -> type[Relaxation]:
@@ -49,11 +58,44 @@ METHODS: dict[str, Method] = {
         "p_darts.PDarts", "DARTS in stages on a shrinking space (Chen et al. 2019)", staged=True
     ),
     "proxyless": Method("proxyless.Proxyless", "binary gates, two paths (Cai et al. 2019)"),
+    "proxyless-reinforce": Method(
+        "categorical.Categorical", "ProxylessNAS by REINFORCE (the same)", alphas="policy"
+    ),
     "drnas": Method("drnas.DrNas", "shares from a Dirichlet (Chen et al. 2021)"),
     "node-softmax": Method("node_softmax.NodeSoftmax", "I-DARTS: one softmax a node (Jiang 2019)"),
     "fair-darts": Method("fair_darts.FairDarts", "a gate each operation (Chu et al. 2020)"),
     "sdarts-rs": Method("sdarts.SdartsRandom", "weights smooth at random (Chen, Hsieh 2020)"),
     "sdarts-adv": Method("sdarts.SdartsAdversarial", "weights smooth against the worst (the same)"),
+    "random": Method(
+        "uniform.Uniform",
+        "the best of random cells, each trained for a while",
+        alphas="none",
+        derive="random",
+        cells=8,
+        weights="scratch",
+    ),
+    "random-ws": Method(
+        "uniform.Uniform",
+        "random search with weight sharing (Li, Talwalkar 2019)",
+        alphas="none",
+        derive="random",
+        cells=32,
+    ),
+    "evolution": Method(
+        "uniform.Uniform",
+        "regularised evolution (Real et al. 2019)",
+        alphas="none",
+        derive="evolution",
+        cells=32,
+        weights="either",
+    ),
+    "enas": Method(
+        "enas.Enas",
+        "ENAS: an LSTM moved by REINFORCE (Pham et al. 2018)",
+        alphas="policy",
+        derive="samples",
+        cells=10,
+    ),
 }
 
 

@@ -49,7 +49,7 @@ class CellSpace:
             object.__setattr__(self, "allowed", everything)
         self._check_shape("allowed", self.allowed)
         for node in range(self.nodes):
-            usable = [e for e in self.rows(node) if self._choices(e)]
+            usable = [e for e in self.rows(node) if self.choices(e)]
             if len(usable) < self.keep:
                 raise UsageError(f"node {node + self.inputs} has fewer than {self.keep} edges left")
 
@@ -63,7 +63,7 @@ class CellSpace:
         if len(table) != edges or any(len(row) != ops for row in table):
             raise UsageError(f"{name} must be a table of {edges} x {ops}")
 
-    def _choices(self, edge: int) -> list[int]:
+    def choices(self, edge: int) -> list[int]:
         """Operations that a derived cell may use on `edge`: allowed, and not `none`."""
         return [o for o, op in enumerate(self.ops) if self.allowed[edge][o] and op != NONE]
 
@@ -89,7 +89,7 @@ class CellSpace:
         for node in range(self.nodes):
             best = []
             for edge in self.rows(node):
-                choices = self._choices(edge)
+                choices = self.choices(edge)
                 if choices:
                     op = max(choices, key=lambda o: (scores[edge][o], -o))
                     best.append((-scores[edge][op], self.edges[edge][0], op))
@@ -114,11 +114,11 @@ class CellSpace:
         """A cell drawn uniformly over the edges and operations of each node."""
         nodes = []
         for node in range(self.nodes):
-            usable = [edge for edge in self.rows(node) if self._choices(edge)]
+            usable = [edge for edge in self.rows(node) if self.choices(edge)]
             edges = sorted(rng.sample(usable, self.keep))
             nodes.append(
                 tuple(
-                    Gene(self.ops[rng.choice(self._choices(edge))], self.edges[edge][0])
+                    Gene(self.ops[rng.choice(self.choices(edge))], self.edges[edge][0])
                     for edge in edges
                 )
             )
@@ -133,7 +133,7 @@ class CellSpace:
             ways = [1] + [0] * self.keep
             for edge in self.rows(node):
                 for degree in range(self.keep, 0, -1):
-                    ways[degree] += ways[degree - 1] * len(self._choices(edge))
+                    ways[degree] += ways[degree - 1] * len(self.choices(edge))
             total *= ways[self.keep]
         return total
 

@@ -1,0 +1,176 @@
+"""Deriving a cell by trying some: each is scored with the shared weights of a finished search."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rnnnas.config import SearchConfig
+from rnnnas.data.store import Corpus
+from rnnnas.data.streams import Streams
+from rnnnas.errors import UsageError
+from rnnnas.loop import perplexity
+from rnnnas.nas.evolution import Evolution, RandomCells, Scored, Spaces, Strategy
+from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.methods import method_of
+from rnnnas.nas.relax.base import Mixtures
+from rnnnas.nas.relax.sampling import Policy, cell_mixture
+from rnnnas.progress import Progress
+from rnnnas.run import Run
+from rnnnas.shared import AnyRun
+from rnnnas.signals import StopRequest
+from rnnnas.steps import evaluate, generator
+
+
+def search_texts(config: SearchConfig, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """The text that a search trains weights on, and the one for alphas and for scoring cells."""
+    train, other = corpus.splits["train"], corpus.splits["valid"]
+    # A single-level method has no use for a text of the alphas' own.
+    if config.alphas.text == "held-out" and config.relaxation.level == "valid":
+        kept = int(len(train) * (1 - config.alphas.held_out))
+        train, other = train[:kept], train[kept:]
+    return train, other
+
+
+def scoring_streams(
+    config: SearchConfig, corpus: Corpus, device: torch.device, trained: int
+) -> Streams:
+    """What cells are scored on: `blackbox.targets` of the alphas' text, from its beginning.
+
+    As many streams as in training: the batch statistics are then of the same kind.
+
+    Args:
+        trained: steps in time that the search trains on, T of all its windows together.
+    """
+    _, text = search_texts(config, corpus)
+    streams = config.windows.streams
+    steps = max(trained // max(config.cells, 1), config.windows.bptt)
+    targets = config.blackbox.targets or steps * streams
+    return Streams(text[: targets + streams], streams, device)
+
+
+def strategy_of(config: SearchConfig, spaces: Spaces) -> Strategy:
+    """What proposes cells where no policy does."""
+    if method_of(config.method).derive == "evolution":
+        black = config.blackbox
+        return Evolution(
+            spaces, config.seed, config.cells, population=black.population, sample=black.sample
+        )
+    return RandomCells(spaces, config.seed, config.cells)
+
+
+@final
+class PolicyCells(Strategy):
+    """Cells drawn from a policy; one may come twice."""
+
+    def __init__(
+        self, policy: Policy, alphas: Mapping[str, Tensor], spaces: Spaces, seed: int, total: int
+    ) -> None:
+        super().__init__(spaces, seed, total)
+        self.policy = policy
+        self.alphas = alphas
+
+    def ask(self) -> Genotype:
+        device = next(iter(self.alphas.values())).device
+        draws = generator(self.seed, "derive", len(self.history), device)
+        mixtures = self.policy.mix(self.alphas, self.spaces, 1.0, draws)
+        cells = {
+            name: space.discretise(mixtures[name].weights.tolist())
+            for name, space in self.spaces.items()
+        }
+        return Genotype(cells=cells)
+
+
+def mixtures_of(genotype: Genotype, spaces: Spaces, like: Tensor) -> Mixtures:
+    """The mixtures under which a network that is searched computes `genotype` and nothing else.
+
+    Args:
+        like: gives the dtype and the device.
+    """
+    return {name: cell_mixture(space, genotype.cells[name], like) for name, space in spaces.items()}
+
+
+def cell_text(genotype: Genotype) -> str:
+    """The short form of a cell, or JSON where it has none."""
+    try:
+        return genotype.to_text()
+    except UsageError:
+        return json.dumps(genotype.to_plain())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derivation:
+    """What came of trying cells. seconds: of the whole run so far."""
+
+    best: Scored
+    seconds: float
+
+
+def try_cells(
+    strategy: Strategy, net: nn.Module, text: Streams, run: Run, *, title: str, quiet: bool
+) -> Derivation:
+    """Score cells on `text` with the weights of `net` until the strategy is done.
+
+    Call it when `loop.drive` has returned. What was scored is kept beside the job in the run's
+    state; the same call goes on from there. Every cell is one line of kind `candidate` in the
+    metrics. A cell that comes again is not computed again.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, after the state is saved.
+    """
+    saved = run.load_state()
+    assert saved is not None  # `drive` saves before it returns
+    began = time.perf_counter()
+    strategy.restore(saved.get("tried", []))
+    known = {cell_text(scored.genotype): scored.loss for scored in strategy.history}
+    like = next(net.parameters()).detach()
+
+    def seconds() -> float:
+        return float(saved["seconds"]) + time.perf_counter() - began
+
+    def save() -> None:
+        run.save_state({**saved, "seconds": seconds(), "tried": strategy.state()})
+
+    done = len(strategy.history)
+    with (
+        StopRequest() as stop,
+        Progress(title, strategy.total, done=done, unit="cells", quiet=quiet) as bar,
+    ):
+        while not strategy.done:
+            genotype = strategy.ask()
+            text_form = cell_text(genotype)
+            if text_form not in known:
+                mixtures = mixtures_of(genotype, strategy.spaces, like)
+                known[text_form] = evaluate(net, text, mixtures).loss
+            strategy.tell(genotype, known[text_form])
+            step = saved["position"]["step"] + len(strategy.history)
+            log_candidate(run, step, strategy)
+            bar.update(
+                len(strategy.history),
+                perplexity=perplexity(known[text_form], 1),
+                best=perplexity(strategy.best.loss, 1),
+            )
+            if run.due() or strategy.done:
+                save()
+            stop.check(save, run.folder)
+    return Derivation(best=strategy.best, seconds=seconds())
+
+
+def log_candidate(run: AnyRun, step: int, strategy: Strategy) -> None:
+    """One line for the cell that was told last: number, cell, its perplexity, the best so far."""
+    last = strategy.history[-1]
+    run.log(
+        "candidate",
+        step,
+        number=len(strategy.history),
+        cell=cell_text(last.genotype),
+        perplexity=perplexity(last.loss, 1),
+        best_perplexity=perplexity(strategy.best.loss, 1),
+    )

@@ -97,7 +97,7 @@ class Execution:
     def jobs(self) -> list[Job]:
         """All jobs that are known: the final ones once every cell is trained."""
         firsts = self.firsts
-        if any(self.record.job(job.name)["state"] not in SETTLED for job in firsts):
+        if not all(self._is(job, *SETTLED) for job in firsts):
             return firsts
         chosen = choose(firsts, self.results)
         return [*firsts, *final_jobs(self.record.config, chosen, self.sizes)]
@@ -144,14 +144,13 @@ class Execution:
 
     def _look(self) -> None:
         """Note every job whose run folder holds a result."""
-        for _ in range(2):  # the final jobs are known only after the others
-            for job in self.jobs():
-                entry = self.record.job(job.name)
-                path = self.record.folder / job.name / "result.json"
-                known = job.name in self.results or job.name in self.running
-                if entry["state"] != "failed" and not known and path.exists():
-                    self.results[job.name] = _result(path)
-                    entry["state"] = "done"
+        for job in self.jobs():
+            entry = self.record.job(job.name)
+            path = self.record.folder / job.name / "result.json"
+            known = job.name in self.results or job.name in self.running
+            if entry["state"] != "failed" and not known and path.exists():
+                self.results[job.name] = _result(path)
+                entry["state"] = "done"
 
     def _settle(self) -> bool:
         """Take in what has ended; whether every job is settled then."""
@@ -163,15 +162,17 @@ class Execution:
             self.foreign.discard(name)
             ended[name] = 0
             self._look()
-        states = {job.name: self.record.job(job.name) for job in self.jobs()}
-        for job in self.jobs():
-            entry = states[job.name]
-            needed = self.record.job(job.after) if job.after else None
-            if entry["state"] == "waiting" and needed and needed["state"] in ("failed", "skipped"):
-                entry.update(state="skipped", message=f"{job.after} failed")
+        for job in self.firsts:  # a search stands before the training of its cell
+            if job.after and self.record.job(job.after)["state"] in ("failed", "skipped"):
+                self.record.job(job.name).update(state="skipped", message=f"{job.after} failed")
+        if any(self._is(job, "done") and job.name not in self.results for job in self.jobs()):
+            self._look()  # a final training of an earlier start, of a cell that is chosen again
         if ended:
             self.record.save()
-        return all(self.record.job(job.name)["state"] in SETTLED for job in self.jobs())
+        return all(self._is(job, *SETTLED) for job in self.jobs())
+
+    def _is(self, job: Job, *states: str) -> bool:
+        return self.record.job(job.name)["state"] in states
 
     def _end(self, name: str, code: int) -> None:
         entry = self.record.job(name)
@@ -199,8 +200,11 @@ class Execution:
         for job in self.jobs():
             if len(ready) >= self.runner.free():
                 break
-            waits = self.record.job(job.name)["state"] != "waiting"
-            if waits or job.name in self.foreign or (job.after and job.after not in self.results):
+            if (
+                not self._is(job, "waiting")
+                or job.name in self.foreign
+                or (job.after and job.after not in self.results)
+            ):
                 continue
             if self._in_use(job.name):
                 self.foreign.add(job.name)
@@ -228,12 +232,10 @@ class Execution:
         """Jobs settled, and how long the others take at the speed of those like them."""
         jobs = self.jobs()
         done = [job for job in jobs if job.name in self.results]
-        settled = sum(self.record.job(job.name)["state"] in SETTLED for job in jobs)
+        settled = sum(self._is(job, *SETTLED) for job in jobs)
         final = self._finals_expected() if len(jobs) == len(self.firsts) else 0
         left = sum(
-            seconds_of(job, done, self.results)
-            for job in jobs
-            if self.record.job(job.name)["state"] not in SETTLED
+            seconds_of(job, done, self.results) for job in jobs if not self._is(job, *SETTLED)
         )
         slots = min(max(1, self.runner.free() + len(self.running)), len(jobs))
         also = ", without the final trainings" if final else ""

@@ -133,7 +133,8 @@ class Execution:
                 there = (self.record.folder / name / "result.json").exists()
                 entry["state"] = "done" if there else "waiting"
         self.record.save()
-        self._look()
+        for _ in range(2):  # the final jobs are known by the results of the others
+            self._look()
         done = len(self.results)
         count = len(self.firsts) + self._finals_expected()
         self.say(f"{count} jobs in {self.record.folder}" + (f", {done} done" if done else ""))

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from rnnnas.data.corpus import open_corpus
+from rnnnas.study.jobs import cores
 
 pytestmark = pytest.mark.slow
 STUDY = ["study", "--corpus", "hmm", "--preset", "study-smoke", "--json"]
@@ -172,7 +173,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     conf.write_text(
         CONF.format(
             host=socket.gethostname().partition(".")[0], user="root", folder=folder,
-            ports=(free_port(), free_port()), cpus=os.cpu_count(),
+            ports=(free_port(), free_port()), cpus=cores(),
         )
     )  # fmt: skip
     environment = {**os.environ, "SLURM_CONF": str(conf)}

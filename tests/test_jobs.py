@@ -15,32 +15,35 @@ import pytest
 from click.testing import CliRunner
 
 from rnnnas.cli import main
-from rnnnas.data.corpus import open_corpus
+from rnnnas.data.corpus import VocabOptions, add_corpus
 from rnnnas.errors import UsageError
 from rnnnas.files import load_content
 from rnnnas.study.cluster import LOST, ClusterRunner, Command, slurm_runner
 from rnnnas.study.jobs import LocalRunner, cores, last_words, log_path
 
 LONG = (
-    "search", "--corpus", "hmm", "--preset", "smoke", "--set", "epochs=200", "--set",
-    "model.hidden=8", "--set", "save_seconds=0.2", "--method", "darts-1st",
+    "search", "--corpus", "tiny", "--preset", "smoke", "--set", "epochs=2000", "--set",
+    "model.hidden=8", "--set", "save_seconds=0.2", "--set", "valid_streams=4", "--method",
+    "darts-1st",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def hmm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which `hmm` is prepared."""
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a corpus of 7,200 words."""
     home = tmp_path_factory.mktemp("home")
+    lines = [f"the {a} {b} sat on the {c}" for a in "abcdef" for b in "fghij" for c in "klmno"]
+    (home / "text.txt").write_text("\n".join(lines * 8) + "\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RNNNAS_HOME", str(home))
-        open_corpus("hmm")
+        add_corpus("tiny", home / "text.txt", VocabOptions())
     return home
 
 
 @pytest.fixture
-def home(hmm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RNNNAS_HOME", str(hmm))
-    return hmm
+def home(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RNNNAS_HOME", str(tiny))
+    return tiny
 
 
 def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
@@ -109,7 +112,7 @@ class Queue:
 
 
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(home: Path, tmp_path: Path) -> None:
-    words = [w if w != "epochs=200" else "epochs=3" for w in LONG]
+    words = [w if w != "epochs=2000" else "epochs=4" for w in LONG]
     queue = Queue(tmp_path / "submitit")
     runner = ClusterRunner(tmp_path, queue.executor, queue.queued, {})
     run = tmp_path / "run"
@@ -128,7 +131,7 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(home: Path, tmp_path:
     assert log.count("stopped by SIGTERM; the state is saved") == 1
     assert log.count("continuing at epoch") == 1
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [x["epoch"] for x in lines if x["kind"] == "epoch"] == [1, 2, 3]
+    assert [x["epoch"] for x in lines if x["kind"] == "epoch"] == [1, 2, 3, 4]
     assert json.loads((run / "result.json").read_text())["run"] == str(run)
     job.wait()
 
@@ -189,7 +192,11 @@ def test_missing_parts_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_dry_run_lists_jobs_and_estimates(home: Path) -> None:
-    words = ["study", "--corpus", "hmm", "--preset", "study-smoke", "--dry-run", "--json"]
+    words = ["study", "--corpus", "tiny", "--preset", "study-smoke", "--dry-run", "--json"]
+    for stage in ("search", "short", "final"):
+        words += ["--set", f"{stage}.valid_streams=4"]
+    for stage in ("short", "final"):
+        words += ["--set", f"{stage}.test_streams=4"]
     result = CliRunner().invoke(main, [*words, "--seeds", "2", "--jobs", "2"])
     assert result.exit_code == 0, result.output
     listed = json.loads(result.stdout)
@@ -200,7 +207,7 @@ def test_a_dry_run_lists_jobs_and_estimates(home: Path) -> None:
     ]  # fmt: skip
     assert jobs["search-darts-1st-s1"]["steps"] == 12
     assert jobs["final-random"]["steps"] == 40
-    assert jobs["train-random-r1"]["command"][:4] == ["rnnnas", "train", "--corpus", "hmm"]
+    assert jobs["train-random-r1"]["command"][:4] == ["rnnnas", "train", "--corpus", "tiny"]
     assert all(0 < job["seconds"] < 600 for job in jobs.values())
     assert listed["seconds"] == pytest.approx(sum(j["seconds"] for j in jobs.values()) / 2)
     assert not (home / "checkpoints").exists()
@@ -217,7 +224,7 @@ def test_a_dry_run_lists_jobs_and_estimates(home: Path) -> None:
     ],
 )
 def test_wrong_words_are_refused(home: Path, words: list[str], named: str) -> None:
-    line = ["study", "--corpus", "hmm", "--preset", "study-smoke", *words]
+    line = ["study", "--corpus", "tiny", "--preset", "study-smoke", *words]
     result = CliRunner().invoke(main, line)
     assert result.exit_code == 2 and named in result.stderr, result.output
     assert "Traceback" not in result.output

@@ -127,11 +127,12 @@ class Execution:
             self.record.job(job.name)
         for name, entry in self.record.jobs.items():
             again = entry["failures"] <= retries and entry.get("exit_code") != DIVERGED
-            if entry["state"] == "failed" and not again:
+            if name in self.running:
                 continue
-            if name not in self.running:
-                there = (self.record.folder / name / "result.json").exists()
-                entry["state"] = "done" if there else "waiting"
+            if (self.record.folder / name / "result.json").exists():
+                entry["state"] = "done"
+            elif entry["state"] != "failed" or again:
+                entry["state"] = "waiting"
         self.record.save()
         for _ in range(2):  # the final jobs are known by the results of the others
             self._look()
@@ -149,7 +150,7 @@ class Execution:
             entry = self.record.job(job.name)
             path = self.record.folder / job.name / "result.json"
             known = job.name in self.results or job.name in self.running
-            if entry["state"] != "failed" and not known and path.exists():
+            if not known and path.exists():
                 self.results[job.name] = _result(path)
                 entry["state"] = "done"
 

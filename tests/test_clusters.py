@@ -26,6 +26,7 @@ from rnnnas.study.jobs import cores
 
 pytestmark = pytest.mark.slow
 STUDY = ["study", "--corpus", "hmm", "--preset", "study-smoke", "--json"]
+STUDY += ["--set", "search.epochs=4"]
 PROGRAMS = ["slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol"]
 
 
@@ -212,35 +213,31 @@ def test_a_study_on_slurm(
     words = [*STUDY, "--out", str(folder), "--cluster", "slurm", "--partition", "test",
              "--set", "slurm.time=30"]  # fmt: skip
     process = command(*words)
-    running = until(
-        lambda: (
-            [p for p in folder.glob("search-*/metrics.jsonl")]
-            and told("squeue", "--noheader", "--array", "--states=R", "--format=%i").split()
-        )
-    )
-    for job in running:
-        told("scancel", "--signal=USR2", job)
+    name = "search-darts-1st-s1"
+    until((folder / name / "metrics.jsonl").exists)
+    job = json.loads((folder / "study.json").read_text())["jobs"][name]["cluster_job"]
+    told("scancel", "--signal=USR2", job)
     process.kill()
     process.communicate()
     result, err = finish(command(*words))
     assert digests(folder) == whole[1], err
     assert measured(result) == measured(whole[0])
     assert result["failed"] == []
-    logs = "".join(path.read_text() for path in folder.glob("submitit/*_log.err"))
-    assert "Caught signal SIGUSR2" in logs and "Requeued job" in "".join(
-        path.read_text() for path in folder.glob("submitit/*_log.*")
-    )
-    print(f"slurm: preempted {running}")
+    log = (folder / f"logs/{name}.log").read_text()
+    assert "stopped by SIGTERM; the state is saved" in log and "continuing at epoch" in log
+    assert "Requeued job" in (folder / f"submitit/{job}_0_log.out").read_text()
+    print(f"slurm: job {job} preempted, the study killed")
 
 
-def test_a_job_that_is_cancelled_is_lost_and_tried_again(
-    home: Path, slurm: Path, tmp_path: Path
-) -> None:
+def test_a_job_that_a_node_loses_is_tried_again(home: Path, slurm: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     words = [*STUDY, "--out", str(folder), "--cluster", "slurm", "--partition", "test",
-             "--set", "slurm.time=30", "--set", "search.epochs=30", "--seeds", "1"]  # fmt: skip
+             "--set", "slurm.time=30", "--seeds", "1"]  # fmt: skip
     process = command(*words)
-    until(lambda: list(folder.glob("search-*/metrics.jsonl")))
-    told("scancel", "--full", "--signal=KILL", "--name", f"rnnnas-{folder.name}", "--state=R")
-    _, err = finish(process)
-    assert "FAILED with exit code -" in err and "trying again" in err
+    name = "search-darts-1st-s1"
+    until((folder / name / "metrics.jsonl").exists)
+    job = json.loads((folder / "study.json").read_text())["jobs"][name]["cluster_job"]
+    told("scancel", "--full", "--signal=KILL", job)  # without a moment to write an exit code
+    result, err = finish(process)
+    assert f"{name}: FAILED with exit code -1, trying again" in err
+    assert result["failed"] == []

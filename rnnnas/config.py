@@ -194,6 +194,7 @@ class TrainConfig:
 
 
 KINDS: dict[str, type] = {"search": SearchConfig, "train": TrainConfig}
+TABLES = (*KINDS, "study")  # what a preset may hold; study.plan has the study's class
 
 
 def _at_least(**values: tuple[int, int]) -> None:
@@ -220,11 +221,32 @@ def resolve(
         UsageError: naming the key, the value, what is allowed and the nearest known key.
     """
     cls = KINDS[kind]
+    table = compose(kind, preset=preset, file=file, settings=settings, flags=flags)
+    if isinstance(table.get("genotype"), str):
+        # A baseline, a name, a file or `random`, which the run's seed decides.
+        name = table["genotype"]
+        if name.upper() in BASELINES:
+            table["cell"], table["genotype"] = name.lower(), {}
+        else:
+            table["cell"] = "derived"
+            table["genotype"] = genotype_of(name, table.get("seed", 1)).to_plain()
+    return from_plain(cls, table)
+
+
+def compose(
+    kind: str,
+    *,
+    preset: str | None,
+    file: Path | None,
+    settings: Iterable[str],
+    flags: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The settings of `resolve` as they were given, merged and not yet checked."""
     table: dict[str, Any] = {}
     if preset is not None or file is None:
-        _merge(table, preset_table(preset or DEFAULT_PRESET, kind))
+        merge(table, preset_table(preset or DEFAULT_PRESET, kind))
     if file is not None:
-        _merge(table, _file_table(file, kind))
+        merge(table, _file_table(file, kind))
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key.strip():
@@ -235,17 +257,9 @@ def resolve(
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = _value(text.strip())
-        _merge(table, nested)
-    _merge(table, {key: value for key, value in flags.items() if value is not None})
-    if isinstance(table.get("genotype"), str):
-        # A baseline, a name, a file or `random`, which the run's seed decides.
-        name = table["genotype"]
-        if name.upper() in BASELINES:
-            table["cell"], table["genotype"] = name.lower(), {}
-        else:
-            table["cell"] = "derived"
-            table["genotype"] = genotype_of(name, table.get("seed", 1)).to_plain()
-    return from_plain(cls, table)
+        merge(table, nested)
+    merge(table, {key: value for key, value in flags.items() if value is not None})
+    return table
 
 
 def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
@@ -284,7 +298,7 @@ def preset_text(name: str) -> str:
 
 
 def preset_tables(name: str) -> dict[str, Any]:
-    """A preset as tables: `about`, and `search` or `train` or both."""
+    """A preset as tables: `about`, and one or more of `TABLES`."""
     tables: dict[str, Any] = tomllib.loads(preset_text(name))
     return tables
 
@@ -322,11 +336,12 @@ def _value(text: str) -> Any:
         return text
 
 
-def _merge(table: dict[str, Any], other: Mapping[str, Any]) -> None:
+def merge(table: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Put what `other` holds over `table`, group by group."""
     for key, value in other.items():
         # A genotype is one value, not settings to merge key by key.
         if key != "genotype" and isinstance(value, Mapping) and isinstance(table.get(key), dict):
-            _merge(table[key], value)
+            merge(table[key], value)
         elif isinstance(value, Mapping):
             table[key] = dict(value)
             for inner, content in value.items():

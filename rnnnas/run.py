@@ -84,13 +84,13 @@ class Run:
             CheckpointError: where the run's config.json or result.json is damaged.
             DiskError: where the folder cannot be written.
         """
-        folder = _first_free(Path(folder)) if fresh else Path(folder)
+        folder = first_free(Path(folder)) if fresh else Path(folder)
         with disk_errors(folder):
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"{folder} is a file, not a run folder", _NEW)
             folder.mkdir(parents=True, exist_ok=True)
             is_run = (folder / "config.json").exists()
-            if not is_run and not _is_empty(folder):
+            if not is_run and not is_empty(folder):
                 raise UsageError(f"{folder} holds files but no run (no config.json)", _NEW)
         run = cls(folder, Lock(folder), save_seconds)
         try:
@@ -310,17 +310,17 @@ class Run:
         self.close()
 
 
-def _is_empty(folder: Path) -> bool:
+def is_empty(folder: Path) -> bool:
     """Whether nothing lies in `folder` but what a run killed at its very start leaves."""
     return all(path.name == Lock.NAME or is_temporary(path) for path in folder.iterdir())
 
 
-def _first_free(folder: Path) -> Path:
+def first_free(folder: Path) -> Path:
     """The first of folder, folder-2, folder-3, ... that is missing or empty."""
     number = 1
     candidate = folder
     with disk_errors(folder):
-        while candidate.exists() and not (candidate.is_dir() and _is_empty(candidate)):
+        while candidate.exists() and not (candidate.is_dir() and is_empty(candidate)):
             number += 1
             candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate

@@ -68,10 +68,22 @@ MAY_IMPORT: dict[str, list[str]] = {
         "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",
     ],
     "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
+    "study.ranking": [],
+    "study.plan": ["config", "data.streams", "nas.genotype", "nas.space"],
+    "study.record": ["config", "files", "run", "study.plan"],
+    "study.jobs": ["files"],
+    "study.cluster": ["files", "study.jobs"],
+    "study.report": ["board", "files", "study.plan", "study.ranking", "study.record"],
+    "study.estimate": [
+        "config", "data.corpus", "data.streams", "loop", "nas.relax.base", "search", "steps",
+        "study.plan", "train",
+    ],
+    "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files", "nas.genotype", "nas.methods", "nas.space", "ranks", "search", "train",
+        "files", "nas.genotype", "nas.methods", "nas.space", "ranks", "search", "study.*",
+        "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from rnnnas.config import (
     DEFAULT_PRESET,
     KINDS,
+    TABLES,
     SearchConfig,
     TrainConfig,
     from_plain,
@@ -315,7 +316,7 @@ def test_every_preset_builds_its_network(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_say_what_they_are_for_and_nothing_unknown(name: str) -> None:
     tables = preset_tables(name)
-    assert tables["about"] and set(tables) <= {"about", *KINDS} and len(tables) > 1
+    assert tables["about"] and set(tables) <= {"about", *TABLES} and len(tables) > 1
     for kind in set(tables) & set(KINDS):
         assert "corpus" not in preset_table(name, kind) and "seed" not in preset_table(name, kind)
 

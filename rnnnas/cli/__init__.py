@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from rnnnas.cli import corpora, looks, models, runs
+from rnnnas.cli import corpora, looks, models, runs, studies
 from rnnnas.errors import RnnnasError
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 for _command in (
-    runs.demo, runs.search, runs.train, models.evaluate, models.sample, looks.show,
+    runs.demo, runs.search, runs.train, studies.study, models.evaluate, models.sample, looks.show,
     corpora.corpus, looks.presets, looks.board, looks.bench,
 ):  # fmt: skip
     main.add_command(_command)

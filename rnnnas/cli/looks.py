@@ -93,13 +93,13 @@ def presets_list(as_json: bool) -> None:
     rows = {name: configs.preset_tables(name) for name in configs.preset_names()}
     if as_json:
         listed = [
-            {"name": n, "about": t["about"], "kinds": [k for k in configs.KINDS if k in t]}
+            {"name": n, "about": t["about"], "kinds": [k for k in configs.TABLES if k in t]}
             for n, t in rows.items()
         ]
         print_json({"presets": listed})
         return
     for name, tables in rows.items():
-        kinds = " and ".join(kind for kind in configs.KINDS if kind in tables)
+        kinds = " and ".join(kind for kind in configs.TABLES if kind in tables)
         click.echo(f"{name:16} {kinds:17} {tables['about']}")
 
 

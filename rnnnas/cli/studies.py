@@ -1,0 +1,96 @@
+"""study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rnnnas.cli.common import checkpoints, device_option, json_option, pick_device, print_json
+from rnnnas.errors import UsageError
+
+
+@click.command()
+@click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`.")
+@click.option("--preset", help="A named study; see `presets list`. [default: study-quick]")
+@click.option("--methods", help="Search methods, e.g. darts-1st,gdas. More extend a study.")
+@click.option("--seeds", help="How many search seeds, or which: 4, or 1,2,7. More extend a study.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Override one setting, e.g. short.epochs=2; may be repeated.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+              help="The study's folder. The same command resumes it.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
+              help="How many run at a time on this machine.")  # fmt: skip
+@click.option("--cluster", type=click.Choice(["local", "slurm"]), default="local",
+              show_default=True,
+              help="Where jobs run; slurm needs the extra rnnnas[slurm].")  # fmt: skip
+@click.option("--partition", help="Of the SLURM cluster; others by --set slurm.time=240 ...")
+@click.option("--fresh", is_flag=True, help="Start anew beside an existing study, which is kept.")
+@device_option
+@click.option("--dry-run", is_flag=True,
+              help="List the jobs, with steps and estimated seconds, and stop.")  # fmt: skip
+@json_option
+def study(
+    corpus: str, preset: str | None, methods: str | None, seeds: str | None,
+    settings: tuple[str, ...], out: Path | None, jobs: int, cluster: Any, partition: str | None,
+    fresh: bool, device: str, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Compare search methods with one another and with random cells.
+
+    Every method is searched with every seed; every found cell, and as many random ones, get a
+    short training; the best of each method by validation gets the final training, and is tested.
+
+    \b
+    Examples:
+      rnnnas study --corpus ptb --preset study-quick
+      rnnnas study --corpus ptb --methods darts,darts-1st --seeds 3 --jobs 2
+      rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
+    """
+    from rnnnas.data.corpus import open_corpus
+    from rnnnas.study.plan import DEFAULT_PRESET, resolve_study
+
+    flags: dict[str, Any] = {"corpus": corpus, "methods": _words(methods), "seeds": _seeds(seeds)}
+    if partition is not None:
+        flags["slurm"] = {"partition": partition}
+    config = resolve_study(preset=preset, settings=settings, flags=flags)
+    opened = open_corpus(config.corpus)
+    if dry_run:
+        from rnnnas.study.estimate import estimate
+
+        listed = estimate(config, opened, pick_device(device), slots=jobs)
+        if as_json:
+            print_json(listed)
+            return
+        for job in listed["jobs"]:
+            click.echo(f"{job['name']:28} {job['steps']:>9,} steps  {job['seconds']:>9,.0f} s")
+        click.echo(f"about {listed['seconds'] / 60:,.0f} minutes, {jobs} at a time")
+        return
+    from rnnnas.study.execute import study as run
+    from rnnnas.study.report import table
+
+    name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
+    more = () if device == "auto" else ("--device", device)
+    result = run(
+        config, opened, out or checkpoints() / name, cluster=cluster, slots=jobs, more=more,
+        fresh=fresh, say=lambda text: click.echo(text, err=True),
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+        return
+    click.echo(table(result))
+    click.echo(f"curves: rnnnas board {result['run']}", err=True)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    """'3' is 1, 2, 3; '3,' and '1,3' are what they say."""
+    words = _words(text)
+    if text is None or words is None:
+        return None
+    if not words or not all(word.isdecimal() for word in words):
+        raise UsageError(f"--seeds {text!r} is neither a number nor a list of numbers")
+    return [int(word) for word in words] if "," in text else list(range(1, int(text) + 1))

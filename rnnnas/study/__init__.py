@@ -1,0 +1,1 @@
+"""Studies: search methods compared with one another and with random cells."""

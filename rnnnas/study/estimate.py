@@ -1,0 +1,105 @@
+"""What a study will take, before it is started: a few steps of each kind of run, timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rnnnas.config import SearchConfig, TrainConfig
+from rnnnas.data.corpus import Corpus
+from rnnnas.data.streams import Streams
+from rnnnas.loop import Position
+from rnnnas.nas.relax.base import Mixture
+from rnnnas.search import SearchJob
+from rnnnas.steps import EVALUATION_STEPS, evaluate, generator
+from rnnnas.study.plan import (
+    RANDOM,
+    Sizes,
+    StudyConfig,
+    final_jobs,
+    first_jobs,
+    search_config,
+    train_config,
+)
+from rnnnas.train import TrainJob
+
+START_SECONDS = 5.0  # of a process: the interpreter, torch, the corpus
+_WARM, _TIMED = 1, 3  # steps
+_WINDOWS = 2  # of an evaluation
+
+
+def estimate(
+    config: StudyConfig, corpus: Corpus, device: torch.device, *, slots: int
+) -> dict[str, Any]:
+    """Every job of a study with its steps and estimated seconds, as if nothing were done yet.
+
+    The seconds are those of this machine with one job at a time; several at a time are taken to
+    run as fast each, which they do where there are cores enough. Final trainings are of cells
+    that are not known yet: their names lack it.
+    """
+    sizes = Sizes(corpus.splits)
+    seconds = {m: search_seconds(search_config(config, m), corpus, device) for m in config.methods}
+    trained: Mapping[str, float] = {
+        "short": train_seconds(train_config(config, "short"), corpus, device),
+        "final": train_seconds(train_config(config, "final"), corpus, device),
+    }
+    finals = final_jobs(config, dict.fromkeys((*config.methods, RANDOM), 1), sizes)
+    jobs: list[dict[str, Any]] = [
+        {
+            "name": job.name if job.kind != "final" else f"final-{job.method}",
+            "kind": job.kind,
+            "command": ["rnnnas", *job.words],
+            "steps": job.steps,
+            "seconds": seconds[job.method] if job.kind == "search" else trained[job.kind],
+        }
+        for job in (*first_jobs(config, sizes), *finals)
+    ]
+    return {"jobs": jobs, "seconds": sum(job["seconds"] for job in jobs) / slots}
+
+
+def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -> float:
+    """Seconds of a search."""
+    job = SearchJob(config, corpus, device)
+    draws = generator(config.seed, "valid", 0, device)
+    with torch.no_grad():
+        mixtures = job.relaxation.mix(job.alphas, job.net.space, 0.5, draws)
+    valid = _pass_seconds(job, corpus, "valid", config.valid_streams, mixtures)
+    return START_SECONDS + Sizes(corpus.splits).steps(config) * _step(job) + config.epochs * valid
+
+
+def train_seconds(config: TrainConfig, corpus: Corpus, device: torch.device) -> float:
+    """Seconds of a training: its steps, an evaluation an epoch, and one of either text at last."""
+    job = TrainJob(config, corpus, device)
+    valid = _pass_seconds(job, corpus, "valid", config.valid_streams, {})
+    test = _pass_seconds(job, corpus, "test", config.test_streams, {})
+    steps = Sizes(corpus.splits).steps(config) * _step(job)
+    return START_SECONDS + steps + (job.epochs + 1) * valid + test
+
+
+def _step(job: SearchJob | TrainJob) -> float:
+    """Seconds a step, in the middle of the run, where alphas are stepped too."""
+    job.begin_epoch(Position())
+    start, began = 0, 0.0
+    lengths = job.lengths(0)[: _WARM + _TIMED]
+    warm = min(_WARM, len(lengths) - 1)
+    for number, steps in enumerate(lengths):
+        if number == warm:
+            began = time.perf_counter()
+        job.step(Position(step=number, start=start, progress=0.5), steps, 1.0)
+        start += steps
+    return (time.perf_counter() - began) / (len(lengths) - warm)
+
+
+def _pass_seconds(
+    job: SearchJob | TrainJob, corpus: Corpus, split: str, streams: int,
+    mixtures: Mapping[str, Mixture],
+) -> float:  # fmt: skip
+    """Seconds that an evaluation of a split takes, from its first windows."""
+    tokens = corpus.splits[split]
+    cut = tokens[: streams * (_WINDOWS * EVALUATION_STEPS + 1)]
+    began = time.perf_counter()
+    evaluate(job.net, Streams(cut, streams, job.device), mixtures)
+    return (time.perf_counter() - began) * len(tokens) / len(cut)

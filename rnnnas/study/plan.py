@@ -1,0 +1,250 @@
+"""What a study is, and the command lines that it comes to.
+
+search (every method, every seed) -> short training of each found cell and of random cells ->
+the best cell of each by validation -> final training, which alone is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rnnnas import config as configs
+from rnnnas.config import SearchConfig, TrainConfig
+from rnnnas.data.streams import window_lengths
+from rnnnas.errors import UsageError
+from rnnnas.nas.genotype import RECURRENT, Genotype
+from rnnnas.nas.space import recurrent_space
+
+DEFAULT_PRESET = "study-quick"
+RANDOM = "random"  # stands where a method's name stands for the random cells
+Kind = Literal["search", "short", "final"]
+
+
+def _stage() -> dict[str, Any]:
+    return {"preset": configs.DEFAULT_PRESET}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyConfig:
+    """One study.
+
+    seeds: of the searches; a found cell is trained with its search's seed. random_cells: how many
+    are trained, number k with seed k; 0: as many as there are searches. final_seeds: of the
+    trainings of each chosen cell. retries: how often a job that failed is started again.
+    search, short, final: `preset`, and settings over it, as of `rnnnas search` and `rnnnas train`.
+    own: settings of single methods' searches, by method. slurm: what `submitit` is told of the
+    cluster: time (minutes), partition, cpus_per_task, gpus_per_node, mem, account ...
+    """
+
+    corpus: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    random_cells: int = 0
+    final_seeds: tuple[int, ...] = (1,)
+    retries: int = 1
+    search: dict[str, Any] = field(default_factory=_stage)
+    short: dict[str, Any] = field(default_factory=_stage)
+    final: dict[str, Any] = field(default_factory=_stage)
+    own: dict[str, Any] = field(default_factory=dict)
+    slurm: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "seeds", "final_seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise UsageError(f"{name} = {list(values)} must be a list without repetitions")
+        if min(*self.seeds, *self.final_seeds, self.random_cells, self.retries) < 0:
+            raise UsageError("seeds, final_seeds, random_cells and retries must not be negative")
+        for method, table in self.own.items():
+            if not isinstance(table, Mapping):
+                raise UsageError(f"own.{method} is a group of settings, not the value {table!r}")
+
+    @property
+    def randoms(self) -> int:
+        """How many random cells are trained."""
+        return self.random_cells or len(self.methods) * len(self.seeds)
+
+
+# What may differ between two starts of one study; of these, methods and seeds only grow.
+GROWS = ("methods", "seeds", "final_seeds")
+FREE = (*GROWS, "random_cells", "retries", "slurm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One command line. words: what follows `rnnnas`, without --out and --json; {study} stands
+    for the study's folder. seed: of the search, or the number of the random cell; after: the job
+    whose result it needs; steps: windows that it works through.
+    """
+
+    name: str
+    kind: Kind
+    method: str
+    seed: int
+    words: tuple[str, ...]
+    steps: int
+    after: str | None = None
+
+
+class Sizes:
+    """Tokens of a corpus's splits, for counting steps."""
+
+    def __init__(self, splits: Mapping[str, Sized]) -> None:
+        self.train = len(splits["train"])
+
+    def steps(self, config: SearchConfig | TrainConfig) -> int:
+        """Windows that a run works through, all epochs, each taken to be as the first."""
+        tokens = self.train
+        if isinstance(config, SearchConfig) and config.alphas.text == "held-out":
+            tokens = int(tokens * (1 - config.alphas.held_out))
+        length = tokens // config.windows.streams
+        windows = window_lengths(config.windows, length, random.Random(0))
+        return len(windows) * (config.epochs + config.weights.finetune_epochs)
+
+
+def resolve_study(
+    *, preset: str | None, settings: Iterable[str], flags: Mapping[str, Any]
+) -> StudyConfig:
+    """The configuration of a study: as `config.resolve`, and every search and training it holds.
+
+    Raises:
+        UsageError: for whatever one of its runs would refuse, before any of them starts.
+    """
+    table = configs.compose(
+        "study", preset=preset or DEFAULT_PRESET, file=None, settings=settings, flags=flags
+    )
+    config = configs.from_plain(StudyConfig, table)
+    resolved_runs(config)
+    return config
+
+
+def resolved_runs(config: StudyConfig) -> dict[str, Any]:
+    """The complete settings of the study's runs, less seed and cell: what makes it this study.
+
+    Keys: `search.METHOD`, `short` and `final`.
+    """
+    runs = {f"search.{m}": configs.to_plain(search_config(config, m)) for m in config.methods}
+    for kind in ("short", "final"):
+        runs[kind] = configs.to_plain(train_config(config, kind))
+    for plain in runs.values():
+        for key in ("seed", "genotype"):
+            plain.pop(key, None)
+    return runs
+
+
+def search_config(config: StudyConfig, method: str) -> SearchConfig:
+    """The settings of a method's first search."""
+    preset, settings = _words_of(_search_table(config, method), "search")
+    flags = {"corpus": config.corpus, "method": method, "seed": config.seeds[0]}
+    resolved: SearchConfig = configs.resolve(
+        "search", preset=preset, file=None, settings=settings, flags=flags
+    )
+    return resolved
+
+
+def train_config(config: StudyConfig, kind: Literal["short", "final"]) -> TrainConfig:
+    """The settings of a short or final training, of the first random cell."""
+    preset, settings = _words_of(getattr(config, kind), kind)
+    cell = Genotype.from_text(random_cell(config, 1)).to_plain()
+    flags = {"corpus": config.corpus, "genotype": cell, "seed": 1}
+    resolved: TrainConfig = configs.resolve(
+        "train", preset=preset, file=None, settings=settings, flags=flags
+    )
+    return resolved
+
+
+def random_cell(config: StudyConfig, number: int) -> str:
+    """The short text of random cell `number`: `random:NUMBER`, of as many nodes as are searched."""
+    nodes = search_config(config, config.methods[0]).model.nodes
+    cell = recurrent_space(nodes).sample(random.Random(f"{number}/cell"))
+    return Genotype(cells={RECURRENT: cell}).to_text()
+
+
+def first_jobs(config: StudyConfig, sizes: Sizes) -> list[Job]:
+    """Every search, then every short training, of found cells and then of random ones."""
+    searches = []
+    for method in config.methods:
+        words = _line("search", config, _search_table(config, method), "--method", method)
+        steps = sizes.steps(search_config(config, method))
+        for seed in config.seeds:
+            name = f"search-{method}-s{seed}"
+            full = (*words, "--seed", str(seed))
+            job = Job(name=name, kind="search", method=method, seed=seed, words=full, steps=steps)
+            searches.append(job)
+    steps = sizes.steps(train_config(config, "short"))
+
+    def short(method: str, seed: int, genotype: str, after: str | None) -> Job:
+        name = f"train-{cell_name(method, seed)}"
+        words = _line("train", config, config.short, "--genotype", genotype, "--seed", str(seed))
+        return Job(
+            name=name, kind="short", method=method, seed=seed, words=words, steps=steps, after=after
+        )
+
+    found = [short(j.method, j.seed, f"{{study}}/{j.name}", j.name) for j in searches]
+    numbers = range(1, config.randoms + 1)
+    return [*searches, *found, *(short(RANDOM, k, random_cell(config, k), None) for k in numbers)]
+
+
+def final_jobs(config: StudyConfig, chosen: Mapping[str, int], sizes: Sizes) -> list[Job]:
+    """The final trainings. chosen: the seed (or random number) of each method's best cell."""
+    steps = sizes.steps(train_config(config, "final"))
+    jobs = []
+    for method, seed in chosen.items():
+        cell = cell_name(method, seed)
+        # The genotype lies in the short training's folder, for random cells too.
+        words = _line("train", config, config.final, "--genotype", f"{{study}}/train-{cell}")
+        for own in config.final_seeds:
+            full = (*words, "--seed", str(own))
+            jobs.append(
+                Job(
+                    name=f"final-{cell}-t{own}", kind="final", method=method, seed=seed,
+                    words=full, steps=steps, after=f"train-{cell}",
+                )
+            )  # fmt: skip
+    return jobs
+
+
+def cell_name(method: str, seed: int) -> str:
+    """'gdas-s2' for the cell of a search, 'random-r5' for a random one."""
+    return f"{method}-{'r' if method == RANDOM else 's'}{seed}"
+
+
+def command(job: Job, folder: Path) -> tuple[str, ...]:
+    """The words after `rnnnas` that run a job of the study in `folder`."""
+    words = (word.replace("{study}", str(folder), 1) for word in job.words)
+    return (*words, "--out", str(folder / job.name), "--json")
+
+
+def _search_table(config: StudyConfig, method: str) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(json.dumps(config.search))  # a copy, all the way down
+    configs.merge(table, config.own.get(method, {}))
+    return table
+
+
+def _line(run: str, config: StudyConfig, table: Mapping[str, Any], *more: str) -> tuple[str, ...]:
+    preset, settings = _words_of(table, run)
+    sets = [word for setting in settings for word in ("--set", setting)]
+    return (run, "--corpus", config.corpus, "--preset", preset, *sets, *more)
+
+
+def _words_of(table: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
+    """A stage's preset, and its other settings as `--set` takes them."""
+    rest = dict(table)
+    preset = rest.pop("preset", None)
+    if not isinstance(preset, str):
+        raise UsageError(f"{where}.preset = {preset!r} must be the name of a preset")
+    return preset, [f"{key}={json.dumps(value)}" for key, value in leaves(rest)]
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value of nested tables."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

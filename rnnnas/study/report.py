@@ -1,0 +1,241 @@
+"""What a study found: cells chosen by validation, statistics a method, and how to say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rnnnas.board import Board, cut_events
+from rnnnas.files import disk_errors, json_plain
+from rnnnas.study.plan import RANDOM, Job, cell_name, search_config
+from rnnnas.study.ranking import expected_best, kendall_tau, spread, tau_threshold
+from rnnnas.study.record import Record
+
+Results = Mapping[str, dict[str, Any]]
+
+
+def choose(jobs: Sequence[Job], results: Results) -> dict[str, int]:
+    """The seed (or random number) of each method's best cell: least VALIDATION perplexity after
+    the short training; the earlier one on ties. Methods none of whose cells was trained are left
+    out. Test perplexities are not looked at.
+    """
+    best: dict[str, tuple[float, int]] = {}
+    for job in jobs:
+        if job.kind == "short" and job.name in results:
+            valid = results[job.name]["valid_perplexity"]
+            if job.method not in best or valid < best[job.method][0]:
+                best[job.method] = (valid, job.seed)
+    return {method: seed for method, (_, seed) in best.items()}
+
+
+def report(record: Record, jobs: Sequence[Job], results: Results) -> dict[str, Any]:
+    """The report of a study all of whose jobs are settled; see the README for its keys."""
+    config = record.config
+    chosen = choose(jobs, results)
+    random_valid = [
+        results[job.name]["valid_perplexity"]
+        for job in jobs
+        if job.kind == "short" and job.method == RANDOM and job.name in results
+    ]
+    methods = {}
+    for method in (*config.methods, RANDOM):
+        methods[method] = _method(method, jobs, results, chosen, random_valid)
+    failed = [
+        {"job": job.name, **record.job(job.name)}
+        for job in jobs
+        if record.job(job.name)["state"] in ("failed", "skipped")
+    ]
+    planned = {job.name for job in jobs}
+    plain: dict[str, Any] = json_plain(
+        {
+            "corpus": config.corpus,
+            "seeds": config.seeds,
+            "final_seeds": config.final_seeds,
+            "methods": methods,
+            "tau": _tau(jobs, results),
+            "failed": failed,
+            # Final trainings of cells that were the best before the study was extended.
+            "superseded": sorted(set(record.jobs) - planned),
+            "alphas_on_validation_text": [
+                m for m in config.methods if search_config(config, m).alphas.text == "valid"
+            ],
+            "seconds": sum(m["seconds"][kind] for m in methods.values() for kind in m["seconds"]),
+        }
+    )
+    return plain
+
+
+def _method(
+    method: str, jobs: Sequence[Job], results: Results, chosen: Mapping[str, int],
+    random_valid: list[float],
+) -> dict[str, Any]:  # fmt: skip
+    own = [job for job in jobs if job.method == method]
+    cells: list[dict[str, Any]] = []
+    for job in own:
+        if job.kind == "short":
+            trained = results.get(job.name, {})
+            searched = results.get(job.after, {}) if job.after else {}
+            cells.append(
+                {
+                    "seed": job.seed,
+                    "cell": searched.get("cell") or _word_after("--genotype", job.words, method),
+                    "search_valid_perplexity": searched.get("valid_perplexity"),
+                    "valid_perplexity": trained.get("valid_perplexity"),
+                    # Never used for a choice; `train` computes it anyway.
+                    "test_perplexity_unused": trained.get("test_perplexity"),
+                }
+            )
+    valid = [c["valid_perplexity"] for c in cells if c["valid_perplexity"] is not None]
+    finals = [results[job.name] for job in own if job.kind == "final" and job.name in results]
+    best = None
+    if method in chosen:
+        seed = chosen[method]
+        cell = next(c["cell"] for c in cells if c["seed"] == seed)
+        best = {"seed": seed, "cell": cell, "name": cell_name(method, seed)}
+    return {
+        "planned": len(cells),
+        "cells": cells,
+        "valid": asdict(spread(valid)),
+        "best_valid": min(valid, default=None),
+        "random_best_of_n": expected_best(random_valid, len(valid)),
+        "chosen": best,
+        "final_valid": asdict(spread([f["valid_perplexity"] for f in finals])),
+        "test": asdict(spread([f["test_perplexity"] for f in finals])),
+        "seconds": {
+            kind: sum(
+                results[j.name]["seconds"] for j in own if j.kind == kind and j.name in results
+            )
+            for kind in ("search", "short", "final")
+        },
+    }
+
+
+def _word_after(flag: str, words: Sequence[str], method: str) -> str | None:
+    """The cell that a random job's command line names; None for a cell that was not found."""
+    return words[words.index(flag) + 1] if method == RANDOM else None
+
+
+def _tau(jobs: Sequence[Job], results: Results) -> dict[str, Any]:
+    """Kendall's tau-b between what the searches reported and what the trainings gave."""
+    pairs = []
+    for job in jobs:
+        if job.after and job.after in results and job.name in results and job.kind == "short":
+            searched = results[job.after]["valid_perplexity"]
+            if searched is not None:
+                pairs.append((searched, results[job.name]["valid_perplexity"]))
+    value = kendall_tau([s for s, _ in pairs], [t for _, t in pairs])
+    return {"n": len(pairs), "tau_b": value, "needed": tau_threshold(len(pairs))}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The report as text: a table, then what its numbers mean and do not mean."""
+    head = ("cells", "n", "valid, short training", "95 % interval", "best", "random, best of n",
+            "chosen", "final valid", "final test", "search s", "short s", "final s")  # fmt: skip
+    rows = [head]
+    for method, own in result["methods"].items():
+        valid, cost = own["valid"], own["seconds"]
+        rows.append(
+            (
+                method,
+                f"{valid['n']}" + (f" of {own['planned']}" if valid["n"] < own["planned"] else ""),
+                _mean(valid),
+                _interval(valid),
+                _number(own["best_valid"]),
+                _number(own["random_best_of_n"]),
+                own["chosen"]["name"] if own["chosen"] else "failed",
+                _mean(own["final_valid"]),
+                _mean(own["test"]) + (f" {_interval(own['test'])}" if own["test"]["sd"] else ""),
+                *(f"{cost[kind]:.0f}" for kind in ("search", "short", "final")),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([*(line.rstrip() for line in lines), "", *notes(result)])
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What the numbers are over, and what they are not worth."""
+    seeds, finals = len(result["seeds"]), len(result["final_seeds"])
+    lines = [
+        "Perplexities, lower is better. n cells a method, one a search seed, each trained once; "
+        "mean ± standard deviation,",
+        "interval of the mean by Student's t over the n. The cell of the least validation "
+        "perplexity is trained again",
+        f"({finals} final training{'s' if finals > 1 else ''}), and that alone is tested. "
+        "`random, best of n`: the expected best of n of the random cells.",
+    ]
+    if seeds < 5:
+        lines.append(
+            f"{seeds} seeds tell large differences only: where intervals overlap, nothing is shown."
+        )
+    tau = result["tau"]
+    lines.append(_tau_note(tau["n"], tau["tau_b"], tau["needed"]))
+    if result["alphas_on_validation_text"]:
+        lines.append(
+            f"Searches of {', '.join(result['alphas_on_validation_text'])} train their alphas on "
+            "the validation text: it is no independent measure of theirs."
+        )
+    for entry in result["failed"]:
+        code = f" with exit code {entry['exit_code']}" if "exit_code" in entry else ""
+        lines.append(f"{entry['state'].upper()}{code}: {entry['job']}: {entry.get('message', '')}")
+    if any(entry["state"] == "failed" for entry in result["failed"]):
+        lines.append("(--set retries=N, higher than before, starts what failed again, but not "
+                     "what diverged, exit code 6)")  # fmt: skip
+    return lines
+
+
+def _tau_note(n: int, tau: float | None, needed: float | None) -> str:
+    what = "Kendall's tau-b between the searches' own ranking and that of the trainings"
+    if tau is None:
+        return f"{what}: none, for n = {n}."
+    if needed is None:
+        return f"{what}: {tau:+.2f}, n = {n}: too few to mean anything."
+    worth = "beyond" if abs(tau) >= needed - 1e-9 else "within"
+    return f"{what}: {tau:+.2f}, n = {n}: {worth} chance (|tau| >= {needed:.2f} is 1 in 20)."
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _mean(own: Mapping[str, Any]) -> str:
+    return _number(own["mean"]) + (f" ± {own['sd']:.2f}" if own["sd"] is not None else "")
+
+
+def _interval(own: Mapping[str, Any]) -> str:
+    return "-" if own["low"] is None else f"[{own['low']:.2f}, {own['high']:.2f}]"
+
+
+def show_on_board(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write the final numbers for TensorBoard: a run a method, and a row each in its table.
+
+    Raises:
+        DiskError: where they cannot be written.
+    """
+    for method, own in result["methods"].items():
+        place = folder / "summary" / method
+        with disk_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+        cut_events(place, {})
+        values = {
+            "valid_mean": own["valid"]["mean"], "valid_sd": own["valid"]["sd"],
+            "valid_low": own["valid"]["low"], "valid_high": own["valid"]["high"],
+            "final_valid": own["final_valid"]["mean"], "final_test": own["test"]["mean"],
+            "tau_b": result["tau"]["tau_b"] if method != RANDOM else None,
+            **{f"{kind}_seconds": seconds for kind, seconds in own["seconds"].items()},
+        }  # fmt: skip
+        board = Board(place)
+        try:
+            board.hparams(
+                {
+                    "method": method,
+                    "corpus": result["corpus"],
+                    "n": own["valid"]["n"],
+                    "chosen": own["chosen"]["cell"] if own["chosen"] else "failed",
+                },
+                {name: value for name, value in values.items() if value is not None},
+            )
+        finally:
+            board.close()

@@ -82,9 +82,9 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
     method = config.relaxation
     alphas = {n: a.to(device) for n, a in method.init(net.space, draws).items()}
     alphas = {n: a.detach().requires_grad_() for n, a in alphas.items()}
-    outer = net if config.order == "first" else net.in_float32()
+    precise = net.in_float32() if config.order == "finite" else None
     adam = alpha_optimizer(alphas, config.alphas)
-    architect = Architect(outer, alphas, method, adam, config.order)
+    architect = Architect(net, alphas, method, adam, config.order, precise=precise)
 
     def iterate() -> None:
         architect.step(
@@ -203,8 +203,9 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
         return step
     if kind == "first_order":
         return step + window(weights=False, rounded=low)
-    exact = window(weights=True, rounded=False), window(weights=False, rounded=False)
-    return step + exact[0] + exact[0] + exact[1] + exact[1]
+    # The inner gradient and the direction, then the two ends of the difference, without rounding.
+    ends = window(weights=False, rounded=False)
+    return step + step + step + ends + ends
 
 
 def limit(shapes: Counter[Product], device: torch.device) -> float:

@@ -106,13 +106,14 @@ class SearchJob:
         if self.alpha_optimizer is None:
             return None
         order = self.config.order
-        # First order needs no more precision than the weight step; the others do.
-        net = self.net if order == "first" else self.net.in_float32()
         if isinstance(self.relaxation, Policy):
-            return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer)
+            return Reinforce(self.net, self.alphas, self.relaxation, self.alpha_optimizer)
+        # A finite difference needs more precision than a weight step.
+        precise = self.net.in_float32() if order == "finite" else None
         return Architect(
-            net, self.alphas, self.relaxation, self.alpha_optimizer, order, ranks=self.ranks
-        )
+            self.net, self.alphas, self.relaxation, self.alpha_optimizer, order,
+            ranks=self.ranks, precise=precise,
+        )  # fmt: skip
 
     def _enter(self, stage: int) -> None:
         """Go on to the next stage, on what the scores leave of the space."""

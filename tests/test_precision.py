@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,8 +12,11 @@ from rnnnas.lm import fused
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM, low_precision
 from rnnnas.lm.noise import NoiseConfig
+from rnnnas.nas.architect import hypergradient
 from rnnnas.nas.genotype import ZOO
-from rnnnas.types import Batch
+from rnnnas.nas.relax.darts import Darts
+from rnnnas.nas.space import recurrent_space
+from rnnnas.types import Batch, InnerStep
 
 
 def test_float32_twin_shares_the_weights_and_rounds_nothing() -> None:
@@ -61,6 +66,45 @@ def test_the_rounded_cell_stays_close_to_the_exact_one(name: str) -> None:
         assert rounded.dtype == torch.float32
         error = float((rounded - exact).norm() / exact.norm())
         assert 1e-5 < error < 5e-2
+
+
+def test_the_ends_of_the_finite_difference_are_not_rounded() -> None:
+    """With a precise twin the second-order term is right, although all else is rounded."""
+    draws = torch.Generator().manual_seed(0)
+    sizes = {"hidden": 32, "nodes": 3}
+    nets = {
+        name: RecurrentLM(
+            ModelConfig(path=path, precision=name, **sizes), 60, recurrent_space(3),  # type: ignore[arg-type]
+            noise=NoiseConfig(), penalty=PenaltyConfig(),
+            generator=torch.Generator().manual_seed(1),
+        )
+        for name, path in (("bfloat16", "fast"), ("float32", "eager"))
+    }  # fmt: skip
+    method = Darts()
+    alphas = method.init(nets["float32"].space, draws)
+    words = torch.randint(60, (9, 16), generator=draws)
+    others = torch.randint(60, (9, 16), generator=draws)
+    inner = InnerStep(lr=1.0, clip=0.25)
+
+    def gradient(name: str, order: Any, precise: Any = None) -> torch.Tensor:
+        grads, _ = hypergradient(
+            nets[name], alphas, method, train=(Batch(words[:-1], words[1:]), None),
+            valid=(Batch(others[:-1], others[1:]), None), inner=inner, order=order, progress=0.5,
+            generator=torch.Generator().manual_seed(2), precise=precise,
+        )  # fmt: skip
+        return grads["recurrent"]
+
+    exact, first = gradient("float32", "exact"), gradient("float32", "first")
+    twin = nets["bfloat16"].in_float32()
+    with_twin = gradient("bfloat16", "finite", twin)
+    without = gradient("bfloat16", "finite")
+    assert (exact - first).norm() > 0.2 * first.norm()  # there is a second-order term to get right
+
+    def error(found: torch.Tensor) -> float:
+        return float((found - exact).norm() / exact.norm())
+
+    assert error(with_twin) < 0.05
+    assert error(without) > 3 * error(with_twin)
 
 
 def test_precision_is_what_was_asked_for() -> None:

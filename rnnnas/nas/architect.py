@@ -64,6 +64,7 @@ def hypergradient(
     mixtures: Mixtures | None = None,
     outer: Outer | None = None,
     ranks: Ranks = ALONE,
+    precise: Searchable | None = None,
 ) -> tuple[dict[str, Tensor], Loss]:
     """The gradient of the validation loss in the alphas.
 
@@ -83,6 +84,10 @@ def hypergradient(
             added; the loss itself without.
         ranks: the processes whose streams make up both batches: every gradient, the inner step's
             too, and the loss that is returned are of all of them.
+        precise: the same network without reduced precision, for the two evaluations whose
+            difference is taken. It decides nothing else: an inner gradient and a direction that
+            are off by a part in 250 move the result by as much, but rounding in the difference of
+            two nearly equal gradients would be most of it.
 
     Returns:
         The gradients by alpha name, and the validation loss with its next carry, detached. The
@@ -98,11 +103,17 @@ def hypergradient(
     leaves = [m.weights for m in cut.values()]
     weights = {name: p.detach() for name, p in net.named_parameters()}
 
-    def run(shifted: Weights, which: tuple[Batch, Carry], noise: Noise) -> Loss:
+    def run(
+        shifted: Weights, which: tuple[Batch, Carry], noise: Noise, by: Searchable = net,
+        fixed: bool = False,
+    ) -> Loss:  # fmt: skip
+        """The loss under weights that are handed in; `fixed`: without a gradient in mixtures."""
         buffers = {name: b.clone() for name, b in net.named_buffers()}
         state = {name: ranks.spread(w) for name, w in shifted.items()} | buffers
         mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in cut.items()}
-        loss: Loss = functional_call(_module(net), state, (*which, mix, noise))
+        if fixed:
+            mix = {n: m._replace(weights=m.weights.detach()) for n, m in cut.items()}
+        loss: Loss = functional_call(_module(by), state, (*which, mix, noise))
         return loss
 
     def aim(loss: Loss) -> Tensor:
@@ -126,7 +137,7 @@ def hypergradient(
         else:
             grads, loss = _finite_difference(
                 run, aim, weights, leaves, (train, train_noise), (valid, valid_noise), inner,
-                through_clip,
+                through_clip, precise or net,
             )  # fmt: skip
     result = torch.autograd.grad(
         [m.weights for m in mixtures.values()],
@@ -151,10 +162,11 @@ def _finite_difference(
     valid: tuple[tuple[Batch, Carry], Noise],
     inner: InnerStep,
     through_clip: bool,
+    precise: Searchable,
 ) -> tuple[list[Tensor], Loss]:
     """Equation 8: the mixed second derivative from two gradients at w + Rv and w - Rv."""
     own = {name: w.detach().requires_grad_() for name, w in weights.items()}
-    gradient = _named(own, _grad(run(own, *train).objective, list(own.values())))
+    gradient = _named(own, _grad(run(own, *train, fixed=True).objective, list(own.values())))
     with torch.no_grad():
         ahead = _ahead(weights, gradient, inner, constant_clip=True)
     ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
@@ -168,9 +180,9 @@ def _finite_difference(
         radius = PERTURBATION / torch.where(length > 0, length, 1.0)
         plus = {name: w + radius * vector[name] for name, w in weights.items()}
         minus = {name: w - radius * vector[name] for name, w in weights.items()}
-    upper = _grad(run(plus, *train).objective, leaves)
+    upper = _grad(run(plus, *train, precise).objective, leaves)
     del plus
-    lower = _grad(run(minus, *train).objective, leaves)
+    lower = _grad(run(minus, *train, precise).objective, leaves)
     return [
         d - inner.lr * (u - low) / (2 * radius)
         for d, u, low in zip(direct, upper, lower, strict=True)
@@ -246,7 +258,7 @@ class Architect:
     """Holds the alphas' optimiser and moves them by the hypergradient.
 
     Args:
-        outer: what the alphas minimise, as `hypergradient` takes it.
+        outer, precise: as `hypergradient` takes them.
     """
 
     def __init__(
@@ -259,6 +271,7 @@ class Architect:
         outer: Outer | None = None,
         *,
         ranks: Ranks = ALONE,
+        precise: Searchable | None = None,
     ) -> None:
         self.net = net
         self.alphas = alphas
@@ -267,6 +280,7 @@ class Architect:
         self.order: Order = order
         self.outer = outer
         self.ranks = ranks
+        self.precise = precise
 
     def step(
         self,
@@ -296,6 +310,7 @@ class Architect:
             mixtures=mixtures,
             outer=self.outer,
             ranks=self.ranks,
+            precise=self.precise,
         )
         extra = relaxation.penalty(alphas, spaces, progress)
         if extra is not None:

@@ -107,6 +107,13 @@ def unroll(
     return outputs
 
 
+def _times(row: Tensor, matrix: Tensor) -> Tensor:
+    """(B, H) times (H, 2H), or (1, H) times its two halves (2, H, H). (B, 2H)."""
+    if matrix.dim() == 2:
+        return torch.mm(row, matrix)
+    return torch.bmm(row.expand(2, 1, -1), matrix).view(1, -1)
+
+
 def _matrices(nodes: Tensor, group: Group, order: tuple[int, ...]) -> Tensor:
     """The group's matrices, first those of all gates, then of all candidates. (2k, H, H)."""
     # An index made of a list would be copied to a device, which waits for it.
@@ -131,6 +138,8 @@ class _DerivedUnroll(torch.autograd.Function):
         outputs = from_x.new_empty(steps, streams, hidden)
         factor = torch.bfloat16 if low else from_x.dtype
         across = from_h.to(factor)
+        if streams == 1:  # a batch of two: one row times one matrix keeps only one thread busy
+            across = torch.stack(across.chunk(2, -1))
         matrices = [_matrices(nodes, group, plan.nodes).to(factor) for group in plan.groups]
         widest = 2 * max(group.size for group in plan.groups)
         rounded = POOL.take(across, widest, streams, hidden) if low else None
@@ -138,7 +147,7 @@ class _DerivedUnroll(torch.autograd.Function):
         carried = h
         for t in range(steps):
             state, half = states[t if keep else 0], halves[t if keep else 0]
-            both = from_x[t] + torch.mm((carried * mask).to(factor), across)
+            both = from_x[t] + _times((carried * mask).to(factor), across)
             torch.sigmoid(both[:, :hidden], out=half[0])
             half[1].copy_(both[:, hidden:])
             _activate_("tanh", half[1])

@@ -19,6 +19,7 @@ import torch
 from click.testing import CliRunner
 
 from rnnnas import config as configs
+from rnnnas.blackbox import CandidateJob
 from rnnnas.cli import main
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
 from rnnnas.files import load_content
@@ -62,7 +63,8 @@ def test_every_method_searches_and_resumes_exactly(
     config = config_of(method)
     whole = search(config, corpus, tmp_path / "whole", device=CPU, quiet=True)
     assert "none" not in whole["cell"]
-    original, left = SearchJob.step, [1, 4]
+    kind: Any = CandidateJob if config.from_scratch else SearchJob
+    original, left = kind.step, [1, 4]
 
     def step(self: Any, at: Position, *args: Any) -> Any:
         if left and at.step == left[0]:
@@ -70,7 +72,7 @@ def test_every_method_searches_and_resumes_exactly(
             raise Crash
         return original(self, at, *args)
 
-    monkeypatch.setattr(SearchJob, "step", step)
+    monkeypatch.setattr(kind, "step", step)
     for _ in range(2):
         with pytest.raises(Crash):
             search(config, corpus, tmp_path / "cut", device=CPU, quiet=True)

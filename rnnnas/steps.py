@@ -18,6 +18,7 @@ from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, Loss, Noise
 
 EVALUATION_STEPS = 70  # T of evaluation windows; the carry makes the value independent of it
+EVALUATION_ROWS = 512  # T·B at least: what is done once a window should not be what costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,8 @@ def evaluate(
     carry: Carry = None
     nats = 0.0
     tokens = 0
-    for start, steps in streams.windows(EVALUATION_STEPS):
+    width = max(EVALUATION_STEPS, EVALUATION_ROWS // streams.streams)
+    for start, steps in streams.windows(width):
         batch = streams.window(start, steps)
         loss: Loss = functional_call(net, own, (batch, carry, mixtures, None))
         carry = loss.carry

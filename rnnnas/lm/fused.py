@@ -141,7 +141,7 @@ class _DerivedUnroll(torch.autograd.Function):
             both = from_x[t] + torch.mm((carried * mask).to(factor), across)
             torch.sigmoid(both[:, :hidden], out=half[0])
             half[1].copy_(both[:, hidden:])
-            _activate_("tanh", half[1])
+            activate_("tanh", half[1])
             torch.lerp(carried, half[1], half[0], out=state[0])
             for group, matrix in zip(plan.groups, matrices, strict=True):
                 source, k = state[group.source], group.size
@@ -153,7 +153,7 @@ class _DerivedUnroll(torch.autograd.Function):
                     part.copy_(torch.bmm(inner, matrix, out=rounded[: 2 * k]))
                 gate, value = part[:k].sigmoid_(), part[k:]
                 for op, start, end in group.runs:
-                    _activate_(op, value[start:end])
+                    activate_(op, value[start:end])
                 torch.lerp(source, value, gate, out=state[group.start : group.start + k])
             chosen = state[1:] if mean else torch.stack([state[i] for i in plan.outputs])
             carried = torch.mean(chosen, 0, out=outputs[t])
@@ -253,7 +253,7 @@ def _matrix_gradients(
     return result
 
 
-def _activate_(op: str, z: Tensor) -> None:
+def activate_(op: str, z: Tensor) -> None:
     """z becomes f(z)."""
     if op == "tanh":  # 2 σ(2z) - 1: four passes, and still faster than torch.tanh on a CPU
         z.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)

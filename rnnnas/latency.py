@@ -206,14 +206,8 @@ def measure_table(
     first = whole[1] - one
     groups = [one, *(max(0.0, whole[k] - first) for k in sizes[1:])]
     say("products")
-    bare = _least(
-        _alternating(
-            {k: _product(k, hidden, streams, device, low, steps) for k in sizes},
-            device,
-            seconds / 4,
-        ),
-        steps,
-    )
+    alone = {k: _product(k, hidden, streams, device, low, steps) for k in sizes}
+    bare = _least(_alternating(alone, device, seconds / 4), steps)
     products = [min(bare[k], group) for k, group in zip(sizes, groups, strict=True)]
     say("activations")
     ops = [op for op in RECURRENT_OPS if op != NONE]
@@ -275,11 +269,15 @@ def _processor(device: torch.device) -> str:
 
 def measure_cell(
     cell: CellGene, table: LatencyTable, device: torch.device, *, seconds: float = 1.0
-) -> float:
-    """Seconds of a time step of a derived cell at the table's sizes: the median of windows."""
+) -> tuple[float, float]:
+    """Seconds of a time step of a derived cell at the table's sizes: median and least of windows.
+
+    Other work on the machine moves the median; a table holds the least.
+    """
     low = table.dtype == "bfloat16"
     run = _window(cell, table.hidden, table.streams, table.steps, device, low)
-    return statistics.median(_alternating({0: run}, device, seconds)[0]) / table.steps
+    times = _alternating({0: run}, device, seconds)[0]
+    return statistics.median(times) / table.steps, min(times) / table.steps
 
 
 # Searches and pictures
@@ -355,5 +353,6 @@ def report(cell: CellGene, table: LatencyTable, device: torch.device | None) -> 
                 f"this table is of {table.device}, and the device is {device.type}",
                 "give --device, or measure a table there: rnnnas bench latency",
             )
-        parts.append(f"measured {measure_cell(cell, table, device) / MICROSECOND:.1f} µs")
+        median, least = (s / MICROSECOND for s in measure_cell(cell, table, device))
+        parts.append(f"measured {median:.1f} µs (median of windows; least {least:.1f})")
     return f"{', '.join(parts)} ({table.describe()}, forward)"

@@ -112,7 +112,7 @@ class SearchJob:
         # First order needs no more precision than the weight step; the others do.
         net = self.net if order == "first" else self.net.in_float32()
         if isinstance(self.relaxation, Policy):
-            factor = self.price and self.price.reward_factor
+            factor = None if self.price is None else self.price.reward_factor
             return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)
         return Architect(
             net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,

@@ -69,9 +69,8 @@ def show(
     if form == "text" and known is not None:
         kind = "error in %" if image else "validation/test"
         text += f"\n{known.source}\npublished: {known.results} ({kind})"
-    if table is not None or measure:
-        if image or form != "text":
-            raise UsageError("--latency and --measure are for recurrent cells shown as text")
+    if (table is not None or measure) and (image or form != "text"):
+        raise UsageError("--latency and --measure are for recurrent cells shown as text")
     if form == "text" and not image:
         text += _latency(cell, genotype, table, device if measure else None)
     _give(text, out)
@@ -90,7 +89,16 @@ def _latency(cell: Any, reference: str, table: Path | None, device: str | None) 
     from rnnnas.latency import read_table, report
 
     on = None if device is None else pick_device(device)
-    return "".join(f"\n{report(cell.recurrent, read_table(path), on)}" for path in paths)
+    text = ""
+    for path in paths:
+        try:
+            line = report(cell.recurrent, read_table(path), on)
+        except UsageError as error:
+            if table is not None:
+                raise
+            line = f"{path} says nothing of it: {error.cause}"
+        text += f"\n{line}"
+    return text
 
 
 def _default_tables() -> list[Path]:

@@ -296,4 +296,4 @@ class LatencyPrice:
     def reward_factor(self, mixtures: Mixtures) -> float:
         """(ref / latency)^weight of drawn cells: a policy's reward is multiplied by it."""
         with torch.no_grad():
-            return (self.ref / float(self.expected(mixtures))) ** self.weight
+            return math.pow(self.ref / float(self.expected(mixtures)), self.weight)

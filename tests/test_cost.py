@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
+from test_architect import TRAIN, VALID, Identity, Quadratic
 from test_policy import TINY, Table, seeded, update
 from torch import Tensor
 
 from rnnnas.errors import UsageError
 from rnnnas.lm.fused import plan
 from rnnnas.nas import cost
+from rnnnas.nas.architect import hypergradient
 from rnnnas.nas.cost import LatencyConfig, LatencyPrice, OperationCosts, RecurrentCosts
 from rnnnas.nas.genotype import CellGene, Genotype
 from rnnnas.nas.policy import Reinforce
@@ -21,6 +24,7 @@ from rnnnas.nas.relax.base import Mixture, Mixtures
 from rnnnas.nas.relax.categorical import Categorical
 from rnnnas.nas.relax.sampling import cell_mixture
 from rnnnas.nas.space import RECURRENT_OPS, CellSpace, recurrent_space
+from rnnnas.types import InnerStep
 
 DOUBLE = torch.float64
 OPS = RECURRENT_OPS[1:]
@@ -252,6 +256,37 @@ def test_where_processes_share_a_batch_the_slope_is_that_of_the_whole_loss() -> 
         )
         given = shared(torch.tensor(own, dtype=DOUBLE), {"recurrent": Mixture(weights)})
         torch.testing.assert_close(torch.autograd.grad(given, [weights])[0], wanted)
+
+
+class Drawn(Identity):
+    """A relaxation that runs one operation, and whose draw carries no slope for the others."""
+
+    def mix(self, alphas: Any, *_: Any) -> dict[str, Mixture]:
+        hard = torch.tensor([[0.0, 1.0, 0.0]], dtype=DOUBLE)
+        return {"cell": Mixture(alphas["cell"] * hard, ((0, 1),))}
+
+
+@pytest.mark.parametrize("order", ["first", "finite", "exact"])
+def test_a_price_reaches_all_alphas_through_the_scores(order: Any) -> None:
+    """d (L q·α) = q·α dL + L q, with dL as without a price."""
+    net, q = Quadratic(7), torch.tensor([0.3, -0.2, 0.5], dtype=DOUBLE)
+    draws = torch.Generator().manual_seed(5)
+    alphas = {"cell": torch.randn(1, 3, dtype=DOUBLE, generator=draws).requires_grad_()}
+    settings: dict[str, Any] = {
+        "train": TRAIN, "valid": VALID, "inner": InnerStep(lr=0.3), "order": order,
+        "progress": 0.0, "generator": draws,
+    }  # fmt: skip
+    plain, loss = hypergradient(net, alphas, Drawn(), **settings)
+    assert plain["cell"][0, 0] == 0 and plain["cell"][0, 2] == 0
+
+    def outer(value: Tensor, scores: Mixtures) -> Tensor:
+        return value * (scores["cell"].weights[0] @ q)
+
+    priced, same = hypergradient(net, alphas, Drawn(), **settings, outer=outer)
+    torch.testing.assert_close(same.value, loss.value)
+    along = alphas["cell"].detach()[0] @ q
+    expected = along * plain["cell"][0] + loss.value * q
+    torch.testing.assert_close(priced["cell"][0], expected, rtol=1e-7, atol=1e-9)
 
 
 def test_without_a_reference_it_is_the_mean_random_cell() -> None:

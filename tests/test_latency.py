@@ -19,11 +19,13 @@ from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.latency import LatencyTable, read_table
 from rnnnas.nas.cost import RecurrentCosts
 from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.methods import METHODS
 from rnnnas.search import SearchJob, search
 
 CPU = torch.device("cpu")
 OPS = ("tanh", "relu", "sigmoid", "identity")
-SMALL = ["model.hidden=8", "model.nodes=4", "windows.streams=6", "valid_streams=6", "epochs=2"]
+SMALL = ["model.hidden=8", "model.nodes=4", "windows.streams=6", "windows.bptt=5",
+         "windows.limit=16", "valid_streams=6", "epochs=1"]  # fmt: skip
 BENCH = ["--set", "model.hidden=8", "--set", "windows.streams=3", "--set", "windows.bptt=4"]
 
 
@@ -150,16 +152,29 @@ def test_the_command_keeps_a_table_and_show_reads_it(
 # Searches
 
 
-@pytest.mark.parametrize("method", ["darts-1st", "gdas", "proxyless-reinforce"])
+SLOW = [name for name, method in METHODS.items() if method.alphas != "none"]
+
+
+@pytest.mark.parametrize(
+    ("method", "seeds"),
+    [
+        ("darts-1st", 3),
+        ("gdas", 1),
+        ("proxyless-reinforce", 1),
+        *(pytest.param(name, 2, marks=pytest.mark.slow, id=f"{name}-slow") for name in SLOW),
+    ],
+)
 def test_a_price_on_latency_finds_faster_cells(
-    method: str, home: Path, tmp_path: Path, priced: Path
+    method: str, seeds: int, home: Path, tmp_path: Path, priced: Path
 ) -> None:
-    """On every one of three seeds, though the networks have hardly learned anything."""
+    """On every seed, though the networks have hardly learned anything."""
     corpus = open_corpus("hmm")
-    costs, settings = table().costs, ["alphas.lr=0.1", "alphas.warmup=0.0", "model.hidden=8"]
-    for seed in range(3):
+    costs = table().costs
+    settings = ["alphas.lr=0.1", "alphas.warmup=0.0", "model.hidden=8", "model.nodes=5",
+                "windows.streams=8", "windows.bptt=5"]  # fmt: skip
+    for seed in range(seeds):
         seconds = []
-        for weight in (0.0, 30.0):
+        for weight in (0.0, 3.0):
             config = search_config(
                 *settings, f"latency.table={priced}", f"latency.weight={weight}",
                 corpus="hmm", seed=seed, method=method,
@@ -180,10 +195,14 @@ class Crash(Exception):
 
 @pytest.mark.parametrize(
     "settings",
-    [["method=darts", "latency.form=mul"], ["method=proxyless"], ["method=enas"],
-     ["method=p-darts"]],
+    [
+        ["method=p-darts", "latency.form=mul"],
+        ["method=darts"],
+        pytest.param(["method=proxyless"], marks=pytest.mark.slow),
+        pytest.param(["method=enas"], marks=pytest.mark.slow),
+    ],
     ids=lambda settings: settings[0],
-)  # fmt: skip
+)
 def test_a_priced_search_resumes_exactly(
     settings: list[str], corpus: Corpus, tmp_path: Path, priced: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -21,6 +21,7 @@ from rnnnas.lm.cell import check_cell
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig
 from rnnnas.lm.noise import NoiseConfig
+from rnnnas.nas.cost import LatencyConfig
 from rnnnas.nas.evolution import BlackboxConfig
 from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
 from rnnnas.nas.methods import method_of
@@ -45,7 +46,7 @@ class SearchConfig:
     """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
-    cells one by one.
+    cells one by one; latency: its price in what the alphas minimise.
     """
 
     corpus: str
@@ -63,6 +64,7 @@ class SearchConfig:
     stages: StageConfig = field(default_factory=StageConfig)
     relax: dict[str, Any] = field(default_factory=dict)
     blackbox: BlackboxConfig = field(default_factory=BlackboxConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
         assert self.relaxation is not None  # refuses an unknown method or setting of one
@@ -88,6 +90,12 @@ class SearchConfig:
                 f"method {self.method!r} trains every cell from scratch: "
                 "it has no blackbox.weights = 'shared'",
                 "take --method random-ws",
+            )
+        if self.latency.weight and method_of(self.method).alphas == "none":
+            raise UsageError(
+                f"method {self.method!r} has no alphas: latency.weight = {self.latency.weight} "
+                "has no place in it",
+                "take a method with alphas, e.g. --method darts-1st",
             )
 
     @property
@@ -119,6 +127,10 @@ class SearchConfig:
             keys.add("alphas.second_order")
         if self.alphas.text == "valid":
             keys.add("alphas.held_out")
+        if not self.latency.weight:
+            keys |= {"latency.form", "latency.ref", "latency.table"}
+        elif method_of(self.method).alphas == "policy":
+            keys.add("latency.form")
         return frozenset(keys)
 
     @property

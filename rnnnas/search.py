@@ -25,14 +25,16 @@ from rnnnas.derive import (
 )
 from rnnnas.errors import UsageError
 from rnnnas.files import content_digest, write_json
+from rnnnas.latency import given_table, run_price
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive, finished
 from rnnnas.nas.architect import Architect
+from rnnnas.nas.cost import MICROSECOND, LatencyPrice
 from rnnnas.nas.evolution import Strategy
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.methods import derive, method_of
 from rnnnas.nas.policy import Reinforce
-from rnnnas.nas.relax.base import Mixtures
+from rnnnas.nas.relax.base import Mixture, Mixtures
 from rnnnas.nas.relax.sampling import Policy
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.optim import (
@@ -65,6 +67,7 @@ class SearchJob:
         self.vocabulary = corpus.vocab.size
         self.relaxation = config.relaxation
         self.plan = config.plan
+        self.price: LatencyPrice | None = None
         self._build(0, recurrent_space(config.model.nodes))
         streams = config.windows.streams
         train, alpha = search_texts(config, corpus)
@@ -107,13 +110,20 @@ class SearchJob:
             return None
         order = self.config.order
         if isinstance(self.relaxation, Policy):
-            return Reinforce(self.net, self.alphas, self.relaxation, self.alpha_optimizer)
+            factor = None if self.price is None else self.price.reward_factor
+            net = self.net
+            return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)
         # A finite difference needs more precision than a weight step.
         precise = self.net.in_float32() if order == "finite" else None
         return Architect(
-            self.net, self.alphas, self.relaxation, self.alpha_optimizer, order,
+            self.net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
             ranks=self.ranks, precise=precise,
         )  # fmt: skip
+
+    def set_price(self, price: LatencyPrice) -> None:
+        """Price latency in what the alphas minimise; before the first step."""
+        self.price = price
+        self.architect = self._architect()
 
     def _enter(self, stage: int) -> None:
         """Go on to the next stage, on what the scores leave of the space."""
@@ -211,6 +221,10 @@ class SearchJob:
         _draw(run, at.step, self.net.space[RECURRENT], scores, genotype, genotype != self.drawn)
         self.drawn = genotype
         values = {"valid_perplexity": score.perplexity, "alpha_entropy": entropy}
+        if self.price is not None:
+            expected = float(self.price.expected({RECURRENT: Mixture(scores)}))
+            values["expected_latency_us"] = expected / MICROSECOND
+            values["cell_latency_us"] = self.price.of_cells(genotype.cells) / MICROSECOND
         return values if len(self.plan) == 1 else {**values, "stage": self.stage + 1.0}
 
     def genotype(self) -> Genotype:
@@ -331,7 +345,8 @@ def search(
 
     The result: run, genotype, cell (its short text), seconds, valid_perplexity (of the network
     under search; where cells were tried, of the best of them), digest (SHA-256 of genotype, alphas
-    and weights, or of all cells that were trained from scratch with their losses).
+    and weights, or of all cells that were trained from scratch with their losses); where latency
+    has a price, latency_us, predicted of the cell.
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -340,12 +355,15 @@ def search(
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
     # First: what it refuses leaves no run folder behind.
     job = job_of(config, corpus, device, ranks)
+    table = given_table(config, device) if config.latency.weight else None
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
     }  # fmt: skip
     with open_run(ranks, folder, "search", plain, **options) as run:
         if run.result is not None:
             return finished(run, ranks)
+        if isinstance(job, SearchJob) and config.latency.weight:
+            job.set_price(run_price(config, run.folder, table, device, ranks))
         title = f"search {config.method} on {config.corpus}"
         seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and job.scored is not None:
@@ -362,6 +380,8 @@ def search(
             "valid_perplexity": job.valid_perplexity,
             "digest": digest,
         }
+        if isinstance(job, SearchJob) and job.price is not None:
+            result["latency_us"] = job.price.of_cells(genotype.cells) / MICROSECOND
         run.hparams(plain, {"valid_perplexity": job.valid_perplexity})
         result = ranks.tell(result)  # the seconds differ
         run.finish(result)

@@ -16,7 +16,8 @@ MAY_IMPORT: dict[str, list[str]] = {
         "nas.relax.base", "nas.relax.choices", "nas.relax.sampling", "nas.space",
     ],
     "nas.evolution": ["nas.genotype", "nas.space"],
-    "nas.policy": ["nas.architect", "nas.relax.sampling"],
+    "nas.cost": ["nas.genotype", "nas.relax.base", "nas.space"],
+    "nas.policy": ["nas.architect", "nas.relax.base", "nas.relax.sampling"],
     "nas.methods": ["nas.relax.base", "nas.genotype"],
     "nas.architect": ["nas.relax.base", "optim", "ranks"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base", "ranks"],
@@ -40,8 +41,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "stages": ["nas.space"],
     "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
     "config": [
-        "data.streams", "lm.*", "nas.evolution", "nas.genotype", "nas.methods", "nas.relax.base",
-        "nas.space", "optim", "settings", "stages",
+        "data.streams", "lm.*", "nas.cost", "nas.evolution", "nas.genotype", "nas.methods",
+        "nas.relax.base", "nas.space", "optim", "settings", "stages",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
@@ -56,9 +57,12 @@ MAY_IMPORT: dict[str, list[str]] = {
         "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "ranks", "shared",
         "steps",
     ],
+    "latency": [
+        "config", "files", "lm.fused", "lm.model", "nas.cost", "nas.genotype", "nas.space", "ranks",
+    ],
     "search": [
-        "blackbox", "config", "data.*", "derive", "files", "lm.model", "loop", "nas.*", "optim",
-        "ranks", "raster", "run", "shared", "stages", "steps",
+        "blackbox", "config", "data.*", "derive", "files", "latency", "lm.model", "loop", "nas.*",
+        "optim", "ranks", "raster", "run", "shared", "stages", "steps",
     ],
     "train": [
         "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
@@ -82,8 +86,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files", "nas.genotype", "nas.methods", "nas.space", "ranks", "search", "study.*",
-        "train",
+        "files", "latency", "nas.genotype", "nas.methods", "nas.space", "ranks", "search",
+        "study.*", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip

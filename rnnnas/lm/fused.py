@@ -144,7 +144,7 @@ def _evaluate(from_x: Tensor, h: Tensor, from_h: Tensor, nodes: Tensor, plan: Pl
                 if op == "tanh":  # few elements: one pass over them is the cheapest
                     z.tanh_()
                 else:
-                    _activate_(op, z)
+                    activate_(op, z)
             torch.lerp(source, value, gate, out=target)
         carried = torch.mean(state[1:] if mean else state[list(plan.outputs)], 0, out=out)
     return outputs
@@ -184,7 +184,7 @@ class _DerivedUnroll(torch.autograd.Function):
             both = from_x[t] + torch.mm((carried * mask).to(factor), across)
             torch.sigmoid(both[:, :hidden], out=half[0])
             half[1].copy_(both[:, hidden:])
-            _activate_("tanh", half[1])
+            activate_("tanh", half[1])
             torch.lerp(carried, half[1], half[0], out=state[0])
             for group, matrix in zip(plan.groups, matrices, strict=True):
                 source, k = state[group.source], group.size
@@ -196,7 +196,7 @@ class _DerivedUnroll(torch.autograd.Function):
                     part.copy_(torch.bmm(inner, matrix, out=rounded[: 2 * k]))
                 gate, value = part[:k].sigmoid_(), part[k:]
                 for op, start, end in group.runs:
-                    _activate_(op, value[start:end])
+                    activate_(op, value[start:end])
                 torch.lerp(source, value, gate, out=state[group.start : group.start + k])
             chosen = state[1:] if mean else torch.stack([state[i] for i in plan.outputs])
             carried = torch.mean(chosen, 0, out=outputs[t])
@@ -296,7 +296,7 @@ def _matrix_gradients(
     return result
 
 
-def _activate_(op: str, z: Tensor) -> None:
+def activate_(op: str, z: Tensor) -> None:
     """z becomes f(z)."""
     if op == "tanh":  # 2 σ(2z) - 1: four passes, and still faster than torch.tanh on a CPU
         z.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)

@@ -25,7 +25,9 @@ from rnnnas.types import Batch, Carry, InnerStep, Loss, Noise
 
 Order = Literal["first", "finite", "exact"]
 Weights = dict[str, Tensor]
-# From the validation loss and the mixtures it was computed under to what the alphas minimise.
+# From the validation loss and the relaxation's scores, as mixtures, to what the alphas minimise.
+# Scores, and not the mixtures of the forward pass: those may be one draw, of which the slope
+# reaches only the paths that were drawn (as ProxylessNAS' latency is that of the probabilities).
 Outer = Callable[[Tensor, Mixtures], Tensor]
 
 PERTURBATION = 1e-2  # norm of the weights' shift in the finite difference (DARTS, section 2.3)
@@ -80,7 +82,7 @@ def hypergradient(
         through_clip: also differentiate the clip factor. The published method does not: it treats
             the factor as a constant, which drops a term whenever clipping is active.
         mixtures: those to use, where they are drawn already.
-        outer: what of the validation loss and the mixtures is differentiated, e.g. with a cost
+        outer: what of the validation loss and the scores is differentiated, e.g. with a cost
             added; the loss itself without.
         ranks: the processes whose streams make up both batches: every gradient, the inner step's
             too, and the loss that is returned are of all of them.
@@ -100,7 +102,9 @@ def hypergradient(
     # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
     # end: its graph is walked a single time whatever the order.
     cut = {n: m._replace(weights=m.weights.detach().requires_grad_()) for n, m in mixtures.items()}
-    leaves = [m.weights for m in cut.values()]
+    shares = {} if outer is None else relaxation.scores(alphas, net.space)
+    scored = {n: Mixture(s.detach().requires_grad_()) for n, s in shares.items()}
+    leaves = [m.weights for m in (*cut.values(), *scored.values())]
     weights = {name: p.detach() for name, p in net.named_parameters()}
 
     def run(
@@ -117,7 +121,7 @@ def hypergradient(
         return loss
 
     def aim(loss: Loss) -> Tensor:
-        return loss.value if outer is None else outer(loss.value, cut)
+        return loss.value if outer is None else outer(loss.value, scored)
 
     with torch.enable_grad():
         if order == "first":
@@ -140,7 +144,7 @@ def hypergradient(
                 through_clip, precise or net,
             )  # fmt: skip
     result = torch.autograd.grad(
-        [m.weights for m in mixtures.values()],
+        [*(m.weights for m in mixtures.values()), *shares.values()],
         list(alphas.values()),
         grad_outputs=grads,
         allow_unused=True,

@@ -42,12 +42,14 @@ from rnnnas.optim import (
     scheduled,
     weight_optimizer,
 )
+from rnnnas.perturb import cell_of
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.run import Run
 from rnnnas.shared import AnyRun, open_run
 from rnnnas.stages import progress_within, stage_at, strongest
 from rnnnas.steps import Score, evaluate, generator, own_carry, weight_step, whole_carry
 from rnnnas.types import Batch, Carry
+from rnnnas.watch import AlphaWatch
 
 
 class SearchJob:
@@ -76,6 +78,7 @@ class SearchJob:
         if self.method.derive != "scores":
             trained = self.epochs * sum(self.lengths(0))
             self.scored = scoring_streams(config, corpus, device, trained)
+        self.watch = AlphaWatch(config, corpus, device) if config.stop.eigenvalue else None
         self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
         self.chosen: Genotype | None = None  # of the cells that were tried
 
@@ -210,11 +213,15 @@ class SearchJob:
         _draw(run, at.step, self.net.space[RECURRENT], scores, genotype, genotype != self.drawn)
         self.drawn = genotype
         values = {"valid_perplexity": score.perplexity, "alpha_entropy": entropy}
+        if self.watch is not None:
+            values |= self.watch.look(at.epoch + 1, self.net, self.alphas, genotype, self.ranks)
+            self.epochs = self.watch.stopped_at or self.epochs
         return values if len(self.plan) == 1 else {**values, "stage": self.stage + 1.0}
 
     def genotype(self) -> Genotype:
         """The cell that was chosen, or else the one that the alphas stand for now."""
-        return self.chosen or derive(self.relaxation, self.alphas, self.net.space)
+        stopped = None if self.watch is None else self.watch.genotype
+        return self.chosen or stopped or derive(self.relaxation, self.alphas, self.net.space)
 
     def mixtures_of(self, genotype: Genotype) -> Mixtures:
         """The mixtures under which the network computes `genotype` and nothing else."""
@@ -238,6 +245,16 @@ class SearchJob:
         self.valid_perplexity = score.perplexity
         return tried.seconds
 
+    def perturb(self, corpus: Corpus, run: AnyRun, quiet: bool) -> float:
+        """Choose the cell by perturbation; else as `choose`."""
+        derived = cell_of(self, corpus, run, quiet=quiet)
+        self.chosen = derived.genotype
+        net, mixtures = self.net.alone(), self.mixtures_of(self.chosen)
+        self.valid_perplexity = self.ranks.led(
+            lambda: evaluate(net, self.valid, mixtures).perplexity
+        )
+        return derived.seconds
+
     def outcome(self) -> dict[str, Any]:
         """What the result's digest covers beside the genotype."""
         state = self.state()
@@ -259,6 +276,7 @@ class SearchJob:
             "alpha_start": self.alpha_start,
             "valid_perplexity": self.valid_perplexity,
             "drawn": None if self.drawn is None else self.drawn.to_plain(),
+            "watch": None if self.watch is None else self.watch.rule.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -280,6 +298,9 @@ class SearchJob:
         self.valid_perplexity = state["valid_perplexity"]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
+        if self.watch is not None:
+            self.watch.rule.restore(state["watch"])
+            self.epochs = self.watch.stopped_at or self.config.epochs
 
 
 def job_of(
@@ -330,7 +351,8 @@ def search(
 
     The result: run, genotype, cell (its short text), seconds, valid_perplexity (of the network
     under search; where cells were tried, of the best of them), digest (SHA-256 of genotype, alphas
-    and weights, or of all cells that were trained from scratch with their losses).
+    and weights, or of all cells that were trained from scratch with their losses); where the
+    search was stopped early, stopped_at_epoch and genotype_epoch, the one whose cell it is.
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -350,6 +372,8 @@ def search(
         if isinstance(job, SearchJob) and job.scored is not None:
             assert isinstance(run, Run)  # one process: see `job_of`
             seconds = job.choose(run, quiet)
+        if isinstance(job, SearchJob) and config.derive.by == "perturbation":
+            seconds = job.perturb(corpus, run, quiet)
         genotype = job.genotype()
         digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
         ranks.led(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
@@ -360,6 +384,7 @@ def search(
             "seconds": round(seconds, 3),
             "valid_perplexity": job.valid_perplexity,
             "digest": digest,
+            **(job.watch.rule.told() if isinstance(job, SearchJob) and job.watch else {}),
         }
         run.hparams(plain, {"valid_perplexity": job.valid_perplexity})
         result = ranks.tell(result)  # the seconds differ

@@ -16,6 +16,8 @@ MAY_IMPORT: dict[str, list[str]] = {
         "nas.relax.base", "nas.relax.choices", "nas.relax.sampling", "nas.space",
     ],
     "nas.evolution": ["nas.genotype", "nas.space"],
+    "nas.curvature": ["nas.architect", "nas.relax.base"],
+    "nas.perturbation": ["nas.genotype", "nas.relax.base"],
     "nas.policy": ["nas.architect", "nas.relax.sampling"],
     "nas.methods": ["nas.relax.base", "nas.genotype"],
     "nas.architect": ["nas.relax.base", "optim", "ranks"],
@@ -38,10 +40,12 @@ MAY_IMPORT: dict[str, list[str]] = {
     "run": ["board", "files", "lock"],
     "loop": ["progress", "ranks", "shared", "signals"],
     "stages": ["nas.space"],
+    "stopping": [],
     "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
     "config": [
-        "data.streams", "lm.*", "nas.evolution", "nas.genotype", "nas.methods", "nas.relax.base",
-        "nas.space", "optim", "settings", "stages",
+        "data.streams", "lm.*", "nas.evolution", "nas.genotype", "nas.methods",
+        "nas.perturbation", "nas.relax.base", "nas.space", "optim", "settings", "stages",
+        "stopping",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
@@ -52,13 +56,21 @@ MAY_IMPORT: dict[str, list[str]] = {
         "config", "data.store", "data.streams", "loop", "nas.*", "progress", "run", "shared",
         "signals", "steps",
     ],
+    "perturb": [
+        "config", "data.store", "data.streams", "derive", "lm.model", "loop", "nas.genotype",
+        "nas.perturbation", "nas.relax.base", "progress", "ranks", "shared", "signals", "steps",
+    ],
+    "watch": [
+        "config", "data.store", "data.streams", "derive", "lm.model", "nas.curvature",
+        "nas.genotype", "nas.relax.base", "ranks", "steps", "stopping",
+    ],
     "blackbox": [
         "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "ranks", "shared",
         "steps",
     ],
     "search": [
         "blackbox", "config", "data.*", "derive", "files", "lm.model", "loop", "nas.*", "optim",
-        "ranks", "raster", "run", "shared", "stages", "steps",
+        "perturb", "ranks", "raster", "run", "shared", "stages", "steps", "watch",
     ],
     "train": [
         "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
@@ -94,6 +106,6 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
     "columns": set(), "layout": set(), "draw": set(), "cnn.space": set(), "cnn.zoo": set(),
     "cnn.*": {"torch"}, "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"},
-    "types": {"torch"}, "stages": set(), "steps": {"torch"}, "cli": {"click"},
+    "types": {"torch"}, "stages": set(), "stopping": set(), "steps": {"torch"}, "cli": {"click"},
     "cli.*": {"click", "torch"},
 }  # fmt: skip

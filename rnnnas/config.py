@@ -25,6 +25,7 @@ from rnnnas.nas.cost import LatencyConfig
 from rnnnas.nas.evolution import BlackboxConfig
 from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
 from rnnnas.nas.methods import method_of
+from rnnnas.nas.perturbation import DeriveConfig
 from rnnnas.nas.relax.base import Relaxation
 from rnnnas.nas.space import RECURRENT_OPS, genotype_of
 from rnnnas.optim import AlphaConfig, WeightConfig
@@ -32,6 +33,7 @@ from rnnnas.settings import from_plain as from_plain
 from rnnnas.settings import to_plain as to_plain
 from rnnnas.settings import to_toml as to_toml
 from rnnnas.stages import Stage, StageConfig, plan
+from rnnnas.stopping import StopConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,7 +48,8 @@ class SearchConfig:
     """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
-    cells one by one; latency: its price in what the alphas minimise.
+    cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
+    is read off alphas, and when they have moved enough.
     """
 
     corpus: str
@@ -65,6 +68,8 @@ class SearchConfig:
     relax: dict[str, Any] = field(default_factory=dict)
     blackbox: BlackboxConfig = field(default_factory=BlackboxConfig)
     latency: LatencyConfig = field(default_factory=LatencyConfig)
+    derive: DeriveConfig = field(default_factory=DeriveConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
 
     def __post_init__(self) -> None:
         assert self.relaxation is not None  # refuses an unknown method or setting of one
@@ -91,11 +96,32 @@ class SearchConfig:
                 "it has no blackbox.weights = 'shared'",
                 "take --method random-ws",
             )
+        self._check_alphas_use()
+
+    def _check_alphas_use(self) -> None:
+        """Refuse what needs alphas that gradients move, and what does not go together."""
         if self.latency.weight and method_of(self.method).alphas == "none":
             raise UsageError(
                 f"method {self.method!r} has no alphas: latency.weight = {self.latency.weight} "
                 "has no place in it",
                 "take a method with alphas, e.g. --method darts-1st",
+            )
+        perturbs, stops = self.derive.by == "perturbation", self.stop.eigenvalue
+        for asked, key in ((perturbs, "derive.by = 'perturbation'"), (stops, "stop.eigenvalue")):
+            if asked and method_of(self.method).alphas != "gradient":
+                raise UsageError(f"{key} needs alphas that gradients move: not {self.method!r}")
+        if stops and perturbs:
+            raise UsageError(
+                "stop.eigenvalue goes back to the cell of an earlier epoch, which "
+                "derive.by = 'perturbation' cannot derive: its weights are gone",
+                "leave one of them out",
+            )
+        if stops and len(self.plan) > 1:
+            raise UsageError("stop.eigenvalue compares epochs of one stage: the search has several")
+        if stops and self.stop.every > self.epochs:
+            raise UsageError(
+                f"stop.every = {self.stop.every} is more than all {self.epochs} epochs: "
+                "there would be no report"
             )
 
     @property
@@ -131,6 +157,13 @@ class SearchConfig:
             keys |= {"latency.form", "latency.ref", "latency.table"}
         elif method_of(self.method).alphas == "policy":
             keys.add("latency.form")
+        if self.derive.by == "scores":
+            keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}
+        elif not self.derive.tune_windows:
+            keys.add("derive.lr")
+        if not self.stop.eigenvalue:
+            keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
+            keys.remove("stop.eigenvalue")
         return frozenset(keys)
 
     @property

@@ -53,7 +53,11 @@ class StepReport(NamedTuple):
 
 
 class Job(Protocol):
-    """What is done in a window and after an epoch."""
+    """What is done in a window and after an epoch.
+
+    A job may end early: where `end_epoch` leaves no more than the epochs that are done in
+    `epochs`, that was the last one. Its state then says so.
+    """
 
     epochs: int
 
@@ -221,12 +225,15 @@ def drive(
                 tally.nats, tally.tokens = 0.0, 0
                 clock, clock_tokens = now, 0
             if epoch_over:
+                planned = job.epochs
                 values = job.end_epoch(at, run)
                 run.log(
                     "epoch", at.step, epoch=at.epoch + 1, train_perplexity=shown,
                     seconds=before + now - began, **values,
                 )  # fmt: skip
-                bar.line(_epoch_line(at.epoch + 1, job.epochs, shown, values))
+                bar.line(_epoch_line(at.epoch + 1, planned, shown, values))
+                if job.epochs < planned:
+                    bar.line(f"ends early, after epoch {job.epochs} of {planned}")
                 at = Position(epoch=at.epoch + 1, step=at.step, progress=at.progress)
                 tally = _Tally()
                 clock, clock_tokens = time.perf_counter(), 0

@@ -17,6 +17,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     "nas.evolution": ["nas.genotype", "nas.space"],
     "nas.cost": ["nas.genotype", "nas.relax.base", "nas.space"],
+    "nas.curvature": ["nas.architect", "nas.relax.base"],
+    "nas.perturbation": ["nas.genotype", "nas.relax.base"],
     "nas.policy": ["nas.architect", "nas.relax.base", "nas.relax.sampling"],
     "nas.methods": ["nas.relax.base", "nas.genotype"],
     "nas.architect": ["nas.relax.base", "optim", "ranks"],
@@ -39,10 +41,12 @@ MAY_IMPORT: dict[str, list[str]] = {
     "run": ["board", "files", "lock"],
     "loop": ["progress", "ranks", "shared", "signals"],
     "stages": ["nas.space"],
+    "stopping": [],
     "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
     "config": [
         "data.streams", "lm.*", "nas.cost", "nas.evolution", "nas.genotype", "nas.methods",
-        "nas.relax.base", "nas.space", "optim", "settings", "stages",
+        "nas.perturbation", "nas.relax.base", "nas.space", "optim", "settings", "stages",
+        "stopping",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
@@ -53,6 +57,14 @@ MAY_IMPORT: dict[str, list[str]] = {
         "config", "data.store", "data.streams", "loop", "nas.*", "progress", "run", "shared",
         "signals", "steps",
     ],
+    "perturb": [
+        "config", "data.store", "data.streams", "derive", "lm.model", "loop", "nas.genotype",
+        "nas.perturbation", "nas.relax.base", "progress", "ranks", "shared", "signals", "steps",
+    ],
+    "watch": [
+        "config", "data.store", "data.streams", "derive", "lm.model", "nas.curvature",
+        "nas.genotype", "nas.relax.base", "ranks", "steps", "stopping",
+    ],
     "blackbox": [
         "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "ranks", "shared",
         "steps",
@@ -60,9 +72,13 @@ MAY_IMPORT: dict[str, list[str]] = {
     "latency": [
         "config", "files", "lm.fused", "lm.model", "nas.cost", "nas.genotype", "nas.space", "ranks",
     ],
+    "supernet": [
+        "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "perturb",
+        "ranks", "raster", "run", "shared", "stages", "steps", "watch",
+    ],
     "search": [
-        "blackbox", "config", "data.*", "derive", "files", "latency", "lm.model", "loop", "nas.*",
-        "optim", "ranks", "raster", "run", "shared", "stages", "steps",
+        "blackbox", "config", "data.*", "files", "latency", "loop", "nas.*", "ranks", "run",
+        "shared", "supernet",
     ],
     "train": [
         "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
@@ -79,8 +95,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.cluster": ["files", "study.jobs"],
     "study.report": ["board", "files", "study.plan", "study.ranking", "study.record"],
     "study.estimate": [
-        "config", "data.corpus", "data.streams", "loop", "nas.relax.base", "search", "steps",
-        "study.plan", "train",
+        "config", "data.corpus", "data.streams", "loop", "nas.relax.base", "steps", "study.plan",
+        "supernet", "train",
     ],
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
@@ -98,6 +114,6 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
     "columns": set(), "layout": set(), "draw": set(), "cnn.space": set(), "cnn.zoo": set(),
     "cnn.*": {"torch"}, "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"},
-    "types": {"torch"}, "stages": set(), "steps": {"torch"}, "cli": {"click"},
+    "types": {"torch"}, "stages": set(), "stopping": set(), "steps": {"torch"}, "cli": {"click"},
     "cli.*": {"click", "torch"},
 }  # fmt: skip

@@ -20,7 +20,8 @@ from rnnnas.latency import LatencyTable, read_table
 from rnnnas.nas.cost import RecurrentCosts
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import METHODS
-from rnnnas.search import SearchJob, search
+from rnnnas.search import search
+from rnnnas.supernet import SearchJob
 
 CPU = torch.device("cpu")
 OPS = ("tanh", "relu", "sigmoid", "identity")

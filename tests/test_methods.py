@@ -25,7 +25,8 @@ from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
 from rnnnas.files import load_content
 from rnnnas.loop import Position
 from rnnnas.nas.methods import METHODS, Method
-from rnnnas.search import SearchJob, search
+from rnnnas.search import search
+from rnnnas.supernet import SearchJob
 
 CPU = torch.device("cpu")
 TINY = ["model.hidden=8", "model.nodes=3", "windows.streams=4", "windows.bptt=4",

@@ -22,7 +22,8 @@ from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
 from rnnnas.errors import CheckpointError, DivergedError, Interrupted, UsageError
 from rnnnas.evaluate import evaluate_checkpoint, load_checkpoint, sample
 from rnnnas.files import load_content
-from rnnnas.search import SearchJob, search
+from rnnnas.search import search
+from rnnnas.supernet import SearchJob
 from rnnnas.train import TrainJob, train
 
 CPU = torch.device("cpu")

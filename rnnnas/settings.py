@@ -45,6 +45,13 @@ def from_plain(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     return cls(**values)
 
 
+def at_least(**values: tuple[int, int]) -> None:
+    """Raises UsageError for the first of (value, least) that is less, by its name."""
+    for name, (value, low) in values.items():
+        if value < low:
+            raise UsageError(f"{name} = {value} must be at least {low}")
+
+
 def _checked(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):

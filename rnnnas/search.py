@@ -331,7 +331,7 @@ def search(
     With several ranks every one of them calls this, with its own device; the number may change
     when a search goes on.
 
-    The result: run, genotype, cell (its text), seconds, valid_perplexity, of images valid_accuracy in
+    The result: run, genotype, cell, seconds, valid_perplexity or, of images, valid_accuracy in
     percent (of the network under search; where cells were tried, of the best of them), digest
     (SHA-256 of genotype, alphas and weights, or of all cells that were trained from scratch with
     their losses).

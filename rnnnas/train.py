@@ -15,6 +15,7 @@ from rnnnas import config as configs
 from rnnnas import raster
 from rnnnas.config import AnyTrain
 from rnnnas.data.corpus import check_unchanged
+from rnnnas.derive import cell_text
 from rnnnas.errors import CheckpointError, DivergedError
 from rnnnas.evaluate import evaluate_checkpoint
 from rnnnas.files import load_content, write_json
@@ -153,7 +154,7 @@ class TrainJob:
         if self.config.genotype:
             genotype = Genotype.from_plain(self.config.genotype)
             run.image("cell", raster.cell_image(genotype), 0)
-            run.text("genotype", genotype.to_text(), 0)
+            run.text("genotype", cell_text(genotype), 0)
 
     def check_best(self, run: AnyRun) -> None:
         """Refuse a best.pt of another run, which would be reported as this one's.

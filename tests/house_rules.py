@@ -38,16 +38,36 @@ MAY_IMPORT: dict[str, list[str]] = {
     "run": ["board", "files", "lock"],
     "loop": ["progress", "ranks", "shared", "signals"],
     "stages": ["nas.space"],
-    "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
+    "steps": ["nas.relax.base", "optim", "ranks"],
     "config": [
-        "data.streams", "lm.*", "nas.evolution", "nas.genotype", "nas.methods", "nas.relax.base",
-        "nas.space", "optim", "settings", "stages",
+        "cnn.zoo", "data.streams", "image_config", "lm.*", "nas.evolution", "nas.genotype",
+        "nas.methods", "nas.relax.base", "nas.space", "optim", "settings", "stages",
+    ],
+    "image_config": [
+        "cnn.model", "cnn.space", "data.augment", "data.batches", "nas.genotype", "nas.methods",
+        "nas.relax.base", "optim", "settings", "stages",
+    ],
+    "tasks.base": [
+        "cnn.model", "data.streams", "lm.model", "loop", "nas.relax.base", "steps",
+    ],
+    "tasks.text": [
+        "config", "data.store", "data.streams", "derive", "lm.model", "loop", "nas.*", "ranks",
+        "tasks.base",
+    ],
+    "tasks.images": [
+        "cnn.*", "data.*", "image_config", "loop", "nas.*", "steps", "tasks.base",
+    ],
+    "tasks.pick": ["config", "data.*", "image_config", "ranks", "tasks.*"],
+    "classify": [
+        "cnn.model", "config", "data.*", "files", "image_config", "steps", "tasks.images",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
         "lm.scores", "progress", "steps",
     ],
-    "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
+    "evaluate": [
+        "adapt", "classify", "config", "data.*", "files", "lm.model", "nas.genotype", "steps",
+    ],
     "derive": [
         "config", "data.store", "data.streams", "loop", "nas.*", "progress", "run", "shared",
         "signals", "steps",
@@ -57,12 +77,12 @@ MAY_IMPORT: dict[str, list[str]] = {
         "steps",
     ],
     "search": [
-        "blackbox", "config", "data.*", "derive", "files", "lm.model", "loop", "nas.*", "optim",
-        "ranks", "raster", "run", "shared", "stages", "steps",
+        "blackbox", "config", "data.*", "derive", "files", "loop", "nas.*", "optim", "ranks",
+        "raster", "run", "shared", "stages", "steps", "tasks.*",
     ],
     "train": [
-        "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
-        "published", "ranks", "raster", "run", "shared", "steps",
+        "config", "data.*", "derive", "evaluate", "files", "loop", "nas.genotype", "optim",
+        "published", "ranks", "raster", "run", "shared", "steps", "tasks.*",
     ],
     "bench": [
         "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",

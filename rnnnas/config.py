@@ -14,8 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from rnnnas.cnn import zoo as images
 from rnnnas.data.streams import WindowConfig
 from rnnnas.errors import UsageError, nearest
+from rnnnas.image_config import ImageSearchConfig, ImageTrainConfig
 from rnnnas.lm.baseline import Baseline
 from rnnnas.lm.cell import check_cell
 from rnnnas.lm.loss import PenaltyConfig
@@ -29,9 +31,12 @@ from rnnnas.nas.perturbation import DeriveConfig
 from rnnnas.nas.relax.base import Relaxation
 from rnnnas.nas.space import RECURRENT_OPS, genotype_of
 from rnnnas.optim import AlphaConfig, WeightConfig
+from rnnnas.settings import at_least as _at_least
 from rnnnas.settings import from_plain as from_plain
+from rnnnas.settings import merge as merge
 from rnnnas.settings import to_plain as to_plain
 from rnnnas.settings import to_toml as to_toml
+from rnnnas.settings import value_of
 from rnnnas.stages import Stage, StageConfig, plan
 from rnnnas.stopping import StopConfig
 
@@ -41,6 +46,7 @@ else:
     import tomli as tomllib  # the same module under its name before Python 3.11
 
 DEFAULT_PRESET = "quick"
+DEFAULT_IMAGE_PRESET = "cifar10-quick"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,14 +244,16 @@ class TrainConfig:
         return frozenset(keys)
 
 
-KINDS: dict[str, type] = {"search": SearchConfig, "train": TrainConfig}
+AnySearch = SearchConfig | ImageSearchConfig
+AnyTrain = TrainConfig | ImageTrainConfig
+IMAGE = "image-"  # begins the kinds of runs on images
+KINDS: dict[str, type] = {
+    "search": SearchConfig,
+    "train": TrainConfig,
+    "image-search": ImageSearchConfig,
+    "image-train": ImageTrainConfig,
+}
 TABLES = (*KINDS, "study")  # what a preset may hold; study.plan has the study's class
-
-
-def _at_least(**values: tuple[int, int]) -> None:
-    for name, (value, low) in values.items():
-        if value < low:
-            raise UsageError(f"{name} = {value} must be at least {low}")
 
 
 def resolve(
@@ -256,7 +264,7 @@ def resolve(
     settings: Iterable[str],
     flags: Mapping[str, Any],
 ) -> Any:
-    """The configuration of a run of `kind` ("search" or "train").
+    """The configuration of a run of `kind`, one of `KINDS`.
 
     Args:
         settings: 'dotted.key=value' texts; a value is read as TOML, or else as a plain word.
@@ -267,7 +275,9 @@ def resolve(
     """
     cls = KINDS[kind]
     table = compose(kind, preset=preset, file=file, settings=settings, flags=flags)
-    if isinstance(table.get("genotype"), str):
+    if isinstance(table.get("genotype"), str) and kind.startswith(IMAGE):
+        table["genotype"] = images.genotype_of(table["genotype"], table.get("seed", 1)).to_plain()
+    elif isinstance(table.get("genotype"), str):
         # A baseline, a name, a file or `random`, which the run's seed decides.
         name = table["genotype"]
         if name.upper() in BASELINES:
@@ -289,7 +299,8 @@ def compose(
     """The settings of `resolve` as they were given, merged and not yet checked."""
     table: dict[str, Any] = {}
     if preset is not None or file is None:
-        merge(table, preset_table(preset or DEFAULT_PRESET, kind))
+        default = DEFAULT_IMAGE_PRESET if kind.startswith(IMAGE) else DEFAULT_PRESET
+        merge(table, preset_table(preset or default, kind))
     if file is not None:
         merge(table, _file_table(file, kind))
     for setting in settings:
@@ -301,7 +312,7 @@ def compose(
         *parents, last = key.strip().split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last] = _value(text.strip())
+        place[last] = value_of(text.strip())
         merge(table, nested)
     merge(table, {key: value for key, value in flags.items() if value is not None})
     return table
@@ -357,9 +368,12 @@ def preset_table(name: str, kind: str) -> dict[str, Any]:
     tables = preset_tables(name)
     if kind not in tables:
         able = [other for other in preset_names() if kind in preset_tables(other)]
-        raise UsageError(
-            f"preset {name!r} has no settings for {kind}", f"presets that do: {', '.join(able)}"
-        )
+        other = kind.removeprefix(IMAGE) if kind.startswith(IMAGE) else IMAGE + kind
+        why = f"preset {name!r} has no settings for {kind}"
+        if other in tables:
+            what = ("text", "images") if kind.startswith(IMAGE) else ("images", "text")
+            why = f"preset {name!r} is for {what[0]}, and this corpus holds {what[1]}"
+        raise UsageError(why, f"presets that fit: {', '.join(able)}")
     table: dict[str, Any] = tables[kind]
     return table
 
@@ -372,25 +386,3 @@ def _file_table(file: Path, kind: str) -> dict[str, Any]:
     # A preset's own form, [search] and [train] tables, is understood too.
     inner = table.get(kind, table)
     return inner if isinstance(inner, dict) else table
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def merge(table: dict[str, Any], other: Mapping[str, Any]) -> None:
-    """Put what `other` holds over `table`, group by group."""
-    for key, value in other.items():
-        # A genotype is one value, not settings to merge key by key.
-        if key != "genotype" and isinstance(value, Mapping) and isinstance(table.get(key), dict):
-            merge(table[key], value)
-        elif isinstance(value, Mapping):
-            table[key] = dict(value)
-            for inner, content in value.items():
-                if isinstance(content, Mapping):
-                    table[key][inner] = dict(content)
-        else:
-            table[key] = value

@@ -9,8 +9,9 @@ import torch
 
 from rnnnas import config as configs
 from rnnnas.blackbox import CandidateJob
-from rnnnas.config import SearchConfig
+from rnnnas.config import AnySearch, SearchConfig
 from rnnnas.data.corpus import Corpus, check_unchanged
+from rnnnas.derive import cell_text
 from rnnnas.errors import UsageError
 from rnnnas.files import content_digest, write_json
 from rnnnas.latency import given_table, run_price
@@ -21,10 +22,11 @@ from rnnnas.ranks import ALONE, Ranks
 from rnnnas.run import Run
 from rnnnas.shared import open_run
 from rnnnas.supernet import SearchJob
+from rnnnas.tasks.pick import AnyCorpus
 
 
 def job_of(
-    config: SearchConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE
+    config: AnySearch, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE
 ) -> SearchJob | CandidateJob:
     """The job that the method asks for: shared weights, or one cell after the other.
 
@@ -38,14 +40,14 @@ def job_of(
                 "start it without torchrun or --processes; `rnnnas study --jobs N` runs several",
             )
         )
-    if config.from_scratch:
+    if isinstance(config, SearchConfig) and config.from_scratch and isinstance(corpus, Corpus):
         return CandidateJob(config, corpus, device)
     return SearchJob(config, corpus, device, ranks)
 
 
 def search(
-    config: SearchConfig,
-    corpus: Corpus,
+    config: AnySearch,
+    corpus: AnyCorpus,
     folder: Path,
     *,
     device: torch.device,
@@ -58,9 +60,10 @@ def search(
     With several ranks every one of them calls this, with its own device; the number may change
     when a search goes on.
 
-    The result: run, genotype, cell (its short text), seconds, valid_perplexity (of the network
-    under search; where cells were tried, of the best of them), digest (SHA-256 of genotype, alphas
-    and weights, or of all cells that were trained from scratch with their losses); where latency
+    The result: run, genotype, cell, seconds, valid_perplexity or, of images, valid_accuracy in
+    percent (of the network under search; where cells were tried, of the best of them), digest
+    (SHA-256 of genotype, alphas and weights, or of all cells that were trained from scratch with
+    their losses); where latency
     has a price, latency_us, predicted of the cell; where the search was stopped early,
     stopped_at_epoch and genotype_epoch, the one whose cell it is.
 
@@ -71,21 +74,24 @@ def search(
     plain = {**configs.to_plain(config), "corpus_sha256": corpus.sha256}
     # First: what it refuses leaves no run folder behind.
     job = job_of(config, corpus, device, ranks)
-    table = given_table(config, device) if config.latency.weight else None
+    text = config if isinstance(config, SearchConfig) else None  # what images have not
+    priced = text if text is not None and text.latency.weight else None
+    table = None if priced is None else given_table(priced, device)
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
     }  # fmt: skip
     with open_run(ranks, folder, "search", plain, **options) as run:
         if run.result is not None:
             return finished(run, ranks)
-        if isinstance(job, SearchJob) and config.latency.weight:
-            job.set_price(run_price(config, run.folder, table, device, ranks))
+        if isinstance(job, SearchJob) and priced is not None:
+            job.set_price(run_price(priced, run.folder, table, device, ranks))
         title = f"search {config.method} on {config.corpus}"
         seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and job.scored is not None:
             assert isinstance(run, Run)  # one process: see `job_of`
             seconds = job.choose(run, quiet)
-        if isinstance(job, SearchJob) and config.derive.by == "perturbation":
+        if isinstance(job, SearchJob) and text is not None and text.derive.by == "perturbation":
+            assert isinstance(corpus, Corpus)
             seconds = job.perturb(corpus, run, quiet)
         genotype = job.genotype()
         digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
@@ -93,15 +99,15 @@ def search(
         result = {
             "run": str(run.folder),
             "genotype": genotype.to_plain(),
-            "cell": genotype.to_text(),
+            "cell": cell_text(genotype),
             "seconds": round(seconds, 3),
-            "valid_perplexity": job.valid_perplexity,
+            **job.measured(),
             "digest": digest,
             **(job.watch.rule.told() if isinstance(job, SearchJob) and job.watch else {}),
         }
         if isinstance(job, SearchJob) and job.price is not None:
             result["latency_us"] = job.price.of_cells(genotype.cells) / MICROSECOND
-        run.hparams(plain, {"valid_perplexity": job.valid_perplexity})
+        run.hparams(plain, job.measured())
         result = ranks.tell(result)  # the seconds differ
         run.finish(result)
         return result

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from rnnnas.config import SearchConfig
+from rnnnas.config import AnySearch, SearchConfig
 from rnnnas.data.corpus import Corpus
-from rnnnas.data.streams import Streams, window_lengths
-from rnnnas.derive import (
-    PolicyCells,
-    mixtures_of,
-    scoring_streams,
-    search_texts,
-    strategy_of,
-    try_cells,
-)
+from rnnnas.data.streams import Streams
+from rnnnas.derive import PolicyCells, mixtures_of, strategy_of, try_cells
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.cost import MICROSECOND, LatencyPrice
 from rnnnas.nas.evolution import Strategy
-from rnnnas.nas.genotype import RECURRENT, Genotype
+from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import derive, method_of
 from rnnnas.nas.policy import Reinforce
-from rnnnas.nas.relax.base import Mixture, Mixtures
+from rnnnas.nas.relax.base import Mixture, Mixtures, Spaces
 from rnnnas.nas.relax.sampling import Policy
-from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.optim import (
     alpha_optimizer,
     inner_step,
@@ -38,12 +29,23 @@ from rnnnas.optim import (
     scheduled,
     weight_optimizer,
 )
-from rnnnas.perturb import cell_of
+from rnnnas.perturb import Searched, cell_of
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.run import Run
 from rnnnas.shared import AnyRun
 from rnnnas.stages import progress_within, stage_at, strongest
-from rnnnas.steps import Score, evaluate, generator, own_carry, weight_step, whole_carry
+from rnnnas.steps import (
+    Readable,
+    Score,
+    evaluate,
+    generator,
+    own_carry,
+    weight_step,
+    weights_of,
+    whole_carry,
+)
+from rnnnas.tasks.base import Net
+from rnnnas.tasks.pick import AnyCorpus, search_task
 from rnnnas.types import Batch, Carry
 from rnnnas.watch import AlphaWatch
 
@@ -52,46 +54,37 @@ class SearchJob:
     """The state of a search and its steps; see `loop.Job`."""
 
     def __init__(
-        self, config: SearchConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE
+        self, config: AnySearch, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE
     ) -> None:
-        ranks.check(config.windows.streams)
         self.ranks = ranks
         self.config = config
         self.method = method_of(config.method)
         self.device = device
         self.epochs = config.epochs
-        self.vocabulary = corpus.vocab.size
         self.relaxation = config.relaxation
         self.plan = config.plan
+        self.task = search_task(config, corpus, device, ranks)
         self.price: LatencyPrice | None = None
-        self._build(0, recurrent_space(config.model.nodes))
-        streams = config.windows.streams
-        train, alpha = search_texts(config, corpus)
-        part = ranks.part(streams)
-        self.train = Streams(train, streams, device, part=part)
-        self.alpha = Streams(alpha, streams, device, part=part)
-        self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
+        self._build(0, self.task.spaces)
+        self.train, self.alpha = self.task.train, self.task.alpha
+        self.valid: Readable = self.task.valid
         self.scored: Streams | None = None  # what cells are tried on, where some are
         if self.method.derive != "scores":
             trained = self.epochs * sum(self.lengths(0))
-            self.scored = scoring_streams(config, corpus, device, trained)
-        self.watch = AlphaWatch(config, corpus, device) if config.stop.eigenvalue else None
+            self.scored = self.task.scored(trained)
+        self.watch: AlphaWatch | None = None  # searches on images have none
+        if isinstance(config, SearchConfig) and config.stop.eigenvalue:
+            assert isinstance(corpus, Corpus)
+            self.watch = AlphaWatch(config, corpus, device)
         self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
         self.chosen: Genotype | None = None  # of the cells that were tried
 
-    def _build(self, stage: int, space: CellSpace) -> None:
+    def _build(self, stage: int, spaces: Spaces) -> None:
         """A stage's network, alphas and optimisers, all fresh; those before it are let go."""
         config, device, cpu = self.config, self.device, torch.device("cpu")
         self.stage = stage
-        self.net = RecurrentLM(
-            replace(config.model, hidden=self.plan[stage].hidden),
-            self.vocabulary,
-            space,
-            noise=replace(config.noise, dropouth=self.plan[stage].dropouth),
-            penalty=config.penalty,
-            generator=generator(config.seed, "weights", stage, cpu),
-            ranks=self.ranks,
-        ).to(device)
+        draws = generator(config.seed, "weights", stage, cpu)
+        self.net: Net = self.task.network(stage, spaces, draws).to(device)
         fresh = self.relaxation.init(self.net.space, generator(config.seed, "alphas", stage, cpu))
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
@@ -105,17 +98,18 @@ class SearchJob:
         """What moves the alphas; None where there are none."""
         if self.alpha_optimizer is None:
             return None
-        order = self.config.order
+        net, order = self.net, self.config.order
         if isinstance(self.relaxation, Policy):
             factor = None if self.price is None else self.price.reward_factor
-            net = self.net
             return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)
-        # A finite difference needs more precision than a weight step.
-        precise = self.net.in_float32() if order == "finite" else None
         return Architect(
-            self.net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
-            ranks=self.ranks, precise=precise,
+            net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
+            ranks=self.ranks, precise=self._precise(net),
         )  # fmt: skip
+
+    def _precise(self, net: Net) -> Net | None:
+        """What a finite difference is taken by: it needs more precision than a weight step."""
+        return net.in_float32() if self.config.order == "finite" else None
 
     def set_price(self, price: LatencyPrice) -> None:
         """Price latency in what the alphas minimise; before the first step."""
@@ -124,18 +118,18 @@ class SearchJob:
 
     def _enter(self, stage: int) -> None:
         """Go on to the next stage, on what the scores leave of the space."""
-        space = self.net.space[RECURRENT]
+        spaces = self.net.space
         with torch.no_grad():
-            scores = self.relaxation.scores(self.alphas, self.net.space)[RECURRENT]
-        self._build(stage, strongest(space, scores.tolist(), self.plan[stage]))
+            scores = self.relaxation.scores(self.alphas, spaces)
+        now = self.plan[stage]
+        self._build(stage, {n: strongest(s, scores[n].tolist(), now) for n, s in spaces.items()})
 
     def _progress(self, at: Position) -> float:
         """The share of the present stage that is done."""
         return progress_within(at.progress, self.stage, len(self.plan))
 
     def lengths(self, epoch: int) -> list[int]:
-        rng = random.Random(f"{self.config.seed}/windows/{epoch}")
-        return window_lengths(self.config.windows, self.train.length, rng)
+        return self.task.lengths(epoch)
 
     def begin_epoch(self, at: Position) -> None:
         self.train_carry = self.alpha_carry = None
@@ -148,15 +142,20 @@ class SearchJob:
         while self.stage < stage_at(at.progress, len(self.plan)):
             self._enter(self.stage + 1)
         progress = self._progress(at)
-        lr = scheduled(config.weights, progress) * steps / config.windows.bptt * lr_factor
-        batch = self.train.window(at.start, steps)
+        lr = self.task.scaled(scheduled(config.weights, progress), steps) * lr_factor
+        batch = self.task.batch(at, steps)
+        net = self.task.at(self.net, self.stage, progress)
         alpha_nats: Tensor | None = None
         if self.architect is not None and progress >= config.alphas.warmup:
             self.weight_optimizer.param_groups[0]["lr"] = lr
             single = self.relaxation.level == "train"
+            if net is not self.net:
+                self.architect.net = net
+                if isinstance(self.architect, Architect):
+                    self.architect.precise = self._precise(net)
             loss = self.architect.step(
                 train=(batch, self.train_carry),
-                valid=(batch, self.train_carry) if single else self._alpha_window(steps),
+                valid=(batch, self.train_carry) if single else self._alpha_window(at, steps),
                 inner=inner_step(self.net, self.weight_optimizer, config.weights.clip),
                 progress=progress,
                 generator=generator(config.seed, "alpha-step", at.step, self.device),
@@ -168,13 +167,13 @@ class SearchJob:
         draws = generator(config.seed, "weight-step", at.step, self.device)
         with torch.no_grad():
             mixtures = self.relaxation.mix(self.alphas, self.net.space, progress, draws)
-        noise = self.net.noise(batch, draws)
+        noise = net.noise(batch, draws)
 
         def slopes(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
             leaves = {n: m.weights.detach().requires_grad_() for n, m in tried.items()}
             spread = self.ranks.spread  # the slopes are those of the whole batch
             cut = {n: m._replace(weights=spread(leaves[n])) for n, m in tried.items()}
-            value = self.net(batch, self.train_carry, cut, noise).objective
+            value = net(batch, self.train_carry, cut, noise).objective
             grads = torch.autograd.grad(value, list(leaves.values()))
             # All ranks see the same loss, and decide the same by it.
             return self.ranks.mean(value.detach()), dict(zip(leaves, grads, strict=True))
@@ -182,47 +181,45 @@ class SearchJob:
         spaces = self.net.space
         mixtures = self.relaxation.perturb(mixtures, spaces, progress, draws, slopes)
         loss, norm = weight_step(
-            self.net, self.weight_optimizer, batch, self.train_carry, mixtures, noise,
+            net, self.weight_optimizer, batch, self.train_carry, mixtures, noise,
             lr=lr, clip=config.weights.clip, ranks=self.ranks,
         )  # fmt: skip
         self.train_carry = loss.carry
         nats = loss.value
         if alpha_nats is not None:  # a lost alpha step shows, though nobody waited for it
             nats = torch.where(torch.isfinite(alpha_nats), nats, torch.nan)
-        return StepReport(nats, loss.count, norm, lr)
+        return StepReport(nats, loss.count, norm, lr, loss.right)
 
-    def _alpha_window(self, steps: int) -> tuple[Batch, Carry]:
-        """The next window of the alphas' text, and the state that enters it."""
-        steps = min(steps, self.alpha.length - 1)
-        if self.alpha_start + steps > self.alpha.length - 1:
-            # Back to the start of the text: the state of its end does not belong there.
-            self.alpha_start, self.alpha_carry = 0, None
-        batch = self.alpha.window(self.alpha_start, steps)
-        self.alpha_start += steps
-        return batch, self.alpha_carry
+    def _alpha_window(self, at: Position, steps: int) -> tuple[Batch, Carry]:
+        """The next batch for the alphas, and the state that enters it."""
+        batch, self.alpha_start, fresh = self.task.alpha_batch(at, self.alpha_start, steps)
+        return batch, None if fresh else self.alpha_carry
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
         draws = generator(self.config.seed, "valid", at.epoch, self.device)
         with torch.no_grad():
             mixtures = self.relaxation.mix(self.alphas, self.net.space, self._progress(at), draws)
-            scores = self.relaxation.scores(self.alphas, self.net.space)[RECURRENT]
+            scores = self.relaxation.scores(self.alphas, self.net.space)
         if isinstance(self.relaxation, Policy):  # not of one draw, but of its likeliest cell
             mixtures = self.mixtures_of(self.genotype())
-        net = self.net.alone()
+        net = self.task.alone(self.net)
         score = Score(**self.ranks.led(lambda: asdict(evaluate(net, self.valid, mixtures))))
-        self.valid_perplexity = score.perplexity
+        self.valid_score = score.measured[self.task.measure]
+        values = {f"valid_{name}": value for name, value in score.measured.items()}
         if self.architect is None:  # that of a random cell
-            return {"valid_perplexity": score.perplexity}
-        entropy = float(-(scores * scores.clamp_min(1e-12).log()).sum(-1).mean())
+            return values
+        every = torch.cat(list(scores.values()))
+        entropy = float(-(every * every.clamp_min(1e-12).log()).sum(-1).mean())
         genotype = self.genotype()
-        _draw(run, at.step, self.net.space[RECURRENT], scores, genotype, genotype != self.drawn)
+        _draw(run, at.step, self.net.space, scores, genotype, genotype != self.drawn)
         self.drawn = genotype
-        values = {"valid_perplexity": score.perplexity, "alpha_entropy": entropy}
+        values |= {"alpha_entropy": entropy}
         if self.price is not None:
-            expected = float(self.price.expected({RECURRENT: Mixture(scores)}))
+            expected = float(self.price.expected({n: Mixture(s) for n, s in scores.items()}))
             values["expected_latency_us"] = expected / MICROSECOND
             values["cell_latency_us"] = self.price.of_cells(genotype.cells) / MICROSECOND
         if self.watch is not None:
+            assert isinstance(self.net, RecurrentLM)
             values |= self.watch.look(at.epoch + 1, self.net, self.alphas, genotype, self.ranks)
             self.epochs = self.watch.stopped_at or self.epochs
         return values if len(self.plan) == 1 else {**values, "stage": self.stage + 1.0}
@@ -242,6 +239,7 @@ class SearchJob:
         The validation perplexity is then that of this cell, with the same weights.
         """
         assert self.scored is not None
+        assert isinstance(self.config, SearchConfig)  # searches on images have no such methods
         strategy: Strategy = strategy_of(self.config, self.net.space)
         if isinstance(self.relaxation, Policy):
             strategy = PolicyCells(
@@ -251,31 +249,33 @@ class SearchJob:
         tried = try_cells(strategy, self.net, self.scored, run, title=title, quiet=quiet)
         self.chosen = tried.best.genotype
         score = evaluate(self.net, self.valid, self.mixtures_of(self.chosen))
-        self.valid_perplexity = score.perplexity
+        self.valid_score = score.perplexity
         return tried.seconds
 
     def perturb(self, corpus: Corpus, run: AnyRun, quiet: bool) -> float:
         """Choose the cell by perturbation; else as `choose`."""
-        derived = cell_of(self, corpus, run, quiet=quiet)
+        derived = cell_of(cast(Searched, self), corpus, run, quiet=quiet)
         self.chosen = derived.genotype
-        net, mixtures = self.net.alone(), self.mixtures_of(self.chosen)
-        self.valid_perplexity = self.ranks.led(
-            lambda: evaluate(net, self.valid, mixtures).perplexity
-        )
+        net, mixtures = self.task.alone(self.net), self.mixtures_of(self.chosen)
+        self.valid_score = self.ranks.led(lambda: evaluate(net, self.valid, mixtures).perplexity)
         return derived.seconds
+
+    def measured(self) -> dict[str, float]:
+        """The validation result to report, by name."""
+        return {f"valid_{self.task.measure}": self.valid_score}
 
     def outcome(self) -> dict[str, Any]:
         """What the result's digest covers beside the genotype."""
         state = self.state()
         return {"alphas": state["alphas"], "weights": state["weights"]}
 
-    valid_perplexity: float = float("nan")
+    valid_score: float = float("nan")
 
     def state(self) -> dict[str, Any]:
         return {
             "stage": self.stage,
-            "allowed": [list(row) for row in self.net.space[RECURRENT].allowed],
-            "weights": {name: p.detach() for name, p in self.net.named_parameters()},
+            "allowed": {n: [list(r) for r in s.allowed] for n, s in self.net.space.items()},
+            "weights": weights_of(self.net),
             "alphas": {name: a.detach() for name, a in self.alphas.items()},
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict() if self.alpha_optimizer else None,
@@ -283,15 +283,15 @@ class SearchJob:
             "train_carry": whole_carry(self.train_carry, self.ranks),
             "alpha_carry": whole_carry(self.alpha_carry, self.ranks),
             "alpha_start": self.alpha_start,
-            "valid_perplexity": self.valid_perplexity,
+            "valid_score": self.valid_score,
             "drawn": None if self.drawn is None else self.drawn.to_plain(),
             "watch": None if self.watch is None else self.watch.rule.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         if state["stage"] != self.stage:
-            whole = recurrent_space(self.config.model.nodes)
-            self._build(state["stage"], whole.prune(state["allowed"]))
+            left = {n: s.prune(state["allowed"][n]) for n, s in self.task.spaces.items()}
+            self._build(state["stage"], left)
         self.net.load_state_dict(state["weights"])
         with torch.no_grad():
             for name, alpha in self.alphas.items():
@@ -304,7 +304,7 @@ class SearchJob:
         self.train_carry = own_carry(state["train_carry"], self.device, self.ranks)
         self.alpha_carry = own_carry(state["alpha_carry"], self.device, self.ranks)
         self.alpha_start = state["alpha_start"]
-        self.valid_perplexity = state["valid_perplexity"]
+        self.valid_score = state["valid_score"]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
         if self.watch is not None:
@@ -313,11 +313,18 @@ class SearchJob:
 
 
 def _draw(
-    run: AnyRun, step: int, space: Any, scores: Tensor, genotype: Genotype, changed: bool
+    run: AnyRun,
+    step: int,
+    spaces: Spaces,
+    scores: dict[str, Tensor],
+    genotype: Genotype,
+    changed: bool,
 ) -> None:
     from rnnnas import raster
 
-    rows = [f"s{source} > s{target}" for source, target in space.edges]
-    run.image("alphas", raster.table_image(scores.tolist(), rows, space.ops, "alphas"), step)
+    for name, space in spaces.items():
+        rows = [f"s{source} > s{target}" for source, target in space.edges]
+        title = "alphas" if len(spaces) == 1 else f"alphas/{name}"
+        run.image(title, raster.table_image(scores[name].tolist(), rows, space.ops, title), step)
     if changed:
         run.image("cell", raster.cell_image(genotype), step)

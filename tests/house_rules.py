@@ -42,17 +42,37 @@ MAY_IMPORT: dict[str, list[str]] = {
     "loop": ["progress", "ranks", "shared", "signals"],
     "stages": ["nas.space"],
     "stopping": [],
-    "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
+    "steps": ["nas.relax.base", "optim", "ranks"],
     "config": [
-        "data.streams", "lm.*", "nas.cost", "nas.evolution", "nas.genotype", "nas.methods",
-        "nas.perturbation", "nas.relax.base", "nas.space", "optim", "settings", "stages",
-        "stopping",
+        "cnn.zoo", "data.streams", "image_config", "lm.*", "nas.cost", "nas.evolution",
+        "nas.genotype", "nas.methods", "nas.perturbation", "nas.relax.base", "nas.space", "optim",
+        "settings", "stages", "stopping",
+    ],
+    "image_config": [
+        "cnn.model", "cnn.space", "data.augment", "data.batches", "nas.genotype", "nas.methods",
+        "nas.relax.base", "optim", "settings", "stages",
+    ],
+    "tasks.base": [
+        "cnn.model", "data.streams", "lm.model", "loop", "nas.relax.base", "steps",
+    ],
+    "tasks.text": [
+        "config", "data.store", "data.streams", "derive", "lm.model", "loop", "nas.*", "ranks",
+        "tasks.base",
+    ],
+    "tasks.images": [
+        "cnn.*", "data.*", "image_config", "loop", "nas.*", "steps", "tasks.base",
+    ],
+    "tasks.pick": ["config", "data.*", "image_config", "ranks", "tasks.*"],
+    "classify": [
+        "cnn.model", "config", "data.*", "files", "image_config", "steps", "tasks.images",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
         "lm.scores", "progress", "steps",
     ],
-    "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
+    "evaluate": [
+        "adapt", "classify", "config", "data.*", "files", "lm.model", "nas.genotype", "steps",
+    ],
     "derive": [
         "config", "data.store", "data.streams", "loop", "nas.*", "progress", "run", "shared",
         "signals", "steps",
@@ -73,16 +93,16 @@ MAY_IMPORT: dict[str, list[str]] = {
         "config", "files", "lm.fused", "lm.model", "nas.cost", "nas.genotype", "nas.space", "ranks",
     ],
     "supernet": [
-        "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "perturb",
-        "ranks", "raster", "run", "shared", "stages", "steps", "watch",
+        "config", "data.corpus", "data.streams", "derive", "lm.model", "loop", "nas.*", "optim",
+        "perturb", "ranks", "raster", "run", "shared", "stages", "steps", "tasks.*", "watch",
     ],
     "search": [
-        "blackbox", "config", "data.*", "files", "latency", "loop", "nas.*", "ranks", "run",
-        "shared", "supernet",
+        "blackbox", "config", "data.*", "derive", "files", "latency", "loop", "nas.*", "ranks",
+        "run", "shared", "supernet", "tasks.*",
     ],
     "train": [
-        "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
-        "published", "ranks", "raster", "run", "shared", "steps",
+        "config", "data.*", "derive", "evaluate", "files", "loop", "nas.genotype", "optim",
+        "published", "ranks", "raster", "run", "shared", "steps", "tasks.*",
     ],
     "bench": [
         "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",

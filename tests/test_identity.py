@@ -187,6 +187,7 @@ def lstm(*settings: str) -> TrainConfig:
 def test_what_is_idle() -> None:
     plain = {"save_seconds", *(f"derive.{k}" for k in ("order", "tune_windows", "lr", "targets"))}
     plain |= {f"stop.{k}" for k in ("every", "window", "ratio", "earliest", "streams", "steps")}
+    plain |= {"latency.form", "latency.ref", "latency.table"}
     assert search_config().idle == plain
     assert search_config("method=darts-1st").idle == plain | {"alphas.second_order"}
     assert search_config("alphas.text=valid").idle == plain | {"alphas.held_out"}

@@ -146,7 +146,7 @@ def presets_list(as_json: bool) -> None:
         return
     for name, tables in rows.items():
         kinds = " and ".join(kind for kind in configs.TABLES if kind in tables)
-        click.echo(f"{name:16} {kinds:17} {tables['about']}")
+        click.echo(f"{name:18} {kinds:28} {tables['about']}")
 
 
 @presets.command("show")

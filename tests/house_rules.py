@@ -102,8 +102,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files", "nas.genotype", "nas.methods", "nas.space", "ranks", "search", "study.*",
-        "train",
+        "files", "image_config", "nas.genotype", "nas.methods", "nas.space", "ranks", "search",
+        "study.*", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip

@@ -215,7 +215,7 @@ def test_a_staged_run_says_its_stage_and_saves_it(corpus: Corpus, tmp_path: Path
     search(config, corpus, tmp_path / "run", device=CPU, quiet=True)
     state = load_content(tmp_path / "run/state.pt")["state"]["job"]
     assert state["stage"] == 2
-    assert {sum(row) for row in state["allowed"]} == {2}
+    assert {sum(row) for row in state["allowed"]["recurrent"]} == {2}
     lines = (tmp_path / "run/metrics.jsonl").read_text()
     assert all(f'"stage": {stage}.0' in lines for stage in (1, 2, 3))
 

@@ -122,7 +122,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files", "latency", "nas.genotype", "nas.methods", "nas.space", "ranks", "search",
+        "files", "image_config", "latency", "nas.genotype", "nas.methods", "nas.space", "ranks",
+        "search",
         "study.*", "train",
     ],
     "__main__": ["cli"],

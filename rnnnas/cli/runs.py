@@ -68,6 +68,7 @@ def search(method: str | None, **options: Any) -> None:
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
+    from rnnnas.image_config import ImageSearchConfig
     from rnnnas.search import job_of
     from rnnnas.search import search as run
 
@@ -77,10 +78,12 @@ def search(method: str | None, **options: Any) -> None:
         _dry_run(job_of(config, corpus, device), configs.to_plain(config), options["as_json"])
         return
     default = checkpoints() / f"search-{config.corpus}-{config.method}-s{config.seed}"
+    images = isinstance(config, ImageSearchConfig)
     if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
+        what, measure = ("images", "accuracy") if images else ("text", "perplexity")
         click.echo(
-            "note: alphas are trained on the validation split, as in the paper; "
-            "what is measured on it is then no independent measure", err=True,
+            f"note: alphas are trained on the validation {what}, as in the paper; "
+            f"validation {measure} is then no independent measure", err=True,
         )  # fmt: skip
     result = _run(run, config, corpus, options, default)
     if result is None:

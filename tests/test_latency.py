@@ -153,29 +153,31 @@ def test_the_command_keeps_a_table_and_show_reads_it(
 # Searches
 
 
-SLOW = [name for name, method in METHODS.items() if method.alphas != "none"]
+# Stages prune `none`, by which alone edges with a softmax each are told apart: see `nas/cost.py`.
+GRADIENT = [n for n, method in METHODS.items() if method.alphas == "gradient" and not method.staged]
 
 
 @pytest.mark.parametrize(
-    ("method", "seeds"),
+    ("method", "seeds", "price"),
     [
-        ("darts-1st", 3),
-        ("gdas", 1),
-        ("proxyless-reinforce", 1),
-        *(pytest.param(name, 2, marks=pytest.mark.slow, id=f"{name}-slow") for name in SLOW),
+        ("darts-1st", 2, 3.0),
+        ("gdas", 1, 3.0),
+        ("proxyless-reinforce", 1, 3.0),
+        # Where every edge has a softmax of its own the same price needs more than 24 steps.
+        *(pytest.param(m, 3, 300.0, marks=pytest.mark.slow, id=f"{m}-slow") for m in GRADIENT),
     ],
 )
 def test_a_price_on_latency_finds_faster_cells(
-    method: str, seeds: int, home: Path, tmp_path: Path, priced: Path
+    method: str, seeds: int, price: float, home: Path, tmp_path: Path, priced: Path
 ) -> None:
-    """On every seed, though the networks have hardly learned anything."""
+    """On every seed, though the networks have hardly learned anything: all nodes take s0."""
     corpus = open_corpus("hmm")
     costs = table().costs
     settings = ["alphas.lr=0.1", "alphas.warmup=0.0", "model.hidden=8", "model.nodes=5",
                 "windows.streams=8", "windows.bptt=5"]  # fmt: skip
     for seed in range(seeds):
         seconds = []
-        for weight in (0.0, 3.0):
+        for weight in (0.0, price):
             config = search_config(
                 *settings, f"latency.table={priced}", f"latency.weight={weight}",
                 corpus="hmm", seed=seed, method=method,
@@ -183,7 +185,10 @@ def test_a_price_on_latency_finds_faster_cells(
             result = search(config, corpus, tmp_path / f"{seed}-{weight}", device=CPU, quiet=True)
             cell = Genotype.from_plain(result["genotype"]).recurrent
             seconds.append(costs.of_cell(cell))
-        assert seconds[1] < 0.8 * seconds[0], (seed, seconds)
+        one_group = 1e-4 + 1e-4 + 1e-4  # s0, a level, and a product with its rest
+        assert one_group < seconds[1] < one_group + 6e-6, (seed, seconds)
+        # A search without a price may find that cell too, but not on the quick cases' seeds.
+        assert seconds[1] <= seconds[0] if price > 3 else seconds[1] < 0.8 * seconds[0]
         assert result["latency_us"] == pytest.approx(1e6 * seconds[1])
         last = epochs(result["run"])[-1]
         assert last["cell_latency_us"] == pytest.approx(1e6 * seconds[1])

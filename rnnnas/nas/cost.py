@@ -8,7 +8,8 @@ A mixture's weights w (E, O) stand for a distribution over cells: node i keeps o
 edge e with probability p_eo = w_eo / Σ w over the node's edges and operations but `none`, apart
 from all other nodes (times `keep`, where a node keeps several: expected numbers). A relaxation
 that normalises every edge by itself, as DARTS does, tells edges apart by the share of `none`
-alone: there p is flatter than what is derived from it.
+alone: there p is flatter than what is derived from it, and a price has no hold on edges whose
+`none` a stage has pruned.
 """
 
 from __future__ import annotations

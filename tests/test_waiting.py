@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rnnnas import loop
 from rnnnas.data.streams import Streams
 from rnnnas.files import load_content
+from rnnnas.lm import fused_mixed, kernels
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.optim import (
@@ -38,6 +39,15 @@ from rnnnas.train import TrainJob
 from rnnnas.types import InnerStep
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels are the CPU's alone."""
+    for module in (fused_mixed, kernels):
+        monkeypatch.setattr(module, "usable", lambda like: False)
+
+
 WAITS = ("_local_scalar_dense", "nonzero", "index.Tensor", "index_put_", "masked_select")
 
 

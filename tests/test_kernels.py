@@ -146,10 +146,8 @@ def test_saturated_gates_and_large_candidates_stay_finite() -> None:
 def test_the_number_of_threads_changes_no_sum(threads: None) -> None:
     made = cell(8, torch.float64, streams=37, hidden=70)
     rows = torch.randn(70, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    weight, bias = (
-        torch.randn(90, 8, dtype=torch.float64).requires_grad_(),
-        torch.zeros(90).double(),
-    )
+    weight = torch.randn(90, 8, dtype=torch.float64)
+    bias = torch.zeros(90, dtype=torch.float64, requires_grad=True)
     targets = torch.arange(70)
     found = []
     for number in (1, 2):

@@ -38,6 +38,7 @@ else:
     import tomli as tomllib  # the same module under its name before Python 3.11
 
 DEFAULT_PRESET = "quick"
+WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class SearchConfig:
     """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
-    cells one by one.
+    cells one by one; capture: see `programs.programs_for`.
     """
 
     corpus: str
@@ -54,6 +55,7 @@ class SearchConfig:
     epochs: int = 50
     valid_streams: int = 64
     save_seconds: float = 60.0
+    capture: Literal["auto", "on", "off"] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
@@ -114,7 +116,7 @@ class SearchConfig:
     @property
     def idle(self) -> frozenset[str]:
         """Dotted keys of settings that change nothing in the result of this search."""
-        keys = {"save_seconds"}
+        keys = {*WITHOUT_RESULT}
         if self.method == "darts-1st":
             keys.add("alphas.second_order")
         if self.alphas.text == "valid":
@@ -137,6 +139,7 @@ class SearchConfig:
 class TrainConfig:
     """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
     genotype. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
+    capture: see `programs.programs_for`.
     """
 
     corpus: str
@@ -147,6 +150,7 @@ class TrainConfig:
     valid_streams: int = 10
     test_streams: int = 1
     save_seconds: float = 60.0
+    capture: Literal["auto", "on", "off"] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
@@ -185,7 +189,7 @@ class TrainConfig:
     @property
     def idle(self) -> frozenset[str]:
         """Dotted keys of settings that change nothing in the result of this training."""
-        keys = {"save_seconds", "model.nodes"}
+        keys = {*WITHOUT_RESULT, "model.nodes"}
         if self.cell != "derived":
             keys.add("noise.dropoutx")
             if self.model.layers == 1:

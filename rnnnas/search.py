@@ -42,6 +42,7 @@ from rnnnas.optim import (
     scheduled,
     weight_optimizer,
 )
+from rnnnas.programs import programs_for
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.run import Run
 from rnnnas.shared import AnyRun, open_run
@@ -94,6 +95,7 @@ class SearchJob:
         ).to(device)
         fresh = self.relaxation.init(self.net.space, generator(config.seed, "alphas", stage, cpu))
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
+        self.programs = programs_for(config.capture, device)
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
         self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas) if self.alphas else None
         self.architect = self._architect()
@@ -113,6 +115,7 @@ class SearchJob:
         return Architect(
             self.net, self.alphas, self.relaxation, self.alpha_optimizer, order,
             ranks=self.ranks, precise=precise,
+            replay=None if self.programs is None else self.programs.run,
         )  # fmt: skip
 
     def _enter(self, stage: int) -> None:
@@ -176,7 +179,7 @@ class SearchJob:
         mixtures = self.relaxation.perturb(mixtures, spaces, progress, draws, slopes)
         loss, norm = weight_step(
             self.net, self.weight_optimizer, batch, self.train_carry, mixtures, noise,
-            lr=lr, clip=config.weights.clip, ranks=self.ranks,
+            lr=lr, clip=config.weights.clip, ranks=self.ranks, programs=self.programs,
         )  # fmt: skip
         self.train_carry = loss.carry
         nats = loss.value
@@ -289,8 +292,16 @@ def job_of(
     """The job that the method asks for: shared weights, or one cell after the other.
 
     Raises:
-        UsageError: where several processes share a search that only one can make.
+        UsageError: where several processes share a search that only one can make, or cannot be
+            captured because they talk within a window, for its batch statistics.
     """
+    if ranks.size > 1 and config.capture == "on":
+        raise ranks.hushed(
+            UsageError(
+                "capture = 'on' is for searches in one process",
+                "leave it out, or start the search without torchrun or --processes",
+            )
+        )
     if ranks.size > 1 and method_of(config.method).alphas != "gradient":
         raise ranks.hushed(
             UsageError(

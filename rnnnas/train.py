@@ -30,6 +30,7 @@ from rnnnas.optim import (
     scheduled,
     weight_optimizer,
 )
+from rnnnas.programs import programs_for
 from rnnnas.published import curve_for, published
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.run import differences
@@ -59,6 +60,7 @@ class TrainJob:
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
             ranks=ranks,
         ).to(device)
+        self.programs = programs_for(config.capture, device)
         self.optimizer = weight_optimizer(self.net, config.weights)
         streams = config.windows.streams
         self.train = Streams(corpus.splits["train"], streams, device, part=ranks.part(streams))
@@ -106,7 +108,7 @@ class TrainJob:
         noise = self.net.noise(batch, generator(config.seed, "weight-step", at.step, self.device))
         loss, norm = weight_step(
             self.net, self.optimizer, batch, self.carry, {}, noise, lr=lr, clip=config.weights.clip,
-            ranks=self.ranks,
+            ranks=self.ranks, programs=self.programs,
         )  # fmt: skip
         self.carry = loss.carry
         if self.average is not None:

@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "run": ["board", "files", "lock"],
     "loop": ["progress", "ranks", "shared", "signals"],
     "stages": ["nas.space"],
-    "steps": ["data.streams", "nas.relax.base", "optim", "ranks"],
+    "programs": ["lm.pool"],
+    "steps": ["data.streams", "nas.relax.base", "optim", "programs", "ranks"],
     "config": [
         "data.streams", "lm.*", "nas.evolution", "nas.genotype", "nas.methods", "nas.relax.base",
         "nas.space", "optim", "settings", "stages",
@@ -53,16 +54,16 @@ MAY_IMPORT: dict[str, list[str]] = {
         "signals", "steps",
     ],
     "blackbox": [
-        "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "ranks", "shared",
-        "steps",
+        "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "programs", "ranks",
+        "shared", "steps",
     ],
     "search": [
         "blackbox", "config", "data.*", "derive", "files", "lm.model", "loop", "nas.*", "optim",
-        "ranks", "raster", "run", "shared", "stages", "steps",
+        "programs", "ranks", "raster", "run", "shared", "stages", "steps",
     ],
     "train": [
         "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
-        "published", "ranks", "raster", "run", "shared", "steps",
+        "programs", "published", "ranks", "raster", "run", "shared", "steps",
     ],
     "bench": [
         "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",
@@ -94,6 +95,6 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
     "columns": set(), "layout": set(), "draw": set(), "cnn.space": set(), "cnn.zoo": set(),
     "cnn.*": {"torch"}, "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"},
-    "types": {"torch"}, "stages": set(), "steps": {"torch"}, "cli": {"click"},
-    "cli.*": {"click", "torch"},
+    "types": {"torch"}, "stages": set(), "steps": {"torch"}, "programs": {"torch"},
+    "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip

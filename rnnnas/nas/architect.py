@@ -27,6 +27,9 @@ Order = Literal["first", "finite", "exact"]
 Weights = dict[str, Tensor]
 # From the validation loss and the mixtures it was computed under to what the alphas minimise.
 Outer = Callable[[Tensor, Mixtures], Tensor]
+# From a name, a function of tensors and its arguments to what it returns; the name's function does
+# the same each time, so that it may be recorded (`programs.Programs.run`).
+Replay = Callable[..., Any]
 
 PERTURBATION = 1e-2  # norm of the weights' shift in the finite difference (DARTS, section 2.3)
 CLIP_EPSILON = 1e-6  # what torch's clip_grad_norm_ adds to the norm; the mirror is exact with it
@@ -65,6 +68,7 @@ def hypergradient(
     outer: Outer | None = None,
     ranks: Ranks = ALONE,
     precise: Searchable | None = None,
+    replay: Replay | None = None,
 ) -> tuple[dict[str, Tensor], Loss]:
     """The gradient of the validation loss in the alphas.
 
@@ -88,6 +92,7 @@ def hypergradient(
             difference is taken. It decides nothing else: an inner gradient and a direction that
             are off by a part in 250 move the result by as much, but rounding in the difference of
             two nearly equal gradients would be most of it.
+        replay: runs the evaluation of a first order; the other orders are never recorded.
 
     Returns:
         The gradients by alpha name, and the validation loss with its next carry, detached. The
@@ -99,30 +104,32 @@ def hypergradient(
     valid_noise = net.noise(valid[0], generator)
     # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
     # end: its graph is walked a single time whatever the order.
-    cut = {n: m._replace(weights=m.weights.detach().requires_grad_()) for n, m in mixtures.items()}
+    cut = _cut(mixtures)
     leaves = [m.weights for m in cut.values()]
-    weights = {name: p.detach() for name, p in net.named_parameters()}
+    weights = _weights(net)
 
     def run(
         shifted: Weights, which: tuple[Batch, Carry], noise: Noise, by: Searchable = net,
         fixed: bool = False,
     ) -> Loss:  # fmt: skip
         """The loss under weights that are handed in; `fixed`: without a gradient in mixtures."""
-        buffers = {name: b.clone() for name, b in net.named_buffers()}
-        state = {name: ranks.spread(w) for name, w in shifted.items()} | buffers
-        mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in cut.items()}
-        if fixed:
-            mix = {n: m._replace(weights=m.weights.detach()) for n, m in cut.items()}
-        loss: Loss = functional_call(_module(by), state, (*which, mix, noise))
-        return loss
+        return _loss(by, shifted, which, cut, noise, ranks, fixed)
 
-    def aim(loss: Loss) -> Tensor:
-        return loss.value if outer is None else outer(loss.value, cut)
+    def aim(loss: Loss, under: Mixtures = cut) -> Tensor:
+        return loss.value if outer is None else outer(loss.value, under)
+
+    def first(batch: Batch, carry: Carry, given: Mixtures, noise: Noise) -> tuple[Loss, Any]:
+        """The loss and its gradients in `given`, of these arguments and the network alone."""
+        own = _cut(given)
+        loss = _loss(net, _weights(net), (batch, carry), own, noise, ranks)
+        slopes = _grad(aim(loss, own), [m.weights for m in own.values()])
+        return loss._replace(value=loss.value.detach(), penalty=loss.penalty.detach()), (*slopes,)
 
     with torch.enable_grad():
         if order == "first":
-            loss = run(weights, valid, valid_noise)
-            grads = _grad(aim(loss), leaves)
+            given = {n: m._replace(weights=m.weights.detach()) for n, m in mixtures.items()}
+            work = (*valid, given, valid_noise)
+            loss, grads = first(*work) if replay is None else replay("alphas", first, *work)
         elif order == "exact":
             own = {name: w.requires_grad_() for name, w in weights.items()}
             objective = run(own, train, train_noise).objective
@@ -151,6 +158,29 @@ def hypergradient(
     }
     value, penalty = (ranks.mean(part.detach()) for part in (loss.value, loss.penalty))
     return named, loss._replace(value=value, penalty=penalty, count=loss.count * ranks.size)
+
+
+def _cut(mixtures: Mixtures) -> Mixtures:
+    """The same numbers as leaves that gradients are taken in."""
+    return {n: m._replace(weights=m.weights.detach().requires_grad_()) for n, m in mixtures.items()}
+
+
+def _weights(net: Searchable) -> Weights:
+    return {name: p.detach() for name, p in net.named_parameters()}
+
+
+def _loss(
+    net: Searchable, weights: Weights, which: tuple[Batch, Carry], mixtures: Mixtures,
+    noise: Noise, ranks: Ranks, fixed: bool = False,
+) -> Loss:  # fmt: skip
+    """The loss under weights that are handed in; `fixed`: without a gradient in mixtures."""
+    buffers = {name: b.clone() for name, b in net.named_buffers()}
+    state = {name: ranks.spread(w) for name, w in weights.items()} | buffers
+    mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in mixtures.items()}
+    if fixed:
+        mix = {n: m._replace(weights=m.weights.detach()) for n, m in mixtures.items()}
+    loss: Loss = functional_call(_module(net), state, (*which, mix, noise))
+    return loss
 
 
 def _finite_difference(
@@ -258,7 +288,7 @@ class Architect:
     """Holds the alphas' optimiser and moves them by the hypergradient.
 
     Args:
-        outer, precise: as `hypergradient` takes them.
+        outer, precise, replay: as `hypergradient` takes them.
     """
 
     def __init__(
@@ -272,6 +302,7 @@ class Architect:
         *,
         ranks: Ranks = ALONE,
         precise: Searchable | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.net = net
         self.alphas = alphas
@@ -281,6 +312,7 @@ class Architect:
         self.outer = outer
         self.ranks = ranks
         self.precise = precise
+        self.replay = replay
 
     def step(
         self,
@@ -311,6 +343,7 @@ class Architect:
             outer=self.outer,
             ranks=self.ranks,
             precise=self.precise,
+            replay=self.replay,
         )
         extra = relaxation.penalty(alphas, spaces, progress)
         if extra is not None:

@@ -184,11 +184,12 @@ def lstm(*settings: str) -> TrainConfig:
 
 
 def test_what_is_idle() -> None:
-    assert search_config().idle == {"save_seconds"}
-    assert search_config("method=darts-1st").idle == {"save_seconds", "alphas.second_order"}
-    assert search_config("alphas.text=valid").idle == {"save_seconds", "alphas.held_out"}
-    assert train_config().idle == {"save_seconds", "model.nodes"}
-    both = {"save_seconds", "model.nodes", "noise.dropoutx"}
+    always = {"save_seconds", "capture"}
+    assert search_config().idle == always
+    assert search_config("method=darts-1st").idle == always | {"alphas.second_order"}
+    assert search_config("alphas.text=valid").idle == always | {"alphas.held_out"}
+    assert train_config().idle == always | {"model.nodes"}
+    both = always | {"model.nodes", "noise.dropoutx"}
     assert lstm().idle == both | {"noise.dropouth"} and lstm("model.layers=2").idle == both
 
 

@@ -73,7 +73,7 @@ def test_a_weight_step_does_not_wait(cell: str) -> None:
     assert not watch.seen
     with Watch() as watch:
         float(norm), net.bias[[0, 1]]
-    assert len(watch.seen) == 2, "what waits would show"
+    assert len(watch.seen) == 3, "what waits would show"
 
 
 @pytest.mark.parametrize("order", ["first", "finite"])

@@ -24,8 +24,8 @@ Tree: TypeAlias = Any
 T = TypeVar("T")
 Buffers: TypeAlias = dict[tuple[Hashable, ...], Tensor]
 
-# More than there are lengths of windows in any preset (5 to 55); each graph of a search holds some
-# 10,000 launches.
+# More than there are lengths of windows in any preset (5 to 55). For 35 steps of 8 nodes a graph
+# holds about 5,500 launches of a derived cell and 19,000 of one under search.
 KEPT = 64
 # Forms that come seldom, e.g. the paths of one draw, are not worth a program.
 PATIENCE = 2

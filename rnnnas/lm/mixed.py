@@ -168,7 +168,7 @@ def unroll(
 
 # Of a node's n computed edges: an operation, the places of the edges that have it (None: all of
 # them) and its weights there (m, 1, 1).
-Share = tuple[str, list[int] | None, Tensor]
+Share = tuple[str, Tensor | None, Tensor]
 
 
 def _stretches(places: Sequence[int]) -> list[tuple[int, int]]:
@@ -191,30 +191,19 @@ def picked(table: Tensor, places: Sequence[int]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _spread(rows: Tensor, places: Sequence[int], n: int) -> Tensor:
-    """The inverse: a table of n rows that has `rows` at their places, and zeros elsewhere."""
-    parts, at, taken = [], 0, 0
-    for first, end in [*_stretches(places), (n, n)]:
-        if first > at:
-            parts.append(rows.new_zeros(first - at, *rows.shape[1:]))
-        parts.append(rows[taken : taken + end - first])
-        taken += end - first
-        at = end
-    return torch.cat(parts)
-
-
 def _shares(space: CellSpace, route: Route, weights: Tensor) -> tuple[Tensor, list[Share]]:
     """P_j (n, 1, 1) of a node's computed edges, and the weights of its operations."""
     shares: list[Share] = []
-    n = len(route)
-    mass = weights.new_zeros(n)
+    places = range(len(route))
+    numbers = torch.arange(len(route), device=weights.device)
+    mass = weights.new_zeros(len(route))
     for o, op in enumerate(space.ops):
-        at = [k for k in range(n) if o in route[k][1]]
+        at = [k for k in places if o in route[k][1]]
         if at:
             p = picked(weights, [route[k][0] for k in at])[:, o]
-            whole = len(at) == n
-            mass = mass + (p if whole else _spread(p, at, n))
-            shares.append((op, None if whole else at, p.reshape(-1, 1, 1)))
+            index = None if len(at) == len(route) else picked(numbers, at)
+            mass = mass + p if index is None else mass.index_add(0, index, p)
+            shares.append((op, index, p.reshape(-1, 1, 1)))
     return mass.view(-1, 1, 1), shares
 
 
@@ -225,6 +214,5 @@ def _mixture(z: Tensor, shares: list[Share]) -> Tensor:
         if at is None:
             mix = mix + p * ACTIVATIONS[op](z)
         else:
-            value = p * ACTIVATIONS[op](picked(z, at).contiguous())
-            mix = mix + _spread(value, at, len(z))
+            mix = mix.index_add(0, at, p * ACTIVATIONS[op](z.index_select(0, at)))
     return mix

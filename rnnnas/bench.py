@@ -12,12 +12,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal
 
 import torch
 
 from rnnnas import config as configs
 from rnnnas.data.streams import Streams
+from rnnnas.errors import UsageError
 from rnnnas.lm.loss import CHUNK, cross_entropy, cross_entropy_reference
 from rnnnas.lm.model import RecurrentLM, low_precision
 from rnnnas.nas.architect import Architect
@@ -151,9 +154,20 @@ def _measure(kind: Kind, path: str, settings: tuple[str, ...], name: str, repeat
 
 
 def _apart(*args: Any) -> Any:
-    """`_measure` in a fresh process: its peak memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, args)
+    """`_measure` in a fresh process: its peak memory is its own.
+
+    Raises:
+        UsageError: where that process was killed, as systems do that are out of memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_measure, *args).result()
+        except BrokenProcessPool as error:
+            raise UsageError(
+                "the process that measures was killed, most likely for want of memory",
+                "measure something smaller, e.g. --set windows.streams=64",
+            ) from error
 
 
 def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:

@@ -149,6 +149,10 @@ class CandidateJob:
             )
         return best.genotype
 
+    def measured(self) -> dict[str, float]:
+        """The validation result to report, by name."""
+        return {"valid_perplexity": self.valid_perplexity}
+
     def outcome(self) -> dict[str, Any]:
         """What the result's digest covers beside the genotype."""
         return {"candidates": self.strategy.state()}

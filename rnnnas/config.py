@@ -14,23 +14,31 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from rnnnas.cnn import zoo as images
 from rnnnas.data.streams import WindowConfig
 from rnnnas.errors import UsageError, nearest
+from rnnnas.image_config import ImageSearchConfig, ImageTrainConfig
 from rnnnas.lm.baseline import Baseline
 from rnnnas.lm.cell import check_cell
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig
 from rnnnas.lm.noise import NoiseConfig
+from rnnnas.nas.cost import LatencyConfig
 from rnnnas.nas.evolution import BlackboxConfig
 from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
 from rnnnas.nas.methods import method_of
+from rnnnas.nas.perturbation import DeriveConfig
 from rnnnas.nas.relax.base import Relaxation
 from rnnnas.nas.space import RECURRENT_OPS, genotype_of
 from rnnnas.optim import AlphaConfig, WeightConfig
+from rnnnas.settings import at_least as _at_least
 from rnnnas.settings import from_plain as from_plain
+from rnnnas.settings import merge as merge
 from rnnnas.settings import to_plain as to_plain
 from rnnnas.settings import to_toml as to_toml
+from rnnnas.settings import value_of
 from rnnnas.stages import Stage, StageConfig, plan
+from rnnnas.stopping import StopConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +46,7 @@ else:
     import tomli as tomllib  # the same module under its name before Python 3.11
 
 DEFAULT_PRESET = "quick"
+DEFAULT_IMAGE_PRESET = "cifar10-quick"
 WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no result
 
 
@@ -46,7 +55,8 @@ class SearchConfig:
     """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
-    cells one by one; capture: see `programs.programs_for`.
+    cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
+    is read off alphas, and when they have moved enough; capture: see `programs.programs_for`.
     """
 
     corpus: str
@@ -65,6 +75,9 @@ class SearchConfig:
     stages: StageConfig = field(default_factory=StageConfig)
     relax: dict[str, Any] = field(default_factory=dict)
     blackbox: BlackboxConfig = field(default_factory=BlackboxConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+    derive: DeriveConfig = field(default_factory=DeriveConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
 
     def __post_init__(self) -> None:
         assert self.relaxation is not None  # refuses an unknown method or setting of one
@@ -90,6 +103,33 @@ class SearchConfig:
                 f"method {self.method!r} trains every cell from scratch: "
                 "it has no blackbox.weights = 'shared'",
                 "take --method random-ws",
+            )
+        self._check_alphas_use()
+
+    def _check_alphas_use(self) -> None:
+        """Refuse what needs alphas that gradients move, and what does not go together."""
+        if self.latency.weight and method_of(self.method).alphas == "none":
+            raise UsageError(
+                f"method {self.method!r} has no alphas: latency.weight = {self.latency.weight} "
+                "has no place in it",
+                "take a method with alphas, e.g. --method darts-1st",
+            )
+        perturbs, stops = self.derive.by == "perturbation", self.stop.eigenvalue
+        for asked, key in ((perturbs, "derive.by = 'perturbation'"), (stops, "stop.eigenvalue")):
+            if asked and method_of(self.method).alphas != "gradient":
+                raise UsageError(f"{key} needs alphas that gradients move: not {self.method!r}")
+        if stops and perturbs:
+            raise UsageError(
+                "stop.eigenvalue goes back to the cell of an earlier epoch, which "
+                "derive.by = 'perturbation' cannot derive: its weights are gone",
+                "leave one of them out",
+            )
+        if stops and len(self.plan) > 1:
+            raise UsageError("stop.eigenvalue compares epochs of one stage: the search has several")
+        if stops and self.stop.every > self.epochs:
+            raise UsageError(
+                f"stop.every = {self.stop.every} is more than all {self.epochs} epochs: "
+                "there would be no report"
             )
 
     @property
@@ -121,6 +161,17 @@ class SearchConfig:
             keys.add("alphas.second_order")
         if self.alphas.text == "valid":
             keys.add("alphas.held_out")
+        if not self.latency.weight:
+            keys |= {"latency.form", "latency.ref", "latency.table"}
+        elif method_of(self.method).alphas == "policy":
+            keys.add("latency.form")
+        if self.derive.by == "scores":
+            keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}
+        elif not self.derive.tune_windows:
+            keys.add("derive.lr")
+        if not self.stop.eigenvalue:
+            keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
+            keys.remove("stop.eigenvalue")
         return frozenset(keys)
 
     @property
@@ -197,14 +248,16 @@ class TrainConfig:
         return frozenset(keys)
 
 
-KINDS: dict[str, type] = {"search": SearchConfig, "train": TrainConfig}
+AnySearch = SearchConfig | ImageSearchConfig
+AnyTrain = TrainConfig | ImageTrainConfig
+IMAGE = "image-"  # begins the kinds of runs on images
+KINDS: dict[str, type] = {
+    "search": SearchConfig,
+    "train": TrainConfig,
+    "image-search": ImageSearchConfig,
+    "image-train": ImageTrainConfig,
+}
 TABLES = (*KINDS, "study")  # what a preset may hold; study.plan has the study's class
-
-
-def _at_least(**values: tuple[int, int]) -> None:
-    for name, (value, low) in values.items():
-        if value < low:
-            raise UsageError(f"{name} = {value} must be at least {low}")
 
 
 def resolve(
@@ -215,7 +268,7 @@ def resolve(
     settings: Iterable[str],
     flags: Mapping[str, Any],
 ) -> Any:
-    """The configuration of a run of `kind` ("search" or "train").
+    """The configuration of a run of `kind`, one of `KINDS`.
 
     Args:
         settings: 'dotted.key=value' texts; a value is read as TOML, or else as a plain word.
@@ -226,7 +279,11 @@ def resolve(
     """
     cls = KINDS[kind]
     table = compose(kind, preset=preset, file=file, settings=settings, flags=flags)
-    if isinstance(table.get("genotype"), str):
+    if "capture" in table and kind.startswith(IMAGE):
+        raise UsageError("the setting 'capture' is for text: runs on images are never captured")
+    if isinstance(table.get("genotype"), str) and kind.startswith(IMAGE):
+        table["genotype"] = images.genotype_of(table["genotype"], table.get("seed", 1)).to_plain()
+    elif isinstance(table.get("genotype"), str):
         # A baseline, a name, a file or `random`, which the run's seed decides.
         name = table["genotype"]
         if name.upper() in BASELINES:
@@ -248,7 +305,8 @@ def compose(
     """The settings of `resolve` as they were given, merged and not yet checked."""
     table: dict[str, Any] = {}
     if preset is not None or file is None:
-        merge(table, preset_table(preset or DEFAULT_PRESET, kind))
+        default = DEFAULT_IMAGE_PRESET if kind.startswith(IMAGE) else DEFAULT_PRESET
+        merge(table, preset_table(preset or default, kind))
     if file is not None:
         merge(table, _file_table(file, kind))
     for setting in settings:
@@ -260,7 +318,7 @@ def compose(
         *parents, last = key.strip().split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last] = _value(text.strip())
+        place[last] = value_of(text.strip())
         merge(table, nested)
     merge(table, {key: value for key, value in flags.items() if value is not None})
     return table
@@ -316,9 +374,12 @@ def preset_table(name: str, kind: str) -> dict[str, Any]:
     tables = preset_tables(name)
     if kind not in tables:
         able = [other for other in preset_names() if kind in preset_tables(other)]
-        raise UsageError(
-            f"preset {name!r} has no settings for {kind}", f"presets that do: {', '.join(able)}"
-        )
+        other = kind.removeprefix(IMAGE) if kind.startswith(IMAGE) else IMAGE + kind
+        why = f"preset {name!r} has no settings for {kind}"
+        if other in tables:
+            what = ("text", "images") if kind.startswith(IMAGE) else ("images", "text")
+            why = f"preset {name!r} is for {what[0]}, and this corpus holds {what[1]}"
+        raise UsageError(why, f"presets that fit: {', '.join(able)}")
     table: dict[str, Any] = tables[kind]
     return table
 
@@ -331,25 +392,3 @@ def _file_table(file: Path, kind: str) -> dict[str, Any]:
     # A preset's own form, [search] and [train] tables, is understood too.
     inner = table.get(kind, table)
     return inner if isinstance(inner, dict) else table
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def merge(table: dict[str, Any], other: Mapping[str, Any]) -> None:
-    """Put what `other` holds over `table`, group by group."""
-    for key, value in other.items():
-        # A genotype is one value, not settings to merge key by key.
-        if key != "genotype" and isinstance(value, Mapping) and isinstance(table.get(key), dict):
-            merge(table[key], value)
-        elif isinstance(value, Mapping):
-            table[key] = dict(value)
-            for inner, content in value.items():
-                if isinstance(content, Mapping):
-                    table[key][inner] = dict(content)
-        else:
-            table[key] = value

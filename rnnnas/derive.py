@@ -39,6 +39,12 @@ def search_texts(config: SearchConfig, corpus: Corpus) -> tuple[np.ndarray, np.n
     return train, other
 
 
+def alpha_text(config: SearchConfig, corpus: Corpus) -> np.ndarray:
+    """The text that a search trains its alphas on: the weights' own for a single-level method."""
+    train, other = search_texts(config, corpus)
+    return train if config.relaxation.level == "train" else other
+
+
 def scoring_streams(
     config: SearchConfig, corpus: Corpus, device: torch.device, trained: int
 ) -> Streams:

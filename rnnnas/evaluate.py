@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint: on a split of its corpus, or on a text."""
+"""Evaluating a checkpoint: on a split of its corpus, or on a text; of images, see `classify`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 
 from rnnnas import config as configs
 from rnnnas.adapt import evaluate_adapting
+from rnnnas.classify import accuracy, is_classifier
 from rnnnas.config import TrainConfig
 from rnnnas.data.corpus import Corpus, check_unchanged, open_corpus
+from rnnnas.data.images import ImageCorpus
 from rnnnas.data.streams import Streams
 from rnnnas.data.text import read_lines
 from rnnnas.data.vocab import Vocab
@@ -49,7 +51,16 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
         CheckpointError: where the file is missing, damaged, or not a trained cell.
     """
     _refuse_search(path)
-    content = load_content(path)
+    return _rebuild(load_content(path), path, device)
+
+
+def _rebuild(content: dict[str, Any], path: Path, device: torch.device) -> Loaded:
+    """The model of a best.pt with this content; raises as `load_checkpoint`."""
+    if is_classifier(content):
+        raise CheckpointError(
+            f"{path} holds an image network, which neither reads nor writes text",
+            "`rnnnas eval --checkpoint` gives its accuracy",
+        )
     try:
         config = configs.from_plain(TrainConfig, content["config"])
         if content["genotype"] != config.genotype:
@@ -105,13 +116,13 @@ def evaluate_checkpoint(
     split: str = "test",
     *,
     text: Path | None = None,
-    corpus: Corpus | None = None,
+    corpus: Corpus | ImageCorpus | None = None,
     device: torch.device,
     dynamic: bool = False,
     cache: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """The perplexity of a checkpoint.
+    """The perplexity of a checkpoint; of an image network the accuracy, as `classify` says.
 
     Args:
         split: "train", "valid" or "test" of the corpus it was trained on; validation runs on
@@ -133,8 +144,20 @@ def evaluate_checkpoint(
 
     Raises:
         CheckpointError, DataError: as their causes say.
+        UsageError: a text, or learning from one, for an image network.
     """
-    loaded = load_checkpoint(path, device)
+    _refuse_search(path)
+    content = load_content(path)
+    if is_classifier(content):
+        if text is not None or dynamic or cache:
+            raise UsageError(
+                f"{path} holds an image network: --text, --dynamic and --cache are for text",
+                "leave them out",
+            )
+        assert not isinstance(corpus, Corpus)
+        return accuracy(content, path, split, corpus=corpus, device=device)
+    assert not isinstance(corpus, ImageCorpus)
+    loaded = _rebuild(content, path, device)
     config = loaded.config
     bound: float | None = None
     if text is not None:

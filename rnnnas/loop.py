@@ -39,7 +39,8 @@ class Position:
 
 
 class StepReport(NamedTuple):
-    """nats: mean a target; count: targets; norm: of the gradient before clipping; lr: used.
+    """nats: mean a target; count: targets; norm: of the gradient before clipping; lr: used;
+    right: of images, as in `types.Loss`.
 
     nats and norm are of all ranks' streams, as is the count. Where they are scalars on a device
     that works ahead of this process, looking at them would make it wait: `drive` does so at its
@@ -50,10 +51,15 @@ class StepReport(NamedTuple):
     count: int  # type: ignore[assignment]  # the field's name wins over tuple.count
     norm: float | Tensor
     lr: float
+    right: Tensor | None = None
 
 
 class Job(Protocol):
-    """What is done in a window and after an epoch."""
+    """What is done in a window and after an epoch.
+
+    A job may end early: where `end_epoch` leaves no more than the epochs that are done in
+    `epochs`, that was the last one. Its state then says so.
+    """
 
     epochs: int
 
@@ -84,12 +90,27 @@ class _Tally:
     tokens: int = 0
     epoch_nats: float = 0.0
     epoch_tokens: int = 0
+    right: float | None = None  # of images: how many were classified right
+    epoch_right: float | None = None
 
-    def add(self, nats: float, count: int) -> None:
+    def add(self, nats: float, count: int, right: float | None) -> None:
         self.nats += nats * count
         self.epoch_nats += nats * count
         self.tokens += count
         self.epoch_tokens += count
+        if right is not None:
+            self.right = (self.right or 0.0) + right
+            self.epoch_right = (self.epoch_right or 0.0) + right
+
+
+def measured(nats: float, count: int, right: float | None, start: str = "") -> dict[str, float]:
+    """Sums over `count` targets as they are reported, by name: a perplexity, or of images accuracy
+    in percent and loss.
+    """
+    if right is None:
+        return {f"{start}perplexity": perplexity(nats, count)}
+    count = max(count, 1)
+    return {f"{start}accuracy": 100 * right / count, f"{start}loss": nats / count}
 
 
 def perplexity(nats: float, tokens: int) -> float:
@@ -162,10 +183,10 @@ def drive(
             nonlocal at, tally, lengths, lr_factor, rollbacks, norm
             first = at.step - len(waiting)
             reports = zip(waiting, _values(waiting), strict=True)
-            for step, (report, (nats, norm)) in enumerate(reports, first):
+            for step, (report, (nats, norm, right)) in enumerate(reports, first):
                 # A perplexity that overflows counts as not finite: such a run is lost as well.
                 if math.isfinite(perplexity(nats, 1)) and math.isfinite(norm):
-                    tally.add(nats, report.count)
+                    tally.add(nats, report.count, right)
                     continue
                 if rollbacks == ROLLBACKS:
                     raise ranks.hushed(
@@ -202,31 +223,35 @@ def drive(
                     continue
                 now = time.perf_counter()
                 speed = clock_tokens / max(now - clock, 1e-9)
-                shown = perplexity(tally.epoch_nats, tally.epoch_tokens)
+                whole = tally.epoch_nats, tally.epoch_tokens, tally.epoch_right
+                unit = "tokens" if tally.epoch_right is None else "images"
                 bar.update(
                     at.step,
-                    perplexity=shown,
-                    tokens_per_second=speed,
+                    **measured(*whole),
+                    **{f"{unit}_per_second": speed},
                     epoch=f"{at.epoch + 1}/{job.epochs}",
                 )
             if logged:
                 run.log(
                     kind,
                     at.step,
-                    perplexity=perplexity(tally.nats, tally.tokens),
+                    **measured(tally.nats, tally.tokens, tally.right),
                     lr=report.lr,
                     gradient_norm=norm,
-                    tokens_per_second=speed,
+                    **{f"{unit}_per_second": speed},
                 )
-                tally.nats, tally.tokens = 0.0, 0
+                tally.nats, tally.tokens, tally.right = 0.0, 0, None
                 clock, clock_tokens = now, 0
             if epoch_over:
-                values = job.end_epoch(at, run)
+                planned = job.epochs
+                trained, values = measured(*whole, "train_"), job.end_epoch(at, run)
                 run.log(
-                    "epoch", at.step, epoch=at.epoch + 1, train_perplexity=shown,
+                    "epoch", at.step, epoch=at.epoch + 1, **trained,
                     seconds=before + now - began, **values,
                 )  # fmt: skip
-                bar.line(_epoch_line(at.epoch + 1, job.epochs, shown, values))
+                bar.line(_epoch_line(at.epoch + 1, planned, trained, values))
+                if job.epochs < planned:
+                    bar.line(f"ends early, after epoch {job.epochs} of {planned}")
                 at = Position(epoch=at.epoch + 1, step=at.step, progress=at.progress)
                 tally = _Tally()
                 clock, clock_tokens = time.perf_counter(), 0
@@ -247,17 +272,19 @@ def drive(
 
 def _at_hand(report: StepReport) -> bool:
     """Whether looking at the report costs nothing: its values are here, or on the CPU."""
-    values = (report.nats, report.norm)
+    values = (report.nats, report.norm, report.right)
     return not any(isinstance(v, Tensor) and v.device.type != "cpu" for v in values)
 
 
-def _values(reports: list[StepReport]) -> list[tuple[float, float]]:
-    """(nats, norm) of each report, fetched from a device in one message."""
-    flat = [value for report in reports for value in (report.nats, report.norm)]
+def _values(reports: list[StepReport]) -> list[tuple[float, float, float | None]]:
+    """(nats, norm, targets that scored best) of each report, fetched from a device at once."""
+    flat: list[float | Tensor | None] = []
+    for report in reports:
+        flat += [report.nats, report.norm, None if report.right is None else report.right[0]]
     held = [value for value in flat if isinstance(value, Tensor)]
     fetched = iter(torch.stack([v.double() for v in held]).tolist() if held else ())
-    here = [next(fetched) if isinstance(value, Tensor) else value for value in flat]
-    return list(zip(here[::2], here[1::2], strict=True))
+    here: list[Any] = [next(fetched) if isinstance(value, Tensor) else value for value in flat]
+    return list(zip(here[::3], here[1::3], here[2::3], strict=True))
 
 
 def finished(run: AnyRun, ranks: Ranks = ALONE) -> dict[str, Any]:
@@ -297,7 +324,10 @@ def _total_windows(job: Job, at: Position, now: int) -> int:
     return at.step - at.window + now * (job.epochs - at.epoch)
 
 
-def _epoch_line(epoch: int, epochs: int, train: float, values: dict[str, float]) -> str:
-    parts = [f"epoch {epoch}/{epochs}", f"train perplexity {train:.2f}"]
+def _epoch_line(
+    epoch: int, epochs: int, trained: dict[str, float], values: dict[str, float]
+) -> str:
+    parts = [f"epoch {epoch}/{epochs}"]
+    parts += [f"{name.replace('_', ' ')} {value:.2f}" for name, value in trained.items()]
     parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items()]
     return ", ".join(parts)

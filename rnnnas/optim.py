@@ -31,7 +31,7 @@ class WeightConfig:
     """
 
     lr: float = 20.0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"
     clip: float = 0.25
     weight_decay: float = 0.0
     momentum: float = 0.0
@@ -44,6 +44,48 @@ class WeightConfig:
         for name in ("clip", "weight_decay", "momentum", "nonmono", "finetune_epochs"):
             if getattr(self, name) < 0:
                 raise UsageError(f"weights.{name} = {getattr(self, name)} must not be negative")
+        if self.schedule == "exponential" and not self.end > 0:
+            raise UsageError(
+                "weights.schedule = 'exponential' needs a step size to end at, above 0",
+                "trainings on images have one: --set weights.lr_end=0.0001",
+            )
+
+    @property
+    def end(self) -> float:
+        """What the schedule falls to."""
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageWeightConfig(WeightConfig):
+    """The same for images, where lr is that of any batch; the defaults are DARTS' (appendix A.1.1).
+
+    lr_end: what the schedule falls to at the end of the run. "exponential" multiplies by the same
+    factor every epoch.
+    """
+
+    lr: float = 0.025
+    lr_end: float = 0.0
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
+    clip: float = 5.0
+    weight_decay: float = 3e-4
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        WeightConfig.__post_init__(self)
+        if not 0 <= self.lr_end <= self.lr:
+            raise UsageError(
+                f"weights.lr_end = {self.lr_end} must lie between 0 and weights.lr = {self.lr}"
+            )
+        if self.lr_end and self.schedule == "constant":
+            raise UsageError(
+                f"weights.lr_end = {self.lr_end} has no place in a constant schedule",
+                "add --set weights.schedule=cosine",
+            )
+
+    @property
+    def end(self) -> float:
+        return self.lr_end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +121,24 @@ class AlphaConfig:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageAlphaConfig(AlphaConfig):
+    """The same for images: the defaults are DARTS' (appendix A.1.1), which holds out half."""
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    held_out: float = 0.5
+
+
 def scheduled(config: WeightConfig, progress: float) -> float:
     """The step size at `progress` in [0, 1], for a window of full length."""
+    above = config.lr - config.end
     if config.schedule == "cosine":
-        return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return config.end + above * 0.5 * (1.0 + math.cos(math.pi * progress))
     if config.schedule == "linear":
-        return config.lr * (1.0 - progress)
+        return config.end + above * (1.0 - progress)
+    if config.schedule == "exponential":
+        return float(config.lr * (config.end / config.lr) ** progress)
     return config.lr
 
 

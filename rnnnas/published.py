@@ -10,7 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from math import log
 
-from rnnnas.config import TrainConfig
+from rnnnas.config import AnyTrain, TrainConfig
 
 # The prepared corpus of the canonical PTB: tokens of all splits, and its 10,000 words.
 PTB = "4a9957960eeca6d23d81e8316217f3110a01dcf06539b5087bdafe6b7baf91d7"
@@ -44,10 +44,12 @@ CURVES = (
 )
 
 
-def curve_for(corpus_sha256: str, config: TrainConfig) -> Curve | None:
+def curve_for(corpus_sha256: str, config: AnyTrain) -> Curve | None:
     """The curve that a training compares with: the same text, the whole of it every epoch, the
     same width and batch, one layer of a derived cell under one softmax.
     """
+    if not isinstance(config, TrainConfig):
+        return None
     model, windows = config.model, config.windows
     if (config.cell, model.layers, model.softmaxes, windows.limit) != ("derived", 1, 1, 0):
         return None
@@ -55,7 +57,7 @@ def curve_for(corpus_sha256: str, config: TrainConfig) -> Curve | None:
     return next((c for c in CURVES if (c.corpus_sha256, c.hidden, c.streams) == key), None)
 
 
-def published(corpus_sha256: str, config: TrainConfig, epoch: int) -> float | None:
+def published(corpus_sha256: str, config: AnyTrain, epoch: int) -> float | None:
     """The published validation perplexity after `epoch` epochs of such a training.
 
     Between published points it is interpolated, linearly in log(epoch): nobody published these.

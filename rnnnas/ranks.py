@@ -264,6 +264,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         ) from error
     try:
         yield Ranks(rank, world)
+        dist.barrier()  # nobody takes the group down while another still uses it
     except RuntimeError as error:
         if not _is_lost(error):
             raise

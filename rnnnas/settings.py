@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from rnnnas.errors import UsageError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # the same module under its name before Python 3.11
 
 T = TypeVar("T")
 
@@ -43,6 +49,13 @@ def from_plain(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
         if required and name not in values:
             raise UsageError(f"the setting {where + name!r} is missing")
     return cls(**values)
+
+
+def at_least(**values: tuple[int, int]) -> None:
+    """Raises UsageError for the first of (value, least) that is less, by its name."""
+    for name, (value, low) in values.items():
+        if value < low:
+            raise UsageError(f"{name} = {value} must be at least {low}")
 
 
 def _checked(hint: Any, value: Any, key: str) -> Any:
@@ -104,3 +117,26 @@ def to_toml(plain: Mapping[str, Any], prefix: str = "") -> str:
             # JSON's forms of strings, numbers, booleans and lists are TOML's too.
             lines.append(f"{key} = {json.dumps(value)}\n")
     return "".join(lines) + "".join(tables)
+
+
+def value_of(text: str) -> Any:
+    """What `--set` gives: a TOML value, or else the plain word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def merge(table: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Put what `other` holds over `table`, group by group."""
+    for key, value in other.items():
+        # A genotype is one value, not settings to merge key by key.
+        if key != "genotype" and isinstance(value, Mapping) and isinstance(table.get(key), dict):
+            merge(table[key], value)
+        elif isinstance(value, Mapping):
+            table[key] = dict(value)
+            for inner, content in value.items():
+                if isinstance(content, Mapping):
+                    table[key][inner] = dict(content)
+        else:
+            table[key] = value

@@ -44,6 +44,36 @@ class StageConfig:
             raise UsageError(f"stages.ops = {list(self.ops)} must not grow: what is gone stays so")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageStageConfig:
+    """The stages of a search on images; ops and predecessors as in `StageConfig`.
+
+    layers: cells of each stage's network; () for equal steps from half of `model.layers` to all.
+    skip_dropout: on identities at the beginning of each stage; () for `model.skip_dropout`.
+    """
+
+    ops: tuple[int, ...] = ()
+    predecessors: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
+    skip_dropout: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        StageConfig(ops=self.ops, predecessors=self.predecessors)  # the same rules
+        if any(value < 1 for value in self.layers):
+            raise UsageError(f"stages.layers = {list(self.layers)}: at least 1")
+        if not all(0 <= value < 1 for value in self.skip_dropout):
+            raise UsageError(f"stages.skip_dropout = {list(self.skip_dropout)} must lie in [0, 1)")
+
+
+class ImageStage(NamedTuple):
+    """ops and predecessors as in `Stage`; layers and skip_dropout of the network."""
+
+    ops: int
+    predecessors: int
+    layers: int
+    skip_dropout: float
+
+
 class Stage(NamedTuple):
     """ops: an edge may use, predecessors: a node may use (0: all), hidden and dropouth: of the
     network.
@@ -67,6 +97,28 @@ def plan(
     Raises:
         UsageError: where the lists do not fit each other or the space.
     """
+    ops, predecessors = _narrowing(config, staged, operations, ("hidden", "dropouth"))
+    sizes = config.hidden or _growing(hidden, len(ops))
+    dropped = config.dropouth or (dropouth,) * len(ops)
+    return tuple(Stage(*values) for values in zip(ops, predecessors, sizes, dropped, strict=True))
+
+
+def image_plan(
+    config: ImageStageConfig, *, staged: bool, operations: int, layers: int, skip_dropout: float
+) -> tuple[ImageStage, ...]:
+    """As `plan`. layers, skip_dropout: of the search, for what the settings leave open."""
+    ops, predecessors = _narrowing(config, staged, operations, ("layers", "skip_dropout"))
+    sizes = config.layers or _growing(layers, len(ops))
+    dropped = config.skip_dropout or (skip_dropout,) * len(ops)
+    return tuple(
+        ImageStage(*values) for values in zip(ops, predecessors, sizes, dropped, strict=True)
+    )
+
+
+def _narrowing(
+    config: StageConfig | ImageStageConfig, staged: bool, operations: int, others: tuple[str, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Operations an edge and predecessors a node in every stage, checked with the other lists."""
     ops = config.ops
     if not ops:
         ops = (operations,)
@@ -78,7 +130,7 @@ def plan(
             f"stages.ops = {list(ops)} must begin with {operations}, the whole space: before the "
             "first stage there are no scores to drop operations by"
         )
-    for name in ("predecessors", "hidden", "dropouth"):
+    for name in ("predecessors", *others):
         if len(getattr(config, name)) not in (0, count):
             raise UsageError(
                 f"stages.{name} = {list(getattr(config, name))} must have {count} values, "
@@ -86,18 +138,13 @@ def plan(
             )
     if config.predecessors and config.predecessors[0]:
         raise UsageError("stages.predecessors must begin with 0, for all of them")
+    return ops, config.predecessors or (0,) * count
+
+
+def _growing(size: int, count: int) -> tuple[int, ...]:
+    """From half of `size` to all of it, in equal steps."""
     growth = [1.0] if count == 1 else [0.5 + 0.5 * i / (count - 1) for i in range(count)]
-    sizes = config.hidden or tuple(math.ceil(hidden * share) for share in growth)
-    return tuple(
-        Stage(*values)
-        for values in zip(
-            ops,
-            config.predecessors or (0,) * count,
-            sizes,
-            config.dropouth or (dropouth,) * count,
-            strict=True,
-        )
-    )
+    return tuple(math.ceil(size * share) for share in growth)
 
 
 def stage_at(progress: float, count: int) -> int:
@@ -110,7 +157,9 @@ def progress_within(progress: float, stage: int, count: int) -> float:
     return min(1.0, max(0.0, progress * count - stage))
 
 
-def strongest(space: CellSpace, scores: Sequence[Sequence[float]], stage: Stage) -> CellSpace:
+def strongest(
+    space: CellSpace, scores: Sequence[Sequence[float]], stage: Stage | ImageStage
+) -> CellSpace:
     """The space in which what scores best stays: operations of each edge, then edges of each node.
 
     An edge always keeps its best operation besides `none`, and edges are compared by it, as

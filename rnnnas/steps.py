@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rnnnas.data.streams import Streams
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.optim import guarded_step
 from rnnnas.programs import Programs
@@ -24,10 +24,14 @@ EVALUATION_STEPS = 70  # T of evaluation windows; the carry makes the value inde
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """nats: sum over the targets counted; tokens: how many were counted."""
+    """nats: sum over the targets counted; tokens: how many were counted. Of images, right: how
+    many targets scored best; near: how many were among the best five.
+    """
 
     nats: float
     tokens: int
+    right: int | None = None
+    near: int | None = None
 
     @property
     def loss(self) -> float:
@@ -38,6 +42,37 @@ class Score:
     def perplexity(self) -> float:
         """exp of the mean; infinite where that overflows."""
         return math.inf if self.loss >= 700 else math.exp(self.loss)
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of the images that are classified right."""
+        return 100 * (self.right or 0) / self.tokens
+
+    @property
+    def top5(self) -> float:
+        """Percent of the images whose class is among the best five."""
+        return 100 * (self.near or 0) / self.tokens
+
+    @property
+    def regret(self) -> float:
+        """What checkpoints are chosen by, the lower the better: mean nats, or of images, where a
+        loss may rise while more are right, the share that is wrong.
+        """
+        return self.loss if self.right is None else 1 - self.right / self.tokens
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """What is reported of it, by name."""
+        if self.right is None:
+            return {"perplexity": self.perplexity}
+        return {"accuracy": self.accuracy, "loss": self.loss}
+
+
+class Readable(Protocol):
+    """What an evaluation goes through: `Streams` of text, or images `InOrder`."""
+
+    def read(self, steps: int) -> Iterable[Batch]:
+        """Every target once, in a fixed order; steps: T of a text's windows."""
 
 
 def generator(seed: int, purpose: str, step: int, device: torch.device) -> torch.Generator:
@@ -98,8 +133,12 @@ def _slopes(
 ) -> tuple[Loss, tuple[Tensor | None, ...]]:
     """The loss and its gradient in every weight, for a program."""
     loss: Loss = net(batch, carry, mixtures, noise)
-    slopes = torch.autograd.grad(loss.objective, list(net.parameters()), allow_unused=True)
-    return loss._replace(value=loss.value.detach(), penalty=loss.penalty.detach()), slopes
+    return loss, torch.autograd.grad(loss.objective, list(net.parameters()), allow_unused=True)
+
+
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """All that a network is: its parameters, and its buffers where it has any, detached."""
+    return {name: value.detach() for name, value in (*net.named_parameters(), *net.named_buffers())}
 
 
 def carry_of(carry: Carry, form: Callable[[Tensor], Tensor]) -> Carry:
@@ -122,11 +161,11 @@ def own_carry(carry: Carry, device: torch.device, ranks: Ranks) -> Carry:
 @torch.no_grad()
 def evaluate(
     net: nn.Module,
-    streams: Streams,
+    data: Readable,
     mixtures: Mapping[str, Mixture],
     weights: Mapping[str, Tensor] | None = None,
 ) -> Score:
-    """The loss over all targets of `streams`, state carried across windows, without noise.
+    """The loss over all targets of `data`, state carried across windows, without noise.
 
     Args:
         weights: evaluated instead of the network's own, e.g. averaged ones.
@@ -135,10 +174,15 @@ def evaluate(
     carry: Carry = None
     nats = 0.0
     tokens = 0
-    for start, steps in streams.windows(EVALUATION_STEPS):
-        batch = streams.window(start, steps)
+    right: list[Tensor] = []
+    for batch in data.read(EVALUATION_STEPS):
         loss: Loss = functional_call(net, own, (batch, carry, mixtures, None))
         carry = loss.carry
         nats += float(loss.value) * loss.count
         tokens += loss.count
-    return Score(nats=nats, tokens=tokens)
+        if loss.right is not None:
+            right.append(loss.right)
+    if not right:
+        return Score(nats=nats, tokens=tokens)
+    first, near = torch.stack(right).sum(0).tolist()
+    return Score(nats=nats, tokens=tokens, right=first, near=near)

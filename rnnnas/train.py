@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,13 +13,12 @@ from torch import Tensor
 
 from rnnnas import config as configs
 from rnnnas import raster
-from rnnnas.config import TrainConfig
-from rnnnas.data.corpus import Corpus, check_unchanged
-from rnnnas.data.streams import Streams, window_lengths
+from rnnnas.config import AnyTrain, TrainConfig
+from rnnnas.data.corpus import check_unchanged
+from rnnnas.derive import cell_text
 from rnnnas.errors import CheckpointError, DivergedError
 from rnnnas.evaluate import evaluate_checkpoint
 from rnnnas.files import load_content, write_json
-from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport, drive, finished
 from rnnnas.nas.genotype import Genotype
 from rnnnas.optim import (
@@ -35,7 +33,17 @@ from rnnnas.published import curve_for, published
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.run import differences
 from rnnnas.shared import AnyRun, open_run
-from rnnnas.steps import Score, evaluate, generator, own_carry, weight_step, whole_carry
+from rnnnas.steps import (
+    Score,
+    evaluate,
+    generator,
+    own_carry,
+    weight_step,
+    weights_of,
+    whole_carry,
+)
+from rnnnas.tasks.base import Net
+from rnnnas.tasks.pick import AnyCorpus, train_task
 from rnnnas.types import Carry
 
 
@@ -43,40 +51,31 @@ class TrainJob:
     """The state of a training and its steps; see `loop.Job`."""
 
     def __init__(
-        self, config: TrainConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE
+        self, config: AnyTrain, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE
     ) -> None:
-        ranks.check(config.windows.streams)
         self.ranks = ranks
         self.config = config
         self.corpus = corpus
         self.device = device
         self.epochs = config.epochs + config.weights.finetune_epochs
-        self.net = RecurrentLM(
-            config.model,
-            corpus.vocab.size,
-            config.network,
-            noise=config.noise,
-            penalty=config.penalty,
-            generator=generator(config.seed, "weights", 0, torch.device("cpu")),
-            ranks=ranks,
-        ).to(device)
-        self.programs = programs_for(config.capture, device)
+        self.task = train_task(config, corpus, device, ranks)
+        draws = generator(config.seed, "weights", 0, torch.device("cpu"))
+        self.net: Net = self.task.network(draws).to(device)
+        capture = config.capture if isinstance(config, TrainConfig) else "off"
+        self.programs = programs_for(capture, device)
         self.optimizer = weight_optimizer(self.net, config.weights)
-        streams = config.windows.streams
-        self.train = Streams(corpus.splits["train"], streams, device, part=ranks.part(streams))
-        self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
-        # Not used before the end, but a text too short for it is better refused now.
-        Streams(corpus.splits["test"], config.test_streams, device, "test_streams")
+        self.train, self.valid = self.task.train, self.task.valid
         self.carry: Carry = None
         self.average: Average | None = None
         self.history: list[float] = []  # validation loss after each epoch
-        self.best = math.inf
+        self.best = math.inf  # the least `Score.regret` so far
         # What finetuning starts from; kept only while one is to come.
         self.best_weights: dict[str, Tensor] | None = None
+        # The averaged weights' own statistics, and the steps that were averaged then.
+        self._statistics: tuple[int, dict[str, Tensor]] = (0, {})
 
     def lengths(self, epoch: int) -> list[int]:
-        rng = random.Random(f"{self.config.seed}/windows/{epoch}")
-        return window_lengths(self.config.windows, self.train.length, rng)
+        return self.task.lengths(epoch)
 
     def begin_epoch(self, at: Position) -> None:
         self.carry = None
@@ -103,9 +102,10 @@ class TrainJob:
 
     def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
         config = self.config
-        lr = self._learning_rate(at) * steps / config.windows.bptt * lr_factor
-        batch = self.train.window(at.start, steps)
-        noise = self.net.noise(batch, generator(config.seed, "weight-step", at.step, self.device))
+        lr = self.task.scaled(self._learning_rate(at), steps) * lr_factor
+        batch = self.task.batch(at, steps)
+        draws = generator(config.seed, "weight-step", at.step, self.device)
+        noise = self.task.noise(self.net, batch, draws, at.progress)
         loss, norm = weight_step(
             self.net, self.optimizer, batch, self.carry, {}, noise, lr=lr, clip=config.weights.clip,
             ranks=self.ranks, programs=self.programs,
@@ -113,28 +113,33 @@ class TrainJob:
         self.carry = loss.carry
         if self.average is not None:
             self.average.update(dict(self.net.named_parameters()))
-        return StepReport(loss.value, loss.count, norm, lr)
+        return StepReport(loss.value, loss.count, norm, lr, loss.right)
 
     def weights(self) -> dict[str, Tensor]:
         """What is evaluated, saved and reported: the averaged weights once averaging is on."""
-        if self.average is not None and self.average.steps:
-            return self.average.weights
-        return {name: p.detach() for name, p in self.net.named_parameters()}
+        average = self.average
+        if average is None or not average.steps:
+            return weights_of(self.net)
+        if self._statistics[0] != average.steps:
+            found = self.task.statistics(self.net, average.weights)
+            self._statistics = (average.steps, found)
+        return average.weights | self._statistics[1]
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
         score = Score(
             **self.ranks.led(lambda: asdict(evaluate(self.net, self.valid, {}, self.weights())))
         )
         averaged = self.average is not None
-        if score.loss < self.best and math.isfinite(score.perplexity):
-            self.best = score.loss
-            run.save_best(self.checkpoint(at, score.perplexity))
+        if score.regret < self.best and math.isfinite(score.perplexity):
+            self.best = score.regret
+            run.save_best(self.checkpoint(at, score.measured[self.task.measure]))
             if at.epoch < self.config.epochs < self.epochs:
                 self.best_weights = {name: w.clone() for name, w in self.weights().items()}
         if not averaged and averaging_starts(self.history, score.loss, self.config.weights.nonmono):
             self.average = Average(dict(self.net.named_parameters()))
         self.history.append(score.loss)
-        values = {"valid_perplexity": score.perplexity, "averaged": float(averaged)}
+        values = {f"valid_{name}": value for name, value in score.measured.items()}
+        values |= {"averaged": float(averaged)}
         beside = published(self.corpus.sha256, self.config, at.epoch + 1)
         return values if beside is None else values | {"published_valid_perplexity": beside}
 
@@ -152,7 +157,7 @@ class TrainJob:
         if self.config.genotype:
             genotype = Genotype.from_plain(self.config.genotype)
             run.image("cell", raster.cell_image(genotype), 0)
-            run.text("genotype", genotype.to_text(), 0)
+            run.text("genotype", cell_text(genotype), 0)
 
     def check_best(self, run: AnyRun) -> None:
         """Refuse a best.pt of another run, which would be reported as this one's.
@@ -176,24 +181,25 @@ class TrainJob:
                 "put this run's own best.pt back, or train anew with --fresh",
             )
 
-    def checkpoint(self, at: Position, perplexity: float) -> dict[str, Any]:
+    def checkpoint(self, at: Position, measured: float) -> dict[str, Any]:
         """The content of best.pt: all that evaluation and sampling need, and nothing that differs
-        between two runs of the same command.
+        between two runs of the same command. measured: perplexity or accuracy.
         """
+        metrics = {"epoch": at.epoch + 1, "step": at.step, f"valid_{self.task.measure}": measured}
         return {
-            "kind": "recurrent",
+            "kind": self.task.kind,
             "config": configs.to_plain(self.config),
             "genotype": self.config.genotype,
-            "vocabulary": self.corpus.vocab.to_plain(),
+            **self.task.described(),
             "corpus": {"name": self.corpus.name, "sha256": self.corpus.sha256},
             "weights": self.weights(),
-            "metrics": {"epoch": at.epoch + 1, "step": at.step, "valid_perplexity": perplexity},
+            "metrics": metrics,
         }
 
     def state(self) -> dict[str, Any]:
         average = self.average
         return {
-            "weights": {name: p.detach() for name, p in self.net.named_parameters()},
+            "weights": weights_of(self.net),
             "optimizer": self.optimizer.state_dict(),
             "average": None
             if average is None
@@ -216,14 +222,14 @@ class TrainJob:
         self.history = list(state["history"])
         self.best = state["best"]
         best = state["best_weights"]
-        self.best_weights = None
+        self.best_weights, self._statistics = None, (0, {})
         if best is not None:
             self.best_weights = {name: w.to(self.device) for name, w in best.items()}
 
 
 def train(
-    config: TrainConfig,
-    corpus: Corpus,
+    config: AnyTrain,
+    corpus: AnyCorpus,
     folder: Path,
     *,
     device: torch.device,
@@ -237,7 +243,7 @@ def train(
     when a training goes on.
 
     The result: run, checkpoint, parameters, seconds, valid_perplexity and test_perplexity of
-    best.pt, digest (its SHA-256).
+    best.pt, or of images valid_accuracy and test_accuracy in percent, digest (its SHA-256).
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -261,7 +267,7 @@ def train(
         if not math.isfinite(job.best):
             raise ranks.hushed(
                 DivergedError(
-                    "the validation perplexity was never finite: there is no model to report",
+                    "the validation loss was never finite: there is no model to report",
                     "lower the step size with --set weights.lr=... and start with --fresh",
                 )
             )
@@ -271,16 +277,16 @@ def train(
             return evaluate_checkpoint(run.best_path, split, corpus=corpus, device=device)
 
         valid, test = (ranks.led(partial(evaluated, split)) for split in ("valid", "test"))
+        measure = job.task.measure
+        scores = {f"valid_{measure}": valid[measure], f"test_{measure}": test[measure]}
         result = {
             "run": str(run.folder),
             "checkpoint": str(run.best_path),
             "parameters": sum(p.numel() for p in job.net.parameters()),
             "seconds": round(seconds, 3),
-            "valid_perplexity": valid["perplexity"],
-            "test_perplexity": test["perplexity"],
+            **scores,
             "digest": valid["digest"],
         }
-        scores = {name: result[name] for name in ("valid_perplexity", "test_perplexity")}
         run.hparams(plain, scores)
         result = ranks.tell(result)  # the seconds differ
         run.finish(result)

@@ -37,12 +37,14 @@ class Loss(NamedTuple):
     carry: the recurrent state after the window, detached.
     penalty: what training adds to `value` (activation regularisation), a scalar in nats;
         it is part of a weight step and of the architect's inner step, never of a report.
+    right: of images, (2,) int64: targets that scored best, and among the best five; else None.
     """
 
     value: Tensor
     count: int  # type: ignore[assignment]  # the field's name wins over tuple.count
     carry: Carry
     penalty: Tensor
+    right: Tensor | None = None
 
     @property
     def objective(self) -> Tensor:

@@ -16,7 +16,10 @@ MAY_IMPORT: dict[str, list[str]] = {
         "nas.relax.base", "nas.relax.choices", "nas.relax.sampling", "nas.space",
     ],
     "nas.evolution": ["nas.genotype", "nas.space"],
-    "nas.policy": ["nas.architect", "nas.relax.sampling"],
+    "nas.cost": ["nas.genotype", "nas.relax.base", "nas.space"],
+    "nas.curvature": ["nas.architect", "nas.relax.base"],
+    "nas.perturbation": ["nas.genotype", "nas.relax.base"],
+    "nas.policy": ["nas.architect", "nas.relax.base", "nas.relax.sampling"],
     "nas.methods": ["nas.relax.base", "nas.genotype"],
     "nas.architect": ["nas.relax.base", "optim", "ranks"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base", "ranks"],
@@ -38,32 +41,70 @@ MAY_IMPORT: dict[str, list[str]] = {
     "run": ["board", "files", "lock"],
     "loop": ["progress", "ranks", "shared", "signals"],
     "stages": ["nas.space"],
+    "stopping": [],
     "programs": ["lm.pool"],
-    "steps": ["data.streams", "nas.relax.base", "optim", "programs", "ranks"],
+    "steps": ["nas.relax.base", "optim", "programs", "ranks"],
     "config": [
-        "data.streams", "lm.*", "nas.evolution", "nas.genotype", "nas.methods", "nas.relax.base",
-        "nas.space", "optim", "settings", "stages",
+        "cnn.zoo", "data.streams", "image_config", "lm.*", "nas.cost", "nas.evolution",
+        "nas.genotype", "nas.methods", "nas.perturbation", "nas.relax.base", "nas.space", "optim",
+        "settings", "stages", "stopping",
+    ],
+    "image_config": [
+        "cnn.model", "cnn.space", "data.augment", "data.batches", "nas.genotype", "nas.methods",
+        "nas.relax.base", "optim", "settings", "stages",
+    ],
+    "tasks.base": [
+        "cnn.model", "data.streams", "lm.model", "loop", "nas.relax.base", "steps",
+    ],
+    "tasks.text": [
+        "config", "data.store", "data.streams", "derive", "lm.model", "loop", "nas.*", "ranks",
+        "tasks.base",
+    ],
+    "tasks.images": [
+        "cnn.*", "data.*", "image_config", "loop", "nas.*", "steps", "tasks.base",
+    ],
+    "tasks.pick": ["config", "data.*", "image_config", "ranks", "tasks.*"],
+    "classify": [
+        "cnn.model", "config", "data.*", "files", "image_config", "steps", "tasks.images",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
         "lm.scores", "progress", "steps",
     ],
-    "evaluate": ["adapt", "config", "data.*", "files", "lm.model", "nas.genotype", "steps"],
+    "evaluate": [
+        "adapt", "classify", "config", "data.*", "files", "lm.model", "nas.genotype", "steps",
+    ],
     "derive": [
         "config", "data.store", "data.streams", "loop", "nas.*", "progress", "run", "shared",
         "signals", "steps",
+    ],
+    "perturb": [
+        "config", "data.store", "data.streams", "derive", "lm.model", "loop", "nas.genotype",
+        "nas.perturbation", "nas.relax.base", "progress", "ranks", "shared", "signals", "steps",
+    ],
+    "watch": [
+        "config", "data.store", "data.streams", "derive", "lm.model", "nas.curvature",
+        "nas.genotype", "nas.relax.base", "ranks", "steps", "stopping",
     ],
     "blackbox": [
         "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "programs", "ranks",
         "shared", "steps",
     ],
+    "latency": [
+        "config", "files", "lm.fused", "lm.model", "nas.cost", "nas.genotype", "nas.space", "ranks",
+    ],
+    "supernet": [
+        "config", "data.corpus", "data.streams", "derive", "lm.model", "loop", "nas.*", "optim",
+        "perturb", "programs", "ranks", "raster", "run", "shared", "stages", "steps", "tasks.*",
+        "watch",
+    ],
     "search": [
-        "blackbox", "config", "data.*", "derive", "files", "lm.model", "loop", "nas.*", "optim",
-        "programs", "ranks", "raster", "run", "shared", "stages", "steps",
+        "blackbox", "config", "data.*", "derive", "files", "latency", "loop", "nas.*", "ranks",
+        "run", "shared", "supernet", "tasks.*",
     ],
     "train": [
-        "config", "data.*", "evaluate", "files", "lm.model", "loop", "nas.genotype", "optim",
-        "programs", "published", "ranks", "raster", "run", "shared", "steps",
+        "config", "data.*", "derive", "evaluate", "files", "loop", "nas.genotype", "optim",
+        "programs", "published", "ranks", "raster", "run", "shared", "steps", "tasks.*",
     ],
     "bench": [
         "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",
@@ -76,15 +117,16 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.cluster": ["files", "study.jobs"],
     "study.report": ["board", "files", "study.plan", "study.ranking", "study.record"],
     "study.estimate": [
-        "config", "data.corpus", "data.streams", "loop", "nas.relax.base", "search", "steps",
-        "study.plan", "train",
+        "config", "data.corpus", "data.streams", "loop", "nas.relax.base", "steps", "study.plan",
+        "supernet", "train",
     ],
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files", "nas.genotype", "nas.methods", "nas.space", "ranks", "search", "study.*",
-        "train",
+        "files", "image_config", "latency", "nas.genotype", "nas.methods", "nas.space", "ranks",
+        "search",
+        "study.*", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip
@@ -95,6 +137,6 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
     "columns": set(), "layout": set(), "draw": set(), "cnn.space": set(), "cnn.zoo": set(),
     "cnn.*": {"torch"}, "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"},
-    "types": {"torch"}, "stages": set(), "steps": {"torch"}, "programs": {"torch"},
-    "cli": {"click"}, "cli.*": {"click", "torch"},
+    "types": {"torch"}, "stages": set(), "stopping": set(), "steps": {"torch"},
+    "programs": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip

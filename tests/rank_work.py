@@ -26,8 +26,9 @@ from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import recurrent_space
 from rnnnas.ranks import STORE, Ranks, joined
-from rnnnas.search import SearchJob, search
+from rnnnas.search import search
 from rnnnas.steps import generator, own_carry, weight_step, whole_carry
+from rnnnas.supernet import SearchJob
 from rnnnas.train import TrainJob, train
 from rnnnas.types import Batch, InnerStep
 

@@ -26,8 +26,9 @@ from rnnnas.files import load_content
 from rnnnas.loop import Position, perplexity
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import METHODS
-from rnnnas.search import SearchJob, job_of, search
+from rnnnas.search import job_of, search
 from rnnnas.steps import evaluate
+from rnnnas.supernet import SearchJob
 
 SMALL = ["model.hidden=6", "model.nodes=3", "windows.streams=6", "valid_streams=6", "epochs=2"]
 SMALL += ["windows.limit=6", "blackbox.cells=4", "blackbox.population=2", "blackbox.sample=2"]

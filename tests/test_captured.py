@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,21 @@ from typing import Any
 import pytest
 import rank_work
 import torch
-from test_programs import CASES, CPU, assert_same, steps_of
+from test_latency import table as latency_table
+from test_programs import CASES, CPU, assert_same, steps_of, taping
 from tiny_home import home as home
 
+from rnnnas import config as configs
 from rnnnas import programs
 from rnnnas.data.corpus import open_corpus
 from rnnnas.errors import UsageError
 from rnnnas.files import load_content
 from rnnnas.loop import Position
+from rnnnas.nas.methods import METHODS
 from rnnnas.programs import Program, Programs, programs_for
 from rnnnas.ranks import ALONE, Ranks
-from rnnnas.search import SearchJob, job_of
+from rnnnas.search import job_of
+from rnnnas.supernet import SearchJob
 from rnnnas.train import TrainJob
 
 
@@ -29,28 +34,54 @@ def test_the_setting() -> None:
     assert made is not None and not made._capture
 
 
-@pytest.mark.parametrize(
-    ("name", "more"),
-    [("train", ()), ("darts-1st", ()), ("p-darts", ("stages.ops=[5,3]",)),
-     ("random", ("blackbox.cells=2", "blackbox.targets=100"))],
-)  # fmt: skip
-def test_a_run_by_programs_has_the_same_result(
-    name: str, more: tuple[str, ...], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Taped(Programs):
+    """Captures every form at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device, patience=0)
+        self._capture = True
+
+
+# By name, the settings of a run. A cell of one node has few paths, so that they come again.
+RUNS: dict[str, tuple[str, ...]] = {"train": ()}
+RUNS |= {name: (f"method={name}", "model.nodes=1") for name in METHODS}
+RUNS |= {
+    "random": (*RUNS["random"], "blackbox.cells=2", "blackbox.targets=100"),
+    "evolution": (*RUNS["evolution"], "blackbox.cells=2", "blackbox.targets=100"),
+    "p-darts, three nodes": ("method=p-darts", "model.nodes=3", "stages.ops=[5,3]"),
+    "all reached": ("method=gdas", "model.nodes=3", "relax.reach=all"),
+    "added price": (*RUNS["gdas"], "latency.weight=1"),
+    "factor": (*RUNS["gdas"], "latency.weight=1", "latency.form=mul"),
+    "rewarded": (*RUNS["enas"], "latency.weight=1"),
+    "perturbed": (*RUNS["darts-1st"], "derive.by=perturbation", "derive.targets=100"),
+    "watched": (*RUNS["darts-1st"], "stop.eigenvalue=true", "stop.every=1", "stop.steps=2"),
+}
+SECOND = ("darts", "enas", "rewarded", "proxyless-reinforce", "random", "random-ws", "evolution")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_replayed_run_has_the_same_result(
+    name: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = "train" if name == "train" else "search"
-    more += () if name == "train" else (f"method={name}",)
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps(latency_table().to_plain()))
     runs: list[Program] = []
     original = Program.run
     monkeypatch.setattr(Program, "run", lambda self, i: (runs.append(self), original(self, i))[1])
-    settings = (*more, "epochs=2", "windows.limit=6", "windows.bptt=3", "windows.halved=0.0")
+    monkeypatch.setattr(programs, "Programs", Taped)
+    tapes = taping(monkeypatch)
+    sizes = ("epochs=1", "windows.limit=8", "windows.bptt=3", "windows.halved=0.0")
+    priced = (f"latency.table={table}",) if "latency.weight=1" in RUNS[name] else ()
     found = {}
     for setting in ("off", "on"):
-        asked = (*settings, f"capture={setting}")
-        folder = tmp_path / setting
-        found[setting] = rank_work.a_run(ALONE, str(home), kind, str(folder), asked, "")
+        asked = (*sizes, *RUNS[name], *priced, f"capture={setting}")
+        folder = str(tmp_path / setting)
+        found[setting] = rank_work.a_run(ALONE, str(home), kind, folder, asked, "")
         assert bool(runs) == (setting == "on")
-    # A program for each kind of step, and anew where a stage or another cell has a new network.
-    assert len(set(runs)) == {"train": 1, "darts-1st": 2, "p-darts": 4, "random": 2}[name]
+    assert len(set(runs)) == len(tapes) < len(runs), "some are replayed on other windows"
+    expected = {"weights"} if name in ("train", *SECOND) else {"weights", "alphas"}
+    assert {program._name for program in runs} == expected
     states = [load_content(tmp_path / s / "state.pt")["state"]["job"] for s in found]
     for one, other in zip(*(s["weights"].values() for s in states), strict=True):
         assert torch.equal(one, other)
@@ -74,6 +105,12 @@ def test_a_search_that_talks_within_a_window_is_not_captured(home: Path) -> None
     with pytest.raises(UsageError, match="one process"):
         job_of(config, open_corpus("tiny"), CPU, Ranks(0, 2))
     assert isinstance(job_of(config, open_corpus("tiny"), CPU), SearchJob)
+
+
+@pytest.mark.parametrize("kind", ["image-search", "image-train"])
+def test_images_are_not_captured(kind: str) -> None:
+    with pytest.raises(UsageError, match="images are never captured"):
+        configs.resolve(kind, preset=None, file=None, settings=["capture=on"], flags={})
 
 
 # On a card

@@ -125,13 +125,14 @@ def test_without_a_step_it_is_the_plain_evaluation(seed: int, single: bool) -> N
     net = make_net(seed).float() if single else make_net(seed)
     batches = make_batches(seed, 6, 5, 1)
     rms = gradient_rms(net, batches)
+    tight = 1e-5 if single else 1e-12
     for decay in (0.0, 0.1):
         moving = Dynamic(net, rms, DynamicConfig(lr=0.0, decay=decay))
         carry: Carry = None
         for batch, plain in zip(batches, plain_scores(net, batches), strict=True):
             scores, carry = moving.score(batch, carry)
-            assert torch.equal(scores.outputs, plain.outputs)
-            assert torch.equal(scores.log_probs, plain.log_probs)
+            for one, other in zip(scores, plain, strict=True):  # sums run in another order
+                torch.testing.assert_close(one, other, rtol=tight, atol=tight)
         for name, p in net.named_parameters():
             assert torch.equal(moving.weights[name], p)
 

@@ -18,7 +18,8 @@ from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.files import load_content, save_content
 from rnnnas.loop import Position
 from rnnnas.run import Run
-from rnnnas.search import SearchJob, search
+from rnnnas.search import search
+from rnnnas.supernet import SearchJob
 from rnnnas.train import TrainJob, train
 
 __all__ = ["corpus", "home"]  # fixtures
@@ -184,12 +185,19 @@ def lstm(*settings: str) -> TrainConfig:
 
 
 def test_what_is_idle() -> None:
-    always = {"save_seconds", "capture"}
-    assert search_config().idle == always
-    assert search_config("method=darts-1st").idle == always | {"alphas.second_order"}
-    assert search_config("alphas.text=valid").idle == always | {"alphas.held_out"}
-    assert train_config().idle == always | {"model.nodes"}
-    both = always | {"model.nodes", "noise.dropoutx"}
+    plain = {f"derive.{k}" for k in ("order", "tune_windows", "lr", "targets")}
+    plain |= {"save_seconds", "capture"}
+    plain |= {f"stop.{k}" for k in ("every", "window", "ratio", "earliest", "streams", "steps")}
+    plain |= {"latency.form", "latency.ref", "latency.table"}
+    assert search_config().idle == plain
+    assert search_config("method=darts-1st").idle == plain | {"alphas.second_order"}
+    assert search_config("alphas.text=valid").idle == plain | {"alphas.held_out"}
+    used = search_config("derive.by=perturbation", "derive.tune_windows=0").idle
+    assert used == {k for k in plain if not k.startswith("derive.")} | {"derive.lr"}
+    used = search_config("stop.eigenvalue=true", "stop.every=1").idle
+    assert used == {k for k in plain if not k.startswith("stop.")}
+    assert train_config().idle == {"save_seconds", "capture", "model.nodes"}
+    both = {"save_seconds", "capture", "model.nodes", "noise.dropoutx"}
     assert lstm().idle == both | {"noise.dropouth"} and lstm("model.layers=2").idle == both
 
 

@@ -19,12 +19,14 @@ import torch
 from click.testing import CliRunner
 
 from rnnnas import config as configs
+from rnnnas.blackbox import CandidateJob
 from rnnnas.cli import main
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
 from rnnnas.files import load_content
 from rnnnas.loop import Position
 from rnnnas.nas.methods import METHODS, Method
-from rnnnas.search import SearchJob, search
+from rnnnas.search import search
+from rnnnas.supernet import SearchJob
 
 CPU = torch.device("cpu")
 TINY = ["model.hidden=8", "model.nodes=3", "windows.streams=4", "windows.bptt=4",
@@ -62,7 +64,8 @@ def test_every_method_searches_and_resumes_exactly(
     config = config_of(method)
     whole = search(config, corpus, tmp_path / "whole", device=CPU, quiet=True)
     assert "none" not in whole["cell"]
-    original, left = SearchJob.step, [1, 4]
+    kind: Any = CandidateJob if config.from_scratch else SearchJob
+    original, left = kind.step, [1, 4]
 
     def step(self: Any, at: Position, *args: Any) -> Any:
         if left and at.step == left[0]:
@@ -70,7 +73,7 @@ def test_every_method_searches_and_resumes_exactly(
             raise Crash
         return original(self, at, *args)
 
-    monkeypatch.setattr(SearchJob, "step", step)
+    monkeypatch.setattr(kind, "step", step)
     for _ in range(2):
         with pytest.raises(Crash):
             search(config, corpus, tmp_path / "cut", device=CPU, quiet=True)
@@ -215,7 +218,7 @@ def test_a_staged_run_says_its_stage_and_saves_it(corpus: Corpus, tmp_path: Path
     search(config, corpus, tmp_path / "run", device=CPU, quiet=True)
     state = load_content(tmp_path / "run/state.pt")["state"]["job"]
     assert state["stage"] == 2
-    assert {sum(row) for row in state["allowed"]} == {2}
+    assert {sum(row) for row in state["allowed"]["recurrent"]} == {2}
     lines = (tmp_path / "run/metrics.jsonl").read_text()
     assert all(f'"stage": {stage}.0' in lines for stage in (1, 2, 3))
 

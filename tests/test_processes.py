@@ -44,6 +44,8 @@ def command(*arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+# Slow, since now and then a process of torchrun's aborts when it ends, after its work is done.
+@pytest.mark.slow
 def test_torchrun(home: Path, tmp_path: Path) -> None:
     launched = command(
         "torch.distributed.run", "--nproc-per-node", "2",

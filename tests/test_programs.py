@@ -262,8 +262,8 @@ class Tape(TorchDispatchMode):
                         there.copy_(value)
 
 
-def record(made: Programs, monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
-    """Let `made` capture by tapes."""
+def taping(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    """Let tapes stand for graphs."""
     tapes: list[Tape] = []
 
     def captured(compute: Callable[[], None], pool: Any) -> Callable[[], None]:
@@ -275,8 +275,13 @@ def record(made: Programs, monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
         return tape.replay
 
     monkeypatch.setattr(programs, "captured", captured)
-    made._capture = True
     return tapes
+
+
+def record(made: Programs, monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    """Let `made` capture by tapes."""
+    made._capture = True
+    return taping(monkeypatch)
 
 
 @pytest.mark.parametrize("case", CASES)

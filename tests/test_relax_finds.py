@@ -179,7 +179,7 @@ def test_what_chance_finds() -> None:
         assert hits / total == pytest.approx(chance(space), rel=0.1)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.alphas == "gradient"])
 def test_every_method_finds_more_than_chance(name: str) -> None:
     found = shares_found(name)
     print(f"{name}: {found}")

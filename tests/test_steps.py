@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnnas import steps
+from rnnnas.data import streams
 from rnnnas.data.streams import Streams
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
@@ -170,6 +171,7 @@ def test_the_window_of_an_evaluation_does_not_matter(
         mixtures = {"recurrent": Mixture(torch.full((3, 5), 0.2, dtype=DOUBLE))}
     usual = evaluate(net, over, mixtures)
     monkeypatch.setattr(steps, "EVALUATION_STEPS", width)
+    monkeypatch.setattr(streams, "EVALUATION_ROWS", 0)
     other = evaluate(net, over, mixtures)
     assert other.tokens == usual.tokens
     assert abs(other.perplexity / usual.perplexity - 1) < 1e-10

@@ -200,7 +200,11 @@ def test_a_report_on_a_device_waits() -> None:
     assert loop._at_hand(loop.StepReport(1.0, 1, torch.ones(()), 1.0))
     assert not loop._at_hand(loop.StepReport(there, 1, torch.ones(()), 1.0))
     mixed = [loop.StepReport(1.5, 1, torch.tensor(2.5), 1.0), loop.StepReport(3.5, 1, 4.5, 1.0)]
-    assert loop._values(mixed) == [(1.5, 2.5), (3.5, 4.5)]
+    assert loop._values(mixed) == [(1.5, 2.5, None), (3.5, 4.5, None)]
+    right = loop.StepReport(1.5, 8, torch.tensor(2.5), 1.0, torch.tensor([3, 7]))
+    assert loop._values([right, *mixed])[:2] == [(1.5, 2.5, 3), (1.5, 2.5, None)]
+    held = torch.empty(2, device="meta", dtype=torch.int64)
+    assert not loop._at_hand(loop.StepReport(1.0, 1, 1.0, 1.0, held))
 
 
 def test_a_text_held_on_the_device_gives_the_same_windows() -> None:

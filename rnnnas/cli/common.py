@@ -59,6 +59,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
 
 
+def home() -> Path:
+    """The folder that everything lies under by default."""
+    return Path(os.environ.get("RNNNAS_HOME", ""))
+
+
 def checkpoints() -> Path:
     """Where runs lie by default."""
-    return Path(os.environ.get("RNNNAS_HOME", "")) / "checkpoints"
+    return home() / "checkpoints"

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rnnnas.cli.common import (
     checkpoints,
     device_option,
+    home,
     json_option,
     pick_device,
     print_json,
 )
 from rnnnas.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @click.command()
@@ -22,17 +27,25 @@ from rnnnas.errors import UsageError
 @click.option("--format", "form", type=click.Choice(["text", "svg", "dot", "json"]),
               default="text", show_default=True)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
-def show(genotype: str, form: str, out: Path | None) -> None:
+@click.option("--latency", "table", type=click.Path(path_type=Path, dir_okay=False),
+              help="Predict by this table. [default: all tables of `bench latency`]")  # fmt: skip
+@click.option("--measure", is_flag=True, help="Time the cell too, at the tables' sizes.")
+@device_option
+def show(
+    genotype: str, form: str, out: Path | None, table: Path | None, measure: bool, device: str
+) -> None:
     """Draw a cell: a published name, a JSON file, a run folder or the cell itself.
 
     LSTM and GRU, which are no genotypes, are told of in a sentence. NASNet and AmoebaNet are cells
     of image networks; 'image:' before a name, as in image:DARTS_V2, says that such are meant.
+    The text tells the latency of a recurrent cell where `bench latency` has left a table.
 
     \b
     Examples:
       rnnnas show DARTS_V2
       rnnnas show image:DARTS_V2
       rnnnas show checkpoints/q --format svg --out cell.svg
+      rnnnas show DARTS_V2 --measure
     """
     from rnnnas import draw
     from rnnnas.cnn import zoo as images
@@ -56,7 +69,40 @@ def show(genotype: str, form: str, out: Path | None) -> None:
     if form == "text" and known is not None:
         kind = "error in %" if image else "validation/test"
         text += f"\n{known.source}\npublished: {known.results} ({kind})"
+    if (table is not None or measure) and (image or form != "text"):
+        raise UsageError("--latency and --measure are for recurrent cells shown as text")
+    if form == "text" and not image:
+        text += _latency(cell, genotype, table, device if measure else None)
     _give(text, out)
+
+
+def _latency(cell: Any, reference: str, table: Path | None, device: str | None) -> str:
+    """A line for each table: the one that is named, the run's own, or all in the default place."""
+    kept = Path(reference) / "latency.json"
+    paths = [table] if table is not None else [kept] if kept.is_file() else _default_tables()
+    if not paths:
+        if device is None:
+            return ""
+        raise UsageError(
+            "there is no table of latencies to take sizes from", "make one: rnnnas bench latency"
+        )
+    from rnnnas.latency import read_table, report
+
+    on = None if device is None else pick_device(device)
+    text = ""
+    for path in paths:
+        try:
+            line = report(cell.recurrent, read_table(path), on)
+        except UsageError as error:
+            if table is not None:
+                raise
+            line = f"{path} says nothing of it: {error.cause}"
+        text += f"\n{line}"
+    return text
+
+
+def _default_tables() -> list[Path]:
+    return sorted(home().glob("latency-*-H*-B*.json"))
 
 
 def _give(text: str, out: Path | None) -> None:
@@ -100,7 +146,7 @@ def presets_list(as_json: bool) -> None:
         return
     for name, tables in rows.items():
         kinds = " and ".join(kind for kind in configs.TABLES if kind in tables)
-        click.echo(f"{name:16} {kinds:17} {tables['about']}")
+        click.echo(f"{name:18} {kinds:28} {tables['about']}")
 
 
 @presets.command("show")
@@ -133,23 +179,35 @@ def board(run: Path | None, port: int) -> None:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["search", "train", "eval", "loss"]))
+@click.argument("what", type=click.Choice(["search", "train", "eval", "loss", "latency"]))
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change the paper's settings, e.g. model.hidden=100.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False),
+              help="Of latency: write the table to this file.")  # fmt: skip
 @device_option
 @json_option
-def bench(what: str, settings: tuple[str, ...], device: str, as_json: bool) -> None:
+def bench(
+    what: str, settings: tuple[str, ...], out: Path | None, device: str, as_json: bool
+) -> None:
     """Time one iteration: the classic way, the fast path, and the products alone.
 
+    `latency` measures what parts of a cell take, and keeps the table for `show` and for searches
+    with a price on latency.
+
     \b
-    Example:
+    Examples:
       rnnnas bench train
+      rnnnas bench latency --set model.hidden=100 --set windows.streams=32
     """
+    where, say = pick_device(device), lambda text: click.echo(text, err=True)
+    if what == "latency":
+        _bench_latency(where, settings, out, as_json, say)
+        return
+    if out is not None:
+        raise UsageError("--out is for the table of `bench latency`")
     from rnnnas.bench import bench as run
 
-    report = run(
-        what, pick_device(device), settings=settings, say=lambda text: click.echo(text, err=True)
-    )
+    report = run(what, where, settings=settings, say=say)
     if as_json:
         print_json(report)
         return
@@ -157,3 +215,32 @@ def bench(what: str, settings: tuple[str, ...], device: str, as_json: bool) -> N
         click.echo(kind)
         for name, value in values.items():
             click.echo(f"  {name:26} {value:12.3f}")
+
+
+def _bench_latency(
+    device: torch.device, settings: tuple[str, ...], out: Path | None, as_json: bool, say: Any
+) -> None:
+    from rnnnas import config as configs
+    from rnnnas.files import write_where_told
+    from rnnnas.latency import default_path, measure_table
+
+    flags = {"corpus": "ptb"}
+    config = configs.resolve(
+        "search", preset="ptb-darts", file=None, settings=settings, flags=flags
+    )
+    plain = measure_table(config, device, say=say).to_plain()
+    path = out or default_path(device, config.model.hidden, config.windows.streams)
+    write_where_told(path, (json.dumps(plain, indent=2) + "\n").encode())
+    say(f"wrote {path}")
+    if as_json:
+        print_json(plain)
+        return
+    seconds = plain.pop("seconds")
+    click.echo(", ".join(f"{name} {value}" for name, value in plain.items()))
+    rows = {"products": seconds["products"], "rests": seconds["rests"], **seconds["activations"]}
+    click.echo(f"microseconds a time step; s0 and the input {seconds['first'] * 1e6:.1f}")
+    click.echo(
+        f"  {'nodes together':14}" + "".join(f"{n + 1:9}" for n in range(len(rows["rests"])))
+    )
+    for name, values in rows.items():
+        click.echo(f"  {name:14}" + "".join(f"{value * 1e6:9.1f}" for value in values))

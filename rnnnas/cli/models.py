@@ -26,7 +26,7 @@ def evaluate(
     checkpoint: Path, split: str, text: Path | None, dynamic: bool, cache: bool, device: str,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Perplexity of a checkpoint.
+    """Perplexity of a checkpoint, or of an image network its accuracy.
 
     Settings of --dynamic and --cache are chosen on the validation text, once, and kept beside the
     checkpoint.
@@ -52,6 +52,12 @@ def evaluate(
         )
     if as_json:
         print_json(result)
+        return
+    if "accuracy" in result:
+        click.echo(f"{result['split']} accuracy {result['accuracy']:.2f} %")
+        if "top5" in result:
+            click.echo(f"among the best five {result['top5']:.2f} %")
+        click.echo(f"{result['nats']:.6f} nats an image over {result['images']:,} images")
         return
     click.echo(f"{result['split']} perplexity {result['perplexity']:.4f}")
     click.echo(f"{result['nats']:.6f} nats a token over {result['tokens']:,} tokens, "

@@ -24,7 +24,8 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`."),
-            click.option("--preset", help="A named run; see `presets list`. [default: quick]"),
+            click.option("--preset", help="A named run; see `presets list`. [default: quick, for "
+                         "images cifar10-quick]"),
             click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                          help="Override one setting, e.g. weights.lr=10; may be repeated."),
@@ -53,11 +54,12 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
 @_run_options
 @click.option("--method", help="One of the methods below. [default: the preset's]")
 def search(method: str | None, **options: Any) -> None:
-    """Search a recurrent cell on a corpus.
+    """Search a recurrent cell on a text, or the two cells of an image network on images.
 
     \b
-    Example:
+    Examples:
       rnnnas search --corpus ptb --preset quick --seed 1 --out checkpoints/q
+      rnnnas search --corpus cifar10 --preset cifar10-quick --out checkpoints/c
     """
     from rnnnas import config as configs
 
@@ -65,20 +67,23 @@ def search(method: str | None, **options: Any) -> None:
     config = _resolve("search", options, flags)
     if config is None or _shared_out(options):
         return
-    from rnnnas.data.corpus import open_corpus
+    from rnnnas.data.corpus import open_any
+    from rnnnas.image_config import ImageSearchConfig
     from rnnnas.search import job_of
     from rnnnas.search import search as run
 
-    corpus = open_corpus(config.corpus)
+    corpus = open_any(config.corpus)
     if options["dry_run"]:
         device = pick_device(options["device"])
         _dry_run(job_of(config, corpus, device), configs.to_plain(config), options["as_json"])
         return
     default = checkpoints() / f"search-{config.corpus}-{config.method}-s{config.seed}"
+    images = isinstance(config, ImageSearchConfig)
     if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
+        what, measure = ("images", "accuracy") if images else ("text", "perplexity")
         click.echo(
-            "note: alphas are trained on the validation text, as in the paper; "
-            "validation perplexity is then no independent measure", err=True,
+            f"note: alphas are trained on the validation {what}, as in the paper; "
+            f"validation {measure} is then no independent measure", err=True,
         )  # fmt: skip
     result = _run(run, config, corpus, options, default)
     if result is None:
@@ -91,7 +96,7 @@ def search(method: str | None, **options: Any) -> None:
 
     click.echo(as_text(Genotype.from_plain(result["genotype"])))
     whose = "the best cell, briefly trained" if config.from_scratch else "the search network"
-    click.echo(f"validation perplexity of {whose}: {result['valid_perplexity']:.2f}")
+    click.echo(f"validation {_measured(result, 'valid')} of {whose}")
     click.echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
     folder = shlex.quote(result["run"])
     click.echo(f"train it: rnnnas train --corpus {config.corpus} --genotype {folder}", err=True)
@@ -106,12 +111,13 @@ def search(method: str | None, **options: Any) -> None:
     "'random:SEED', LSTM, GRU, or the cell itself ('sigmoid0 relu1 tanh1').",
 )
 def train(genotype: str, **options: Any) -> None:
-    """Train a cell from scratch and report its perplexity.
+    """Train a cell from scratch and report its perplexity, or on images its accuracy.
 
     \b
     Examples:
       rnnnas train --corpus ptb --genotype checkpoints/q --out checkpoints/qt
       rnnnas train --corpus ptb --genotype DARTS_V2 --preset ptb
+      rnnnas train --corpus cifar10 --genotype DARTS_V2 --preset cifar10-quick
     """
     from rnnnas import config as configs
 
@@ -119,11 +125,11 @@ def train(genotype: str, **options: Any) -> None:
     config = _resolve("train", options, flags)
     if config is None or _shared_out(options):
         return
-    from rnnnas.data.corpus import open_corpus
+    from rnnnas.data.corpus import open_any
     from rnnnas.train import TrainJob
     from rnnnas.train import train as run
 
-    corpus = open_corpus(config.corpus)
+    corpus = open_any(config.corpus)
     if options["dry_run"]:
         device = pick_device(options["device"])
         _dry_run(TrainJob(config, corpus, device), configs.to_plain(config), options["as_json"])
@@ -137,10 +143,17 @@ def train(genotype: str, **options: Any) -> None:
         print_json(result)
         return
     click.echo(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s")
-    click.echo(f"validation perplexity {result['valid_perplexity']:.2f}")
-    click.echo(f"test perplexity       {result['test_perplexity']:.2f}")
+    click.echo(f"validation {_measured(result, 'valid')}")
+    click.echo(f"test       {_measured(result, 'test')}")
     best = shlex.quote(result["checkpoint"])
     click.echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
+
+
+def _measured(result: Settings, split: str) -> str:
+    """'perplexity 61.20' or 'accuracy 71.35 %'."""
+    if f"{split}_accuracy" in result:
+        return f"accuracy {result[f'{split}_accuracy']:.2f} %"
+    return f"perplexity {result[f'{split}_perplexity']:.2f}"
 
 
 def _shared_out(options: Settings) -> bool:
@@ -187,7 +200,11 @@ def _safe(name: str) -> str:
 def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
     """The run's configuration, or None where --print-config has printed it."""
     from rnnnas import config as configs
+    from rnnnas.data.corpus import holds_images
 
+    noun = {"train": "training"}.get(kind, kind)
+    if holds_images(options["corpus"]):
+        kind = configs.IMAGE + kind
     config = configs.resolve(
         kind,
         preset=options["preset"],
@@ -195,7 +212,6 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
         settings=options["settings"],
         flags=flags,
     )
-    noun = {"train": "training"}.get(kind, kind)
     for key in configs.given(kind, options["file"], options["settings"]):
         if key in config.idle and key not in configs.WITHOUT_RESULT:
             click.echo(f"warning: {key} has no effect on this {noun}", err=True)

@@ -27,6 +27,8 @@ from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace
 from rnnnas.types import Batch, Carry, Loss
 
+TOP = 5  # places in which a right class counts for the top-5 accuracy
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CnnConfig:
@@ -266,7 +268,16 @@ class ConvNet(nn.Module):
         if beside is not None:
             side = F.cross_entropy(beside, batch.targets, label_smoothing=smooth)
             penalty = penalty + self.config.auxiliary_weight * side
-        return Loss(value=value, count=len(batch.targets), carry=None, penalty=penalty)
+        count, right = len(batch.targets), _right(scores.detach(), batch.targets)
+        return Loss(value=value, count=count, carry=None, penalty=penalty, right=right)
+
+
+def _right(scores: Tensor, targets: Tensor) -> Tensor:
+    """How many targets (B,) have the best of the scores (B, K), and one of the best five. (2,)."""
+    own = scores.gather(1, targets[:, None])
+    # Ties, and scores that are no number, count as above: who tells nothing apart is never right.
+    above = (~(scores < own)).sum(1) - 1
+    return torch.stack([(above < 1).sum(), (above < TOP).sum()])
 
 
 def _check(config: CnnConfig, cells: Mapping[str, CellSpace] | Genotype) -> None:

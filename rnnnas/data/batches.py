@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,6 +27,22 @@ from rnnnas.errors import UsageError
 from rnnnas.types import Batch
 
 RESIDENT = 1 << 30  # bytes of pixels that are kept on the device; more stays in the memory map
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """How images are taken. size: B of a training; limit: at most so many batches an epoch, 0: all
+    images. evaluated: B of evaluations; a search normalises by such a batch there too.
+    """
+
+    size: int = 64
+    limit: int = 0
+    evaluated: int = 250
+
+    def __post_init__(self) -> None:
+        for name, low in {"size": 2, "limit": 0, "evaluated": 2}.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"batches.{name} = {getattr(self, name)} must be at least {low}")
 
 
 class Batches:
@@ -156,6 +174,20 @@ class Batches:
                 )
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class InOrder:
+    """The images of a split, once, as they are kept: for evaluation. side: as `Batches.in_order`
+    takes it.
+    """
+
+    batches: Batches
+    side: int = 0
+
+    def read(self, steps: int) -> Iterator[Batch]:
+        """Every image once; `steps` says nothing of images."""
+        return (self.batches.in_order(k, self.side) for k in range(len(self.batches)))
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -147,13 +147,21 @@ def open_corpus(name: str) -> Corpus:
     )
 
 
-def open_any(name: str) -> Corpus | ImageCorpus:
-    """Open a prepared corpus of either kind. Raises as `open_corpus` does."""
+def holds_images(name: str) -> bool:
+    """Whether the corpus `name`, prepared or known, holds images. Raises DataError if damaged."""
     try:
         folder = corpora_folder() / folder_name(name)
-    except UsageError as error:
-        raise DataError(error.cause, error.remedy) from error
-    if folder.is_dir() and any_description(folder, folder.name)["kind"] == IMAGES:
+    except UsageError:
+        return False
+    if not folder.is_dir():
+        return name in hub.IMAGES
+    return bool(any_description(folder, folder.name)["kind"] == IMAGES)
+
+
+def open_any(name: str) -> Corpus | ImageCorpus:
+    """Open a prepared corpus of either kind. Raises as `open_corpus` does."""
+    folder = corpora_folder() / folder_name(name) if holds_images(name) else None
+    if folder is not None and folder.is_dir():
         return read_images(folder, folder.name)
     return open_corpus(name)
 

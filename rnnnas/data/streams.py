@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 from rnnnas.errors import DataError, UsageError
 from rnnnas.types import Batch
+
+EVALUATION_ROWS = 512  # T·B at least: what is done once a window should not be what costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,11 @@ class Streams:
         cut = np.array(self._rows[:, start : start + steps + 1].T, dtype=np.int64, order="C")
         block = torch.from_numpy(cut).to(self.device)
         return Batch(block[:-1], block[1:])
+
+    def read(self, steps: int) -> Iterator[Batch]:
+        """Every target once, in windows of `steps` or, of few streams, longer: for evaluation."""
+        steps = max(steps, EVALUATION_ROWS // self.streams)
+        return (self.window(start, own) for start, own in self.windows(steps))
 
     def windows(self, steps: int) -> list[tuple[int, int]]:
         """(start, steps) of consecutive windows that cover the streams."""

@@ -100,6 +100,8 @@ def unroll(
     """
     width = inputs.shape[-1]
     from_x = project(masked(inputs, mask_x), first[:width], low)
+    if not torch.is_grad_enabled() and not low and mask_h is None:
+        return _evaluate(from_x, h, first[width:], nodes, plan(cell))
     mask = h.new_ones(()) if mask_h is None else mask_h
     outputs: Tensor = _DerivedUnroll.apply(  # type: ignore[no-untyped-call]
         from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled(), low
@@ -107,11 +109,45 @@ def unroll(
     return outputs
 
 
-def _times(row: Tensor, matrix: Tensor) -> Tensor:
-    """(B, H) times (H, 2H), or (1, H) times its two halves (2, H, H). (B, 2H)."""
-    if matrix.dim() == 2:
-        return torch.mm(row, matrix)
-    return torch.bmm(row.expand(2, 1, -1), matrix).view(1, -1)
+def _evaluate(from_x: Tensor, h: Tensor, from_h: Tensor, nodes: Tensor, plan: Plan) -> Tensor:
+    """All T steps without masks and gradients. from_x (T, B, 2H), h (B, H) → (T, B, H).
+
+    With one stream a step is over as soon as the matrices have been read once: all views are
+    made before the first step, since making them would cost as much as the arithmetic.
+    """
+    steps, streams, double = from_x.shape
+    hidden, count = double // 2, len(plan.nodes)
+    state = from_x.new_empty(count + 1, streams, hidden)
+    half = from_x.new_empty(2 * (count + 1), streams, hidden)  # σ(c) and f(z), as in training
+    across = torch.stack(from_h.chunk(2, -1))  # (2, H, H): a batch keeps all threads busy
+    groups = []
+    for group in plan.groups:
+        k, source = group.size, state[group.source]
+        part = half[2 * group.start : 2 * (group.start + k)]
+        values = [(op, part[k + low : k + high]) for op, low, high in group.runs]
+        target = state[group.start : group.start + k]
+        inner = source.expand(2 * k, streams, hidden)
+        matrix = _matrices(nodes, group, plan.nodes)
+        groups.append((source, inner, matrix, part, part[:k], part[k:], values, target))
+    outputs = from_x.new_empty(steps, streams, hidden)
+    mean = [*range(count + 1)] == [0, *plan.outputs]  # all states but s0: a slice
+    both, gate0, value0 = half[:2], half[0], half[1]
+    carried = h
+    inputs = from_x.view(steps, streams, 2, hidden).transpose(1, 2).unbind(0)  # (2, B, H) each
+    for x, out in zip(inputs, outputs.unbind(0), strict=True):
+        torch.bmm(carried.expand(2, streams, hidden), across, out=both).add_(x)
+        torch.lerp(carried, value0.tanh_(), gate0.sigmoid_(), out=state[0])
+        for source, inner, matrix, part, gate, value, values, target in groups:
+            torch.bmm(inner, matrix, out=part)
+            gate.sigmoid_()
+            for op, z in values:
+                if op == "tanh":  # few elements: one pass over them is the cheapest
+                    z.tanh_()
+                else:
+                    activate_(op, z)
+            torch.lerp(source, value, gate, out=target)
+        carried = torch.mean(state[1:] if mean else state[list(plan.outputs)], 0, out=out)
+    return outputs
 
 
 def _matrices(nodes: Tensor, group: Group, order: tuple[int, ...]) -> Tensor:
@@ -138,8 +174,6 @@ class _DerivedUnroll(torch.autograd.Function):
         outputs = from_x.new_empty(steps, streams, hidden)
         factor = torch.bfloat16 if low else from_x.dtype
         across = from_h.to(factor)
-        if streams == 1:  # a batch of two: one row times one matrix keeps only one thread busy
-            across = torch.stack(across.chunk(2, -1))
         matrices = [_matrices(nodes, group, plan.nodes).to(factor) for group in plan.groups]
         widest = 2 * max(group.size for group in plan.groups)
         rounded = POOL.take(across, widest, streams, hidden) if low else None
@@ -147,10 +181,10 @@ class _DerivedUnroll(torch.autograd.Function):
         carried = h
         for t in range(steps):
             state, half = states[t if keep else 0], halves[t if keep else 0]
-            both = from_x[t] + _times((carried * mask).to(factor), across)
+            both = from_x[t] + torch.mm((carried * mask).to(factor), across)
             torch.sigmoid(both[:, :hidden], out=half[0])
             half[1].copy_(both[:, hidden:])
-            _activate_("tanh", half[1])
+            activate_("tanh", half[1])
             torch.lerp(carried, half[1], half[0], out=state[0])
             for group, matrix in zip(plan.groups, matrices, strict=True):
                 source, k = state[group.source], group.size
@@ -162,7 +196,7 @@ class _DerivedUnroll(torch.autograd.Function):
                     part.copy_(torch.bmm(inner, matrix, out=rounded[: 2 * k]))
                 gate, value = part[:k].sigmoid_(), part[k:]
                 for op, start, end in group.runs:
-                    _activate_(op, value[start:end])
+                    activate_(op, value[start:end])
                 torch.lerp(source, value, gate, out=state[group.start : group.start + k])
             chosen = state[1:] if mean else torch.stack([state[i] for i in plan.outputs])
             carried = torch.mean(chosen, 0, out=outputs[t])
@@ -262,7 +296,7 @@ def _matrix_gradients(
     return result
 
 
-def _activate_(op: str, z: Tensor) -> None:
+def activate_(op: str, z: Tensor) -> None:
     """z becomes f(z)."""
     if op == "tanh":  # 2 σ(2z) - 1: four passes, and still faster than torch.tanh on a CPU
         z.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)

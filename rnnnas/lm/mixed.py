@@ -108,9 +108,12 @@ def unroll_reference(
             for edge, ops in route:
                 s = states[space.edges[edge][0]]
                 part, rest = s[:, :units], s[:, units:]
-                product = masked(part, mask) @ weight
+                c, z = (masked(part, mask) @ weight).chunk(2, -1)
+                gate = torch.sigmoid(c)
                 for o in ops:
-                    value = torch.cat([gated(part, product, space.ops[o]), rest], -1)
+                    value = part + gate * (ACTIVATIONS[space.ops[o]](z) - part)
+                    if units < s.shape[-1]:
+                        value = torch.cat([value, rest], -1)
                     total = total + weights[edge, o] * value
             states.append(finished(total, units, ranks))
         h = torch.stack(states[1:]).mean(0)

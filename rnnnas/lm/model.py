@@ -173,6 +173,13 @@ class RecurrentLM(nn.Module):
         twin.config = replace(self.config, precision="float32")
         return twin
 
+    def twice(self) -> RecurrentLM:
+        """The same weights in a network of whole batches that can be differentiated twice."""
+        twin = self.alone()
+        path = "eager" if self.config.path == "fast" else self.config.path
+        twin.config = replace(self.config, path=path, precision="float32")
+        return twin
+
     def _twin(self) -> RecurrentLM:
         twin = copy.copy(self)
         # Its own table of the same parameters: a functional call swaps entries for its duration.

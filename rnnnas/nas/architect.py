@@ -25,7 +25,9 @@ from rnnnas.types import Batch, Carry, InnerStep, Loss, Noise
 
 Order = Literal["first", "finite", "exact"]
 Weights = dict[str, Tensor]
-# From the validation loss and the mixtures it was computed under to what the alphas minimise.
+# From the validation loss and the relaxation's scores, as mixtures, to what the alphas minimise.
+# Scores, and not the mixtures of the forward pass: those may be one draw, of which the slope
+# reaches only the paths that were drawn (as ProxylessNAS' latency is that of the probabilities).
 Outer = Callable[[Tensor, Mixtures], Tensor]
 # From a name, a function of tensors and its arguments to what it returns; the name's function does
 # the same each time, so that it may be recorded (`programs.Programs.run`).
@@ -84,7 +86,7 @@ def hypergradient(
         through_clip: also differentiate the clip factor. The published method does not: it treats
             the factor as a constant, which drops a term whenever clipping is active.
         mixtures: those to use, where they are drawn already.
-        outer: what of the validation loss and the mixtures is differentiated, e.g. with a cost
+        outer: what of the validation loss and the scores is differentiated, e.g. with a cost
             added; the loss itself without.
         ranks: the processes whose streams make up both batches: every gradient, the inner step's
             too, and the loss that is returned are of all of them.
@@ -105,31 +107,45 @@ def hypergradient(
     # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
     # end: its graph is walked a single time whatever the order.
     cut = _cut(mixtures)
-    leaves = [m.weights for m in cut.values()]
-    weights = _weights(net)
+    shares = {} if outer is None else relaxation.scores(alphas, net.space)
+    scored = {n: Mixture(s.detach().requires_grad_()) for n, s in shares.items()}
+    leaves = [m.weights for m in (*cut.values(), *scored.values())]
+    weights = {name: p.detach() for name, p in net.named_parameters()}
 
     def run(
         shifted: Weights, which: tuple[Batch, Carry], noise: Noise, by: Searchable = net,
-        fixed: bool = False,
+        fixed: bool = False, under: Mixtures = cut,
     ) -> Loss:  # fmt: skip
         """The loss under weights that are handed in; `fixed`: without a gradient in mixtures."""
-        return _loss(by, shifted, which, cut, noise, ranks, fixed)
+        buffers = {name: b.clone() for name, b in net.named_buffers()}
+        state = {name: ranks.spread(w) for name, w in shifted.items()} | buffers
+        mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in under.items()}
+        if fixed:
+            mix = {n: m._replace(weights=m.weights.detach()) for n, m in under.items()}
+        loss: Loss = functional_call(_module(by), state, (*which, mix, noise))
+        return loss
 
-    def aim(loss: Loss, under: Mixtures = cut) -> Tensor:
-        return loss.value if outer is None else outer(loss.value, under)
-
-    def first(batch: Batch, carry: Carry, given: Mixtures, noise: Noise) -> tuple[Loss, Any]:
-        """The loss and its gradients in `given`, of these arguments and the network alone."""
+    def first(
+        batch: Batch, carry: Carry, given: Mixtures, noise: Noise
+    ) -> tuple[Loss, tuple[Tensor, ...]]:
+        """The loss and its slopes in `given`: of these arguments and the weights alone."""
         own = _cut(given)
-        loss = _loss(net, _weights(net), (batch, carry), own, noise, ranks)
-        slopes = _grad(aim(loss, own), [m.weights for m in own.values()])
-        return loss._replace(value=loss.value.detach(), penalty=loss.penalty.detach()), (*slopes,)
+        loss = run(weights, (batch, carry), noise, under=own)
+        return loss, (*_grad(loss.value, [m.weights for m in own.values()]),)
+
+    def aim(loss: Loss) -> Tensor:
+        return loss.value if outer is None else outer(loss.value, scored)
 
     with torch.enable_grad():
         if order == "first":
-            given = {n: m._replace(weights=m.weights.detach()) for n, m in mixtures.items()}
-            work = (*valid, given, valid_noise)
-            loss, grads = first(*work) if replay is None else replay("alphas", first, *work)
+            work = (*valid, cut, valid_noise)
+            loss, slopes = first(*work) if replay is None else replay("alphas", first, *work)
+            # What is added to the loss may ask the host, and is never recorded.
+            value = loss.value.detach().requires_grad_()
+            outer_slopes = _grad(
+                aim(loss._replace(value=value)), [value, *(m.weights for m in scored.values())]
+            )
+            grads = [*(outer_slopes[0] * slope for slope in slopes), *outer_slopes[1:]]
         elif order == "exact":
             own = {name: w.requires_grad_() for name, w in weights.items()}
             objective = run(own, train, train_noise).objective
@@ -147,7 +163,7 @@ def hypergradient(
                 through_clip, precise or net,
             )  # fmt: skip
     result = torch.autograd.grad(
-        [m.weights for m in mixtures.values()],
+        [*(m.weights for m in mixtures.values()), *shares.values()],
         list(alphas.values()),
         grad_outputs=grads,
         allow_unused=True,
@@ -163,24 +179,6 @@ def hypergradient(
 def _cut(mixtures: Mixtures) -> Mixtures:
     """The same numbers as leaves that gradients are taken in."""
     return {n: m._replace(weights=m.weights.detach().requires_grad_()) for n, m in mixtures.items()}
-
-
-def _weights(net: Searchable) -> Weights:
-    return {name: p.detach() for name, p in net.named_parameters()}
-
-
-def _loss(
-    net: Searchable, weights: Weights, which: tuple[Batch, Carry], mixtures: Mixtures,
-    noise: Noise, ranks: Ranks, fixed: bool = False,
-) -> Loss:  # fmt: skip
-    """The loss under weights that are handed in; `fixed`: without a gradient in mixtures."""
-    buffers = {name: b.clone() for name, b in net.named_buffers()}
-    state = {name: ranks.spread(w) for name, w in weights.items()} | buffers
-    mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in mixtures.items()}
-    if fixed:
-        mix = {n: m._replace(weights=m.weights.detach()) for n, m in mixtures.items()}
-    loss: Loss = functional_call(_module(net), state, (*which, mix, noise))
-    return loss
 
 
 def _finite_difference(

@@ -6,12 +6,14 @@ ProxylessNAS (Cai et al. 2019, section 3.3.2).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnnnas.nas.architect import Searchable
+from rnnnas.nas.relax.base import Mixtures
 from rnnnas.nas.relax.sampling import Policy
 from rnnnas.types import Batch, Carry, InnerStep, Loss
 
@@ -24,6 +26,10 @@ class Reinforce:
     is then b ← decay b + (1 - decay) mean R, before it is used, as in both papers' code; what is
     minimised is mean_i [-(R_i - b) log p_i - entropy H_i], with R and b constant. The present
     rewards' part in b only scales the expected gradient, by 1 - (1 - decay) / n.
+
+    Args:
+        factor: of drawn cells, what their reward is multiplied by: (ref / latency)^weight
+            (ProxylessNAS, equation 8).
     """
 
     def __init__(
@@ -32,11 +38,13 @@ class Reinforce:
         alphas: dict[str, Tensor],
         policy: Policy,
         optimizer: torch.optim.Optimizer,
+        factor: Callable[[Mixtures], float] | None = None,
     ) -> None:
         self.net = net
         self.alphas = alphas
         self.policy = policy
         self.optimizer = optimizer
+        self.factor = factor
         self.baseline: float | None = None
 
     def step(
@@ -61,7 +69,8 @@ class Reinforce:
                 loss = self.net(*valid, drawn.mixtures, None)
             draws.append(drawn)
             losses.append(loss.value)
-            rewards.append(policy.reward * float(torch.exp(-loss.value)))
+            price = 1.0 if self.factor is None else self.factor(drawn.mixtures)
+            rewards.append(policy.reward * float(torch.exp(-loss.value)) * price)
         mean = sum(rewards) / len(rewards)
         baseline = mean
         if self.baseline is not None:

@@ -13,7 +13,6 @@ from rnnnas.data.corpus import Corpus
 from rnnnas.data.streams import Streams
 from rnnnas.loop import Position
 from rnnnas.nas.relax.base import Mixture
-from rnnnas.search import SearchJob
 from rnnnas.steps import EVALUATION_STEPS, evaluate, generator
 from rnnnas.study.plan import (
     RANDOM,
@@ -24,6 +23,7 @@ from rnnnas.study.plan import (
     search_config,
     train_config,
 )
+from rnnnas.supernet import SearchJob
 from rnnnas.train import TrainJob
 
 START_SECONDS = 5.0  # of a process: the interpreter, torch, the corpus

@@ -1,0 +1,140 @@
+"""What a run on images is: the components' own configurations, composed and validated.
+
+As in `config`, which reads them from presets; here an image corpus takes the place of a text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rnnnas.cnn.model import CnnConfig
+from rnnnas.cnn.space import OPERATIONS, check_genotype
+from rnnnas.data.augment import AugmentConfig
+from rnnnas.data.batches import BatchConfig
+from rnnnas.errors import UsageError
+from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.methods import METHODS, method_of
+from rnnnas.nas.relax.base import Relaxation
+from rnnnas.optim import ImageAlphaConfig, ImageWeightConfig
+from rnnnas.settings import at_least, from_plain
+from rnnnas.stages import ImageStage, ImageStageConfig, image_plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSearchConfig:
+    """One search on images. epochs: passes over the images that weights are trained on, or
+    `batches.limit` batches each; valid_images: of the validation split that are measured after an
+    epoch, 0 for all; save_seconds: between saved states; relax: the method's own settings.
+    """
+
+    corpus: str
+    method: str = "darts"
+    seed: int = 1
+    epochs: int = 50
+    valid_images: int = 0
+    save_seconds: float = 60.0
+    model: CnnConfig = field(default_factory=CnnConfig)
+    batches: BatchConfig = field(default_factory=BatchConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    weights: ImageWeightConfig = field(default_factory=ImageWeightConfig)
+    alphas: ImageAlphaConfig = field(default_factory=ImageAlphaConfig)
+    stages: ImageStageConfig = field(default_factory=ImageStageConfig)
+    relax: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.relaxation is not None  # refuses an unknown method or setting of one
+        method = method_of(self.method)
+        if method.derive != "scores":
+            able = [name for name, other in METHODS.items() if other.derive == "scores"]
+            raise UsageError(
+                f"method {self.method!r} tries cells one by one, which is for searches on text",
+                f"methods for images: {', '.join(able)}",
+            )
+        for name, value, only in (
+            ("model.auxiliary", self.model.auxiliary, False),
+            ("model.drop_path", self.model.drop_path, 0.0),
+            ("model.label_smoothing", self.model.label_smoothing, 0.0),
+            ("weights.nonmono", self.weights.nonmono, 0),
+            ("weights.finetune_epochs", self.weights.finetune_epochs, 0),
+        ):
+            if value != only:
+                raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
+        at_least(epochs=(self.epochs, 1), valid_images=(self.valid_images, 0))
+        assert self.plan  # refuses stages that do not fit
+
+    @property
+    def from_scratch(self) -> bool:
+        """No method for images trains cells one by one."""
+        return False
+
+    @property
+    def order(self) -> Literal["first", "finite", "exact"]:
+        """The order of the hypergradient that the method and the alphas' settings ask for."""
+        return "first" if method_of(self.method).order == "first" else self.alphas.second_order
+
+    @property
+    def relaxation(self) -> Relaxation:
+        """The method's relaxation with the settings `relax.*`."""
+        return from_plain(method_of(self.method).relaxation, self.relax, "relax.")
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Dotted keys of settings that change nothing in the result of this search."""
+        keys = {"save_seconds"}
+        if method_of(self.method).order == "first":
+            keys.add("alphas.second_order")
+        if self.alphas.text == "valid":
+            keys.add("alphas.held_out")
+        return frozenset(keys)
+
+    @property
+    def plan(self) -> tuple[ImageStage, ...]:
+        """The stages; one, unless `stages.ops` or the method ask for more."""
+        return image_plan(
+            self.stages,
+            staged=method_of(self.method).staged,
+            operations=len(OPERATIONS),
+            layers=self.model.layers,
+            skip_dropout=self.model.skip_dropout,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTrainConfig:
+    """One training of a pair of cells on images. epochs: as of a search."""
+
+    corpus: str
+    genotype: dict[str, Any] = field(default_factory=dict)
+    seed: int = 1
+    epochs: int = 600
+    save_seconds: float = 60.0
+    model: CnnConfig = field(default_factory=CnnConfig)
+    batches: BatchConfig = field(default_factory=BatchConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    weights: ImageWeightConfig = field(default_factory=ImageWeightConfig)
+
+    def __post_init__(self) -> None:
+        if not self.genotype:
+            raise UsageError("the setting 'genotype' is missing")
+        check_genotype(Genotype.from_plain(self.genotype))
+        for name, value, only in (
+            ("partial", self.model.partial, 1),
+            ("skip_dropout", self.model.skip_dropout, 0.0),
+        ):
+            if value != only:
+                raise UsageError(f"model.{name} = {value} is for searches: a training has {only}")
+        at_least(epochs=(self.epochs, 1))
+
+    @property
+    def network(self) -> Genotype:
+        """What `ConvNet` is built of."""
+        return Genotype.from_plain(self.genotype)
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Dotted keys of settings that change nothing in the result of this training."""
+        keys = {"save_seconds", "model.nodes"}
+        if not self.model.auxiliary:
+            keys.add("model.auxiliary_weight")
+        return frozenset(keys)

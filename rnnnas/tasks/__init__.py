@@ -1,0 +1,1 @@
+"""What differs between text and images in a search or a training."""

@@ -1,0 +1,287 @@
+"""Tables of latencies: measured, kept, shown, and searches that are priced by them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_home import home as home
+
+from rnnnas import config as configs
+from rnnnas import latency
+from rnnnas.cli import main
+from rnnnas.data.corpus import Corpus, open_corpus
+from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.latency import LatencyTable, read_table
+from rnnnas.nas.cost import RecurrentCosts
+from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.methods import METHODS
+from rnnnas.search import search
+from rnnnas.supernet import SearchJob
+
+CPU = torch.device("cpu")
+OPS = ("tanh", "relu", "sigmoid", "identity")
+SMALL = ["model.hidden=8", "model.nodes=4", "windows.streams=6", "windows.bptt=5",
+         "windows.limit=16", "valid_streams=6", "epochs=1"]  # fmt: skip
+BENCH = ["--set", "model.hidden=8", "--set", "windows.streams=3", "--set", "windows.bptt=4"]
+
+
+def table(nodes: int = 8, **changes: Any) -> LatencyTable:
+    """A machine on which a product costs the same however many nodes share it: depth is dear."""
+    costs = RecurrentCosts(
+        first=1e-4,
+        products=(9e-5,) * nodes,
+        rests=(1e-5,) * nodes,
+        activations={op: (1e-6,) * nodes for op in OPS},
+        level=1e-4,
+    )
+    about: dict[str, Any] = {
+        "device": "cpu", "processor": "none", "dtype": "float32", "hidden": 8, "streams": 6,
+        "steps": 10, "date": "2026-01-01T00:00:00+00:00", "costs": costs,
+    }  # fmt: skip
+    return LatencyTable(**{**about, **changes})
+
+
+@pytest.fixture
+def priced(tmp_path: Path) -> Path:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table().to_plain()))
+    return path
+
+
+@pytest.fixture
+def corpus(home: Path) -> Corpus:
+    return open_corpus("tiny")
+
+
+def search_config(*settings: str, corpus: str = "tiny", seed: int = 3, **flags: Any) -> Any:
+    return configs.resolve(
+        "search", preset="smoke", file=None, settings=settings,
+        flags={"corpus": corpus, "seed": seed, **flags},
+    )  # fmt: skip
+
+
+def epochs(folder: str) -> list[dict[str, Any]]:
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == "epoch"]
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(main, list(words))
+
+
+# Tables
+
+
+def test_a_measured_table_is_of_this_machine_and_grows_with_the_work() -> None:
+    config = search_config("model.hidden=64", "model.nodes=4", "windows.streams=64")
+    found = latency.measure_table(config, CPU, seconds=0.2)
+    costs = found.costs
+    assert (found.device, found.hidden, found.streams, found.steps) == ("cpu", 64, 64, 10)
+    assert costs.first > 0 and set(costs.activations) == set(OPS)
+    groups = [p + r for p, r in zip(costs.products, costs.rests, strict=True)]
+    assert len(groups) == 4 and groups[3] > groups[0] > 0  # four nodes, against one
+    tanh, none = costs.activations["tanh"], costs.activations["identity"]
+    assert all(t > n for t, n in zip(tanh, none, strict=True)) and tanh[3] > tanh[0]
+    deep = Genotype.from_text("tanh0 tanh1 tanh2 tanh3").recurrent
+    wide = Genotype.from_text("relu0 relu0 relu0 relu0").recurrent
+    assert costs.of_cell(deep) > costs.of_cell(wide)
+    for cell in (deep, wide):
+        median, least = latency.measure_cell(cell, found, CPU, seconds=0.1)
+        # Loose: the machine may have other work. A wrong unit or a part left out would show.
+        assert 0 < least <= median and 1 / 3 < least / costs.of_cell(cell) < 3
+
+
+def test_a_table_comes_back_from_its_file_and_damage_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    plain = table().to_plain()
+    path.write_text(json.dumps(plain))
+    assert read_table(path) == table()
+    for key in ("device", "seconds"):
+        path.write_text(json.dumps({k: v for k, v in plain.items() if k != key}))
+        with pytest.raises(CheckpointError, match="no table of latencies"):
+            read_table(path)
+    for other in ("[]", "{", '{"seconds": 3}', json.dumps({**plain, "seconds": {
+            **plain["seconds"], "rests": [1.0]}})):  # fmt: skip
+        path.write_text(other)
+        with pytest.raises(CheckpointError, match="table.json"):
+            read_table(path)
+    with pytest.raises(CheckpointError, match="missing.json cannot be read"):
+        read_table(tmp_path / "missing.json")
+
+
+def test_the_command_keeps_a_table_and_show_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
+    quick = latency.measure_table
+    monkeypatch.setattr(
+        latency, "measure_table", lambda *a, **k: quick(*a, **{**k, "seconds": 0.05})
+    )
+    assert "µs" not in run("show", "DARTS_V2").output
+    assert run("show", "DARTS_V2", "--measure").exit_code == 2
+    made = run("bench", "latency", *BENCH, "--json", "--device", "cpu")
+    assert made.exit_code == 0, made.output
+    kept = tmp_path / "latency-cpu-H8-B3.json"
+    assert json.loads(made.stdout) == json.loads(kept.read_text())
+    costs = read_table(kept).costs
+    cell = Genotype.from_text("sigmoid0 relu1 relu1 identity1 tanh2 sigmoid5 tanh3 relu5").recurrent
+    shown = run("show", "DARTS_V2").stdout
+    assert f"predicted {costs.of_cell(cell) * 1e6:.1f} µs a time step" in shown
+    assert "measured" not in shown and "H 8, B 3" in shown
+    again = run("show", "DARTS_V2", "--measure", "--device", "cpu").stdout
+    assert "measured" in again and "median of windows" in again
+    assert "ends at 8 nodes" in run("show", "ENAS").stdout  # eleven nodes
+    assert run("show", "ENAS", "--latency", str(kept)).exit_code == 2
+    elsewhere = tmp_path / "there.json"
+    text = run("bench", "latency", *BENCH, "--out", str(elsewhere), "--device", "cpu")
+    assert text.exit_code == 0 and "sigmoid" in text.stdout and elsewhere.is_file()
+    other = table(device="cuda").to_plain()
+    elsewhere.write_text(json.dumps(other))
+    on = ["--latency", str(elsewhere)]
+    assert "predicted" in run("show", "DARTS_V2", *on).stdout
+    assert "is of cuda" in run("show", "DARTS_V2", *on, "--measure", "--device", "cpu").output
+    assert run("show", "DARTS_V2", *on, "--format", "svg").exit_code == 2
+    assert run("show", "image:DARTS_V2", *on).exit_code == 2
+    assert run("bench", "train", "--out", str(elsewhere)).exit_code == 2
+
+
+# Searches
+
+
+# Stages prune `none`, by which alone edges with a softmax each are told apart: see `nas/cost.py`.
+GRADIENT = [n for n, method in METHODS.items() if method.alphas == "gradient" and not method.staged]
+
+
+@pytest.mark.parametrize(
+    ("method", "seeds", "price"),
+    [
+        ("darts-1st", 2, 3.0),
+        ("gdas", 1, 3.0),
+        ("proxyless-reinforce", 1, 3.0),
+        # Where every edge has a softmax of its own the same price needs more than 24 steps.
+        *(pytest.param(m, 3, 300.0, marks=pytest.mark.slow, id=f"{m}-slow") for m in GRADIENT),
+    ],
+)
+def test_a_price_on_latency_finds_faster_cells(
+    method: str, seeds: int, price: float, home: Path, tmp_path: Path, priced: Path
+) -> None:
+    """On every seed, though the networks have hardly learned anything: all nodes take s0."""
+    corpus = open_corpus("hmm")
+    costs = table().costs
+    settings = ["alphas.lr=0.1", "alphas.warmup=0.0", "model.hidden=8", "model.nodes=5",
+                "windows.streams=8", "windows.bptt=5"]  # fmt: skip
+    for seed in range(seeds):
+        seconds = []
+        for weight in (0.0, price):
+            config = search_config(
+                *settings, f"latency.table={priced}", f"latency.weight={weight}",
+                corpus="hmm", seed=seed, method=method,
+            )  # fmt: skip
+            result = search(config, corpus, tmp_path / f"{seed}-{weight}", device=CPU, quiet=True)
+            cell = Genotype.from_plain(result["genotype"]).recurrent
+            seconds.append(costs.of_cell(cell))
+        one_group = 1e-4 + 1e-4 + 1e-4  # s0, a level, and a product with its rest
+        assert one_group < seconds[1] < one_group + 6e-6, (seed, seconds)
+        # A search without a price may find that cell too, but not on the quick cases' seeds.
+        assert seconds[1] <= seconds[0] if price > 3 else seconds[1] < 0.8 * seconds[0]
+        assert result["latency_us"] == pytest.approx(1e6 * seconds[1])
+        last = epochs(result["run"])[-1]
+        assert last["cell_latency_us"] == pytest.approx(1e6 * seconds[1])
+        assert last["expected_latency_us"] < epochs(result["run"])[0]["expected_latency_us"]
+
+
+class Crash(Exception):
+    """Stands for a process that dies."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["method=p-darts", "latency.form=mul"],
+        ["method=darts"],
+        pytest.param(["method=proxyless"], marks=pytest.mark.slow),
+        pytest.param(["method=enas"], marks=pytest.mark.slow),
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_a_priced_search_resumes_exactly(
+    settings: list[str], corpus: Corpus, tmp_path: Path, priced: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also where the file of the table has changed since: the run keeps its own."""
+    words = [*SMALL, "save_seconds=0.0", "latency.weight=2.0", f"latency.table={priced}", *settings]
+    config = search_config(*words)
+    whole = search(config, corpus, tmp_path / "whole", device=CPU, quiet=True)
+    original, left = SearchJob.step, [3, 13]
+
+    def step(self: Any, at: Any, *args: Any) -> Any:
+        if left and at.step == left[0]:
+            left.pop(0)
+            raise Crash
+        return original(self, at, *args)
+
+    monkeypatch.setattr(SearchJob, "step", step)
+    with pytest.raises(Crash):
+        search(config, corpus, tmp_path / "cut", device=CPU, quiet=True)
+    costs = table().costs
+    slower = RecurrentCosts(
+        first=costs.first, products=(1e-3,) * 8, rests=costs.rests, activations=costs.activations
+    )
+    priced.write_text(json.dumps(table(costs=slower).to_plain()))
+    with pytest.raises(Crash):
+        search(config, corpus, tmp_path / "cut", device=CPU, quiet=True)
+    result = search(config, corpus, tmp_path / "cut", device=CPU, quiet=True)
+    assert result["digest"] == whole["digest"] and result["latency_us"] == whole["latency_us"]
+    assert not left
+    # And the table has its part in the result: the changed one gives another.
+    other = search(config, corpus, tmp_path / "other", device=CPU, quiet=True)
+    assert other["digest"] != whole["digest"]
+
+
+def test_without_a_price_nothing_changes(corpus: Corpus, tmp_path: Path, priced: Path) -> None:
+    results = [
+        search(search_config(*SMALL, *words), corpus, tmp_path / str(i), device=CPU, quiet=True)
+        for i, words in enumerate(([], [f"latency.table={priced}", "latency.form=mul"]))
+    ]
+    assert results[0]["digest"] == results[1]["digest"]
+    assert "latency_us" not in results[0] and not (tmp_path / "0" / latency.RUN_FILE).exists()
+    assert "expected_latency_us" not in epochs(results[0]["run"])[-1]
+
+
+def test_where_no_table_is_kept_one_is_measured_for_the_run(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
+    config = search_config(*SMALL, "latency.weight=1.0", "model.precision=float32")
+    monkeypatch.setattr(latency, "measure_table", lambda *a, **k: table(4, processor="measured"))
+    assert latency.given_table(config, CPU) is None
+    assert latency.run_price(config, tmp_path, None, CPU).costs["recurrent"] == table(4).costs
+    assert read_table(tmp_path / latency.RUN_FILE).processor == "measured"
+    place = latency.default_path(CPU, 8, 6)
+    for kept, taken in (
+        (table(8), True), (table(3), False), (table(8, dtype="bfloat16"), False),
+    ):  # fmt: skip
+        place.write_text(json.dumps(kept.to_plain()))
+        assert latency.given_table(config, CPU) == (kept if taken else None)
+
+
+def test_searches_that_cannot_be_priced_are_refused(
+    corpus: Corpus, tmp_path: Path, priced: Path
+) -> None:
+    for method in ("random", "random-ws", "evolution"):
+        with pytest.raises(UsageError, match="no alphas"):
+            search_config("latency.weight=0.1", method=method)
+    priced.write_text(json.dumps(table(3).to_plain()))
+    config = search_config(*SMALL, "latency.weight=0.1", f"latency.table={priced}")
+    with pytest.raises(UsageError, match="ends at 3 nodes"):
+        search(config, corpus, tmp_path / "run", device=CPU, quiet=True)
+    assert not (tmp_path / "run").exists()
+    idle = search_config("latency.form=mul").idle
+    assert {"latency.form", "latency.ref", "latency.table"} <= idle
+    assert "latency.weight" not in idle
+    assert "latency.form" in search_config("latency.weight=1.0", method="enas").idle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
 from rnnnas.lm import fused
@@ -68,3 +69,18 @@ def test_windows_of_many_lengths_need_no_more_than_the_longest() -> None:
     for steps in range(5, 56):
         window(steps)
     assert POOL.held() < 2 * longest
+
+
+def test_a_pool_apart_shares_nothing() -> None:
+    pool, like = Pool(), torch.empty(0)
+    outside = pool.take(like, 8)
+    pool.give(outside)
+    held = pool.held()
+    with pytest.raises(KeyError), pool.apart():
+        inside = pool.take(like, 4)
+        assert inside.data_ptr() != outside.data_ptr()
+        pool.give(inside)
+        assert pool.take(like, 2).data_ptr() == inside.data_ptr(), "used again within"
+        raise KeyError  # the pool is whole again after an error too
+    assert pool.held() == held
+    assert pool.take(like, 8).data_ptr() == outside.data_ptr()

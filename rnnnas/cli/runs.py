@@ -224,8 +224,7 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
         flags=flags,
     )
     for key in configs.given(kind, options["file"], options["settings"]):
-        # save_seconds has its effect, though none on the result.
-        if key in config.idle and key != "save_seconds":
+        if key in config.idle and key not in configs.WITHOUT_RESULT:
             click.echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
         plain = configs.to_plain(config)

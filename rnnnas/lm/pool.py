@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -43,6 +45,19 @@ class Pool:
             flat = torch.empty(0, dtype=torch.uint8, device=buffer.device)
             flat.set_(storage, 0, (storage.nbytes(),), (1,))
             insort(self._free[buffer.device], flat, key=len)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Within it, an empty pool: nothing comes from outside, and nothing is kept after it.
+
+        A captured window writes to its buffers whenever it is replayed. Those of the pool may be
+        in use or freed by then, and its own would be handed to others.
+        """
+        outside, self._free = self._free, defaultdict(list)
+        try:
+            yield
+        finally:
+            self._free = outside
 
     def held(self) -> int:
         """Bytes of all free buffers."""

@@ -107,7 +107,7 @@ MAY_IMPORT: dict[str, list[str]] = {
         "programs", "published", "ranks", "raster", "run", "shared", "steps", "tasks.*",
     ],
     "bench": [
-        "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",
+        "config", "data.streams", "lm.loss", "lm.model", "lm.products", "nas.*", "optim", "steps",
     ],
     "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
     "study.ranking": [],
@@ -124,9 +124,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files", "image_config", "latency", "nas.genotype", "nas.methods", "nas.space", "ranks",
-        "search",
-        "study.*", "train",
+        "files", "image_config", "latency", "lm.kernels", "nas.genotype", "nas.methods",
+        "nas.space", "ranks", "search", "study.*", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rnnnas import loop
 from rnnnas.data.streams import Streams
 from rnnnas.files import load_content
+from rnnnas.lm import fused_mixed, kernels
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.optim import (
@@ -41,6 +42,13 @@ CPU = torch.device("cpu")
 WAITS = (
     "_local_scalar_dense", "nonzero", "index.Tensor", "index_put_", "masked_select", "lift_fresh",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels are the CPU's alone."""
+    for module in (fused_mixed, kernels):
+        monkeypatch.setattr(module, "usable", lambda like: False)
 
 
 class Watch(TorchDispatchMode):

@@ -68,6 +68,13 @@ def plan_of(space: CellSpace, ways: tuple[Route, ...], weights: Tensor, most: in
     return plan
 
 
+def start_of(h: Tensor) -> Node:
+    """The cell's first state, h + σ(c) (tanh(z) - h), as a node with the one source h."""
+    one = h.new_ones(1, 1, 1)
+    block = Block(0, 0, 0, 1, ((0, "tanh"),), [one], one, -one)
+    return Node([block], [0], one.view(1, 1))
+
+
 def taken(states: Tensor, node: Node) -> Tensor:
     """The states that a node's computed edges come from, (n, B, U), of (N+1, B, U)."""
     return picked(states, node.sources)

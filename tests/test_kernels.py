@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from plain_torch import without_kernels
 from torch import Tensor
 
-from rnnnas.lm import fused_mixed, kernels, loss
+from rnnnas.lm import kernels
 from rnnnas.lm.fused_mixed import unroll
 from rnnnas.lm.loss import cross_entropy, cross_entropy_reference
 from rnnnas.lm.mixed import unroll_reference
@@ -57,11 +58,6 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (fused_mixed, loss.kernels):
-        monkeypatch.setattr(module, "usable", lambda like: False)
-
-
 SIZES = [
     {}, {"mask": False}, {"streams": 37, "hidden": 150}, {"hidden": 8, "partial": 4},
     {"streams": 33, "hidden": 132, "partial": 2}, {"nodes": 1}, {"streams": 2, "hidden": 1},
@@ -78,7 +74,7 @@ def test_with_and_without_kernels_the_cell_is_the_reference(
     paths = None if seed < 3 else tuple((e, 1 + e % 4) for e in range(len(made[4].edges)))
     expected = slopes(unroll_reference, made, paths=paths)
     compiled = slopes(unroll, made, paths=paths)
-    without(monkeypatch)
+    without_kernels(monkeypatch)
     plain = slopes(unroll, made, paths=paths)
     for wanted, got, other in zip(expected, compiled, plain, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
@@ -94,7 +90,7 @@ def test_in_single_precision_kernels_are_as_near_as_torch(
     made = cell(4, torch.float32, **size)
     exact = slopes(unroll, cell(4, torch.float64, **size))
     compiled = slopes(unroll, made)
-    without(monkeypatch)
+    without_kernels(monkeypatch)
     plain = slopes(unroll, made)
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         error, usual = (float((t.double() - wanted).norm()) for t in (got, other))
@@ -109,7 +105,7 @@ def test_rounded_products_change_kernels_no_more_than_torch(
     made = cell(5, torch.float32, streams=24, hidden=64, partial=partial)
     exact = slopes(unroll, made)
     compiled = slopes(unroll, made, low=True)
-    without(monkeypatch)
+    without_kernels(monkeypatch)
     plain = slopes(unroll, made, low=True)
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         usual = float((other - wanted).norm())
@@ -177,7 +173,7 @@ def test_the_loss_and_its_gradients(monkeypatch: pytest.MonkeyPatch, rows: int, 
 
     exact = all_of(cross_entropy_reference, outputs.double(), weight.double(), bias.double())
     compiled = all_of(cross_entropy, outputs, weight, bias, low=low)
-    without(monkeypatch)
+    without_kernels(monkeypatch)
     plain = all_of(cross_entropy, outputs, weight, bias, low=low)
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         if low:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain_torch import without_kernels
 from test_waiting import Watch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,9 +50,6 @@ CASES: dict[str, tuple[Any, NoiseConfig, dict[str, Any]]] = {
     "gru": ("gru", DROPPED, {}),
     "softmaxes": ("gru", DROPPED, {"softmaxes": 3}),
 }
-
-# What is recorded are torch's operations.
-pytestmark = pytest.mark.usefixtures("as_on_a_device")
 
 
 def network(case: str, device: torch.device = CPU) -> RecurrentLM:
@@ -267,6 +265,7 @@ class Tape(TorchDispatchMode):
 
 def taping(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     """Let tapes stand for graphs."""
+    without_kernels(monkeypatch)
     tapes: list[Tape] = []
 
     def captured(compute: Callable[[], None], pool: Any) -> Callable[[], None]:
@@ -311,8 +310,9 @@ def test_a_tape_shows_what_python_bakes_in(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_window_asks_nothing_of_the_host(case: str) -> None:
+def test_a_window_asks_nothing_of_the_host(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No number is read from the device, and no index or table is copied to it."""
+    without_kernels(monkeypatch)
     net = network(case)
     ids = torch.randint(V, (6, B), generator=torch.Generator().manual_seed(0))
     batch = Batch(ids[:-1], ids[1:])

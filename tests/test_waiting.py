@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import rank_work
 import torch
+from plain_torch import without_kernels
 from tiny_home import home as home
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,10 +39,14 @@ from rnnnas.train import TrainJob
 from rnnnas.types import InnerStep
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.usefixtures("as_on_a_device")
 WAITS = (
     "_local_scalar_dense", "nonzero", "index.Tensor", "index_put_", "masked_select", "lift_fresh",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_kernels(monkeypatch)
 
 
 class Watch(TorchDispatchMode):

@@ -126,26 +126,24 @@ def hypergradient(
         return loss
 
     def first(
-        batch: Batch, carry: Carry, given: Mixtures, noise: Noise
+        batch: Batch, carry: Carry, mixtures: Mixtures, noise: Noise
     ) -> tuple[Loss, tuple[Tensor, ...]]:
-        """The loss and its slopes in `given`: of these arguments and the weights alone."""
-        own = _cut(given)
+        """The loss and its slopes in `mixtures`: of these arguments and the weights alone."""
+        own = _cut(mixtures)
         loss = run(weights, (batch, carry), noise, under=own)
         return loss, (*_grad(loss.value, [m.weights for m in own.values()]),)
 
-    def aim(loss: Loss) -> Tensor:
-        return loss.value if outer is None else outer(loss.value, scored)
+    def aim(value: Tensor) -> Tensor:
+        return value if outer is None else outer(value, scored)
 
     with torch.enable_grad():
         if order == "first":
-            work = (*valid, cut, valid_noise)
-            loss, slopes = first(*work) if replay is None else replay("alphas", first, *work)
-            # What is added to the loss may ask the host, and is never recorded.
+            given = (*valid, cut, valid_noise)
+            loss, slopes = first(*given) if replay is None else replay("alphas", first, *given)
+            # What `outer` adds may copy tables to the device, and is never recorded.
             value = loss.value.detach().requires_grad_()
-            outer_slopes = _grad(
-                aim(loss._replace(value=value)), [value, *(m.weights for m in scored.values())]
-            )
-            grads = [*(outer_slopes[0] * slope for slope in slopes), *outer_slopes[1:]]
+            factor, *added = _grad(aim(value), [value, *leaves[len(cut) :]])
+            grads = [*(factor * slope for slope in slopes), *added]
         elif order == "exact":
             own = {name: w.requires_grad_() for name, w in weights.items()}
             objective = run(own, train, train_noise).objective
@@ -156,7 +154,7 @@ def hypergradient(
             ahead = _ahead(own, gradient, inner, constant_clip=not through_clip)
             # The weights themselves are constants of the outer problem: only g carries m.
             loss = run(ahead, valid, valid_noise)
-            grads = _grad(aim(loss), leaves)
+            grads = _grad(aim(loss.value), leaves)
         else:
             grads, loss = _finite_difference(
                 run, aim, weights, leaves, (train, train_noise), (valid, valid_noise), inner,
@@ -183,7 +181,7 @@ def _cut(mixtures: Mixtures) -> Mixtures:
 
 def _finite_difference(
     run: Any,
-    aim: Callable[[Loss], Tensor],
+    aim: Callable[[Tensor], Tensor],
     weights: Weights,
     leaves: list[Tensor],
     train: tuple[tuple[Batch, Carry], Noise],
@@ -199,7 +197,7 @@ def _finite_difference(
         ahead = _ahead(weights, gradient, inner, constant_clip=True)
     ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
     loss = run(ahead, *valid)
-    both = _grad(aim(loss), [*leaves, *ahead.values()])
+    both = _grad(aim(loss.value), [*leaves, *ahead.values()])
     direct, vector = both[: len(leaves)], _named(ahead, both[len(leaves) :])
     with torch.no_grad():
         vector = _through_inner_step(vector, gradient, inner, through_clip)

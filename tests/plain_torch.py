@@ -1,0 +1,13 @@
+"""torch's own operations in place of the compiled kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from rnnnas.lm import fused_mixed, kernels
+
+
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device, or where there is no compiler. No dispatch mode sees what kernels do."""
+    for module in (fused_mixed, kernels):
+        monkeypatch.setattr(module, "usable", lambda like: False)

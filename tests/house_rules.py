@@ -107,6 +107,10 @@ MAY_IMPORT: dict[str, list[str]] = {
     "bench": [
         "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",
     ],
+    "bench_images": [
+        "bench", "cnn.model", "cnn.space", "config", "nas.architect", "nas.relax.base", "optim",
+        "steps",
+    ],
     "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
     "study.ranking": [],
     "study.plan": ["config", "data.streams", "nas.genotype", "nas.space"],
@@ -121,7 +125,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
     "cli.*": [
-        "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
+        "cli.*", "bench", "bench_images", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
         "files", "image_config", "latency", "nas.genotype", "nas.methods", "nas.space", "ranks",
         "search",
         "study.*", "train",

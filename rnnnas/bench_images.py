@@ -133,7 +133,7 @@ class Noted(TorchDispatchMode):
     """Counts the convolutions and products that are made while it is on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[Call] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -150,7 +150,8 @@ def _plain(value: Any) -> Any:
 
 def products(run: Callable[[], object]) -> Counter[Call]:
     """The convolutions and products of one run, by shape, layout and type."""
-    with Noted() as noted:
+    noted = Noted()
+    with noted:
         run()
     return noted.calls
 

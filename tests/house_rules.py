@@ -125,7 +125,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
     "cli.*": [
-        "cli.*", "bench", "bench_images", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
+        "cli.*", "bench*", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
         "files", "image_config", "latency", "nas.genotype", "nas.methods", "nas.space", "ranks",
         "search",
         "study.*", "train",

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rnnnas.cnn.model import CnnConfig
-from rnnnas.cnn.space import OPERATIONS, check_genotype
+from rnnnas.cnn.space import NORMAL, OPERATIONS, REDUCE, check_genotype
 from rnnnas.data.augment import AugmentConfig
 from rnnnas.data.batches import BatchConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
-from rnnnas.nas.methods import METHODS, method_of
+from rnnnas.nas.methods import METHODS, LimitConfig, method_of
 from rnnnas.nas.relax.base import Relaxation
 from rnnnas.optim import ImageAlphaConfig, ImageWeightConfig
 from rnnnas.settings import at_least, from_plain
@@ -25,7 +25,8 @@ from rnnnas.stages import ImageStage, ImageStageConfig, image_plan
 class ImageSearchConfig:
     """One search on images. epochs: passes over the images that weights are trained on, or
     `batches.limit` batches each; valid_images: of the validation split that are measured after an
-    epoch, 0 for all; save_seconds: between saved states; relax: the method's own settings.
+    epoch, 0 for all; save_seconds: between saved states; relax: the method's own settings; derive:
+    how cells are read off the alphas.
     """
 
     corpus: str
@@ -41,6 +42,7 @@ class ImageSearchConfig:
     alphas: ImageAlphaConfig = field(default_factory=ImageAlphaConfig)
     stages: ImageStageConfig = field(default_factory=ImageStageConfig)
     relax: dict[str, Any] = field(default_factory=dict)
+    derive: LimitConfig = field(default_factory=LimitConfig)
 
     def __post_init__(self) -> None:
         assert self.relaxation is not None  # refuses an unknown method or setting of one
@@ -61,6 +63,7 @@ class ImageSearchConfig:
             if value != only:
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         at_least(epochs=(self.epochs, 1), valid_images=(self.valid_images, 0))
+        self.derive.check((NORMAL, REDUCE), OPERATIONS[1:])
         assert self.plan  # refuses stages that do not fit
 
     @property

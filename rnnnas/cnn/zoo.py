@@ -39,9 +39,9 @@ def _published(normal: CellGene, reduce: CellGene, source: str, results: str) ->
     return Published(Genotype(cells={NORMAL: normal, REDUCE: reduce}), source, results)
 
 
-# Errors are in percent, of tests on CIFAR-10 and on ImageNet (top 1/top 5), as tables 1 and 3 of the
-# DARTS paper (arXiv 1806.09055v2) cite or report them. Of AmoebaNet-A table 1 has no training with
-# cutout; the 2.55 +- 0.05 with it are AmoebaNet-B's, another pair of cells.
+# Errors are in percent, of tests on CIFAR-10 and on ImageNet (top 1/top 5), as tables 1 and 3 of
+# the DARTS paper (arXiv 1806.09055v2) cite or report them. (The 2.55 +- 0.05 with cutout in table 1
+# are those of AmoebaNet-B, another pair of cells.)
 ZOO: dict[str, Published] = {
     "NASNET": _published(
         _cell(
@@ -71,7 +71,7 @@ ZOO: dict[str, Published] = {
         _cell("sep3 1,sep3 0 | skip 0,sep3 1 | skip 0,sep3 1 | sep3 0,skip 2", "2,3,4,5"),
         _cell("max3 0,max3 1 | skip 2,max3 0 | max3 0,skip 2 | skip 2,avg3 0", "2,3,4,5"),
         "Liu, Simonyan, Yang 2018, first release (arXiv 1806.09055v1)",
-        "none of this cell (3.2M) since DARTS_V2 took its place; first-order searches of the paper: "
+        "none of this cell (3.2M) since DARTS_V2 took its place; the paper's first-order searches: "
         "CIFAR-10 with cutout 3.00 +- 0.14 (3.3M)",
     ),
     "DARTS_V2": _published(

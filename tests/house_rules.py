@@ -10,7 +10,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.space": ["nas.genotype"],
     "nas.relax.base": ["nas.space"],
     "nas.relax": [],
-    "nas.relax.choices": ["nas.space"],
+    "nas.relax.choices": ["nas.relax.base", "nas.space"],
     "nas.relax.sampling": ["nas.relax.base", "nas.genotype", "nas.space"],
     "nas.relax.*": [
         "nas.relax.base", "nas.relax.choices", "nas.relax.sampling", "nas.space",

@@ -6,7 +6,7 @@ As in `config`, which reads them from presets; here an image corpus takes the pl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from rnnnas.cnn.model import CnnConfig
 from rnnnas.cnn.space import NORMAL, OPERATIONS, REDUCE, check_genotype
@@ -15,14 +15,14 @@ from rnnnas.data.batches import BatchConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import METHODS, LimitConfig, method_of
-from rnnnas.nas.relax.base import Relaxation
 from rnnnas.optim import ImageAlphaConfig, ImageWeightConfig
-from rnnnas.settings import at_least, from_plain
+from rnnnas.search_config import MethodChoice
+from rnnnas.settings import at_least
 from rnnnas.stages import ImageStage, ImageStageConfig, image_plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSearchConfig:
+class ImageSearchConfig(MethodChoice):
     """One search on images. epochs: passes over the images that weights are trained on, or
     `batches.limit` batches each; valid_images: of the validation split that are measured after an
     epoch, 0 for all; save_seconds: between saved states; relax: the method's own settings; derive:
@@ -66,30 +66,11 @@ class ImageSearchConfig:
         self.derive.check((NORMAL, REDUCE), OPERATIONS[1:])
         assert self.plan  # refuses stages that do not fit
 
-    @property
-    def from_scratch(self) -> bool:
-        """No method for images trains cells one by one."""
-        return False
-
-    @property
-    def order(self) -> Literal["first", "finite", "exact"]:
-        """The order of the hypergradient that the method and the alphas' settings ask for."""
-        return "first" if method_of(self.method).order == "first" else self.alphas.second_order
-
-    @property
-    def relaxation(self) -> Relaxation:
-        """The method's relaxation with the settings `relax.*`."""
-        return from_plain(method_of(self.method).relaxation, self.relax, "relax.")
-
-    @property
-    def idle(self) -> frozenset[str]:
-        """Dotted keys of settings that change nothing in the result of this search."""
-        keys = {"save_seconds"}
+    def _idle(self) -> set[str]:
+        keys = MethodChoice._idle(self)
         if method_of(self.method).order == "first":
             keys.add("alphas.second_order")
-        if self.alphas.text == "valid":
-            keys.add("alphas.held_out")
-        return frozenset(keys)
+        return keys
 
     @property
     def plan(self) -> tuple[ImageStage, ...]:

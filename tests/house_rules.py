@@ -43,14 +43,15 @@ MAY_IMPORT: dict[str, list[str]] = {
     "stages": ["nas.space"],
     "stopping": [],
     "steps": ["nas.relax.base", "optim", "ranks"],
+    "search_config": ["nas.methods", "nas.relax.base", "optim", "settings"],
     "config": [
         "cnn.zoo", "data.streams", "image_config", "lm.*", "nas.cost", "nas.evolution",
-        "nas.genotype", "nas.methods", "nas.perturbation", "nas.relax.base", "nas.space", "optim",
+        "nas.genotype", "nas.methods", "nas.perturbation", "nas.space", "optim", "search_config",
         "settings", "stages", "stopping",
     ],
     "image_config": [
         "cnn.model", "cnn.space", "data.augment", "data.batches", "nas.genotype", "nas.methods",
-        "nas.relax.base", "optim", "settings", "stages",
+        "optim", "search_config", "settings", "stages",
     ],
     "tasks.base": [
         "cnn.model", "data.streams", "lm.model", "loop", "nas.relax.base", "steps",

@@ -18,6 +18,7 @@ from rnnnas.loop import Position, StepReport, perplexity
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import restore_optimizer, scheduled, weight_optimizer
+from rnnnas.programs import programs_for
 from rnnnas.ranks import ALONE
 from rnnnas.shared import AnyRun
 from rnnnas.steps import evaluate, generator, own_carry, weight_step
@@ -61,6 +62,7 @@ class CandidateJob:
             penalty=config.penalty,
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
         ).to(self.device)
+        self.programs = programs_for(config.capture, self.device)
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.carry: Carry = None
         self.lost = False
@@ -110,8 +112,9 @@ class CandidateJob:
             )
             carry = self.carry if start else None
             loss, norm = weight_step(
-                self.net, self.optimizer, batch, carry, {}, noise, lr=lr, clip=config.weights.clip
-            )
+                self.net, self.optimizer, batch, carry, {}, noise, lr=lr, clip=config.weights.clip,
+                programs=self.programs,
+            )  # fmt: skip
             self.carry = loss.carry
             self.lost = not math.isfinite(perplexity(float(loss.value), 1) + float(norm))
         if self.lost:

@@ -47,6 +47,7 @@ else:
 
 DEFAULT_PRESET = "quick"
 DEFAULT_IMAGE_PRESET = "cifar10-quick"
+WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ class SearchConfig(MethodChoice):
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
     cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
-    is read off alphas, and when they have moved enough.
+    is read off alphas, and when they have moved enough; capture: see `programs.programs_for`.
     """
 
     corpus: str
@@ -64,6 +65,7 @@ class SearchConfig(MethodChoice):
     epochs: int = 50
     valid_streams: int = 64
     save_seconds: float = 60.0
+    capture: Literal["auto", "on", "off"] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
@@ -141,7 +143,7 @@ class SearchConfig(MethodChoice):
         return self.blackbox.cells or method_of(self.method).cells
 
     def _idle(self) -> set[str]:
-        keys = MethodChoice._idle(self)
+        keys = MethodChoice._idle(self) | {*WITHOUT_RESULT}
         if self.method == "darts-1st":
             keys.add("alphas.second_order")
         if not self.latency.weight:
@@ -173,6 +175,7 @@ class SearchConfig(MethodChoice):
 class TrainConfig:
     """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
     genotype. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
+    capture: see `programs.programs_for`.
     """
 
     corpus: str
@@ -183,6 +186,7 @@ class TrainConfig:
     valid_streams: int = 10
     test_streams: int = 1
     save_seconds: float = 60.0
+    capture: Literal["auto", "on", "off"] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
@@ -221,7 +225,7 @@ class TrainConfig:
     @property
     def idle(self) -> frozenset[str]:
         """Dotted keys of settings that change nothing in the result of this training."""
-        keys = {"save_seconds", "model.nodes"}
+        keys = {*WITHOUT_RESULT, "model.nodes"}
         if self.cell != "derived":
             keys.add("noise.dropoutx")
             if self.model.layers == 1:
@@ -260,6 +264,8 @@ def resolve(
     """
     cls = KINDS[kind]
     table = compose(kind, preset=preset, file=file, settings=settings, flags=flags)
+    if "capture" in table and kind.startswith(IMAGE):
+        raise UsageError("the setting 'capture' is for text: runs on images are never captured")
     if isinstance(table.get("genotype"), str) and kind.startswith(IMAGE):
         table["genotype"] = images.genotype_of(table["genotype"], table.get("seed", 1)).to_plain()
     elif isinstance(table.get("genotype"), str):

@@ -31,8 +31,16 @@ def job_of(
     """The job that the method asks for: shared weights, or one cell after the other.
 
     Raises:
-        UsageError: where several processes share a search that only one can make.
+        UsageError: where several processes share a search that only one can make, or cannot be
+            captured because they talk within a window, for its batch statistics.
     """
+    if ranks.size > 1 and isinstance(config, SearchConfig) and config.capture == "on":
+        raise ranks.hushed(
+            UsageError(
+                "capture = 'on' is for searches in one process",
+                "leave it out, or start the search without torchrun or --processes",
+            )
+        )
     if ranks.size > 1 and method_of(config.method).alphas != "gradient":
         raise ranks.hushed(
             UsageError(

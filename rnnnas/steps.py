@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch.func import functional_call
 
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.optim import guarded_step
+from rnnnas.programs import Programs
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, Loss, Noise
 
@@ -90,16 +92,31 @@ def weight_step(
     lr: float,
     clip: float,
     ranks: Ranks = ALONE,
+    programs: Programs | None = None,
 ) -> tuple[Loss, Tensor]:
     """One step of the weights; returns the detached loss and the gradient norm before clipping.
 
     Where either is not finite the weights stay as they are: the caller rolls back. With several
     ranks, each with its own streams, both are the whole batch's, and so is the loss's count. The
     results are scalars on the device, and nothing here waits for it.
+
+    Args:
+        programs: of this network; where one fits the window, it makes the loss and the gradients.
     """
-    loss: Loss = net(batch, carry, mixtures, noise)
-    optimizer.zero_grad(set_to_none=True)
-    loss.objective.backward()  # type: ignore[no-untyped-call]
+    inputs = (batch, carry, mixtures, noise)
+    program = None
+    if programs is not None:
+        program = programs.find("weights", partial(_slopes, net), inputs)
+    loss: Loss
+    if program is None:
+        loss = net(*inputs)
+        optimizer.zero_grad(set_to_none=True)
+        loss.objective.backward()  # type: ignore[no-untyped-call]
+    else:
+        loss, slopes = program.run(inputs)
+        loss = loss._replace(carry=carry_of(loss.carry, torch.clone))
+        for parameter, slope in zip(net.parameters(), slopes, strict=True):
+            parameter.grad = slope
     value, penalty = loss.value.detach().clone(), loss.penalty.detach().clone()
     grads = [p.grad for p in net.parameters() if p.grad is not None]
     ranks.mean_([*grads, value, penalty])
@@ -109,6 +126,14 @@ def weight_step(
     guarded_step(optimizer, torch.isfinite(norm) & torch.isfinite(value))
     whole = loss._replace(value=value, penalty=penalty, count=loss.count * ranks.size)
     return whole, norm
+
+
+def _slopes(
+    net: nn.Module, batch: Batch, carry: Carry, mixtures: Mapping[str, Mixture], noise: Noise
+) -> tuple[Loss, tuple[Tensor | None, ...]]:
+    """The loss and its gradient in every weight, for a program."""
+    loss: Loss = net(batch, carry, mixtures, noise)
+    return loss, torch.autograd.grad(loss.objective, list(net.parameters()), allow_unused=True)
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from rnnnas.optim import (
     weight_optimizer,
 )
 from rnnnas.perturb import Searched, cell_of
+from rnnnas.programs import programs_for
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.run import Run
 from rnnnas.shared import AnyRun
@@ -87,6 +88,8 @@ class SearchJob:
         self.net: Net = self.task.network(stage, spaces, draws).to(device)
         fresh = self.relaxation.init(self.net.space, generator(config.seed, "alphas", stage, cpu))
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
+        capture = config.capture if isinstance(config, SearchConfig) else "off"
+        self.programs = programs_for(capture, device)
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
         self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas) if self.alphas else None
         self.architect = self._architect()
@@ -105,6 +108,7 @@ class SearchJob:
         return Architect(
             net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
             ranks=self.ranks, precise=self._precise(net),
+            replay=None if self.programs is None else self.programs.run,
         )  # fmt: skip
 
     def _precise(self, net: Net) -> Net | None:
@@ -182,7 +186,7 @@ class SearchJob:
         mixtures = self.relaxation.perturb(mixtures, spaces, progress, draws, slopes)
         loss, norm = weight_step(
             net, self.weight_optimizer, batch, self.train_carry, mixtures, noise,
-            lr=lr, clip=config.weights.clip, ranks=self.ranks,
+            lr=lr, clip=config.weights.clip, ranks=self.ranks, programs=self.programs,
         )  # fmt: skip
         self.train_carry = loss.carry
         nats = loss.value

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnnnas import config as configs
 from rnnnas import raster
-from rnnnas.config import AnyTrain
+from rnnnas.config import AnyTrain, TrainConfig
 from rnnnas.data.corpus import check_unchanged
 from rnnnas.derive import cell_text
 from rnnnas.errors import CheckpointError, DivergedError
@@ -28,6 +28,7 @@ from rnnnas.optim import (
     scheduled,
     weight_optimizer,
 )
+from rnnnas.programs import programs_for
 from rnnnas.published import curve_for, published
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.run import differences
@@ -60,6 +61,8 @@ class TrainJob:
         self.task = train_task(config, corpus, device, ranks)
         draws = generator(config.seed, "weights", 0, torch.device("cpu"))
         self.net: Net = self.task.network(draws).to(device)
+        capture = config.capture if isinstance(config, TrainConfig) else "off"
+        self.programs = programs_for(capture, device)
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.train, self.valid = self.task.train, self.task.valid
         self.carry: Carry = None
@@ -105,7 +108,7 @@ class TrainJob:
         noise = self.task.noise(self.net, batch, draws, at.progress)
         loss, norm = weight_step(
             self.net, self.optimizer, batch, self.carry, {}, noise, lr=lr, clip=config.weights.clip,
-            ranks=self.ranks,
+            ranks=self.ranks, programs=self.programs,
         )  # fmt: skip
         self.carry = loss.carry
         if self.average is not None:

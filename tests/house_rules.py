@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "loop": ["progress", "ranks", "shared", "signals"],
     "stages": ["nas.space"],
     "stopping": [],
-    "steps": ["nas.relax.base", "optim", "ranks"],
+    "programs": ["lm.pool"],
+    "steps": ["nas.relax.base", "optim", "programs", "ranks"],
     "search_config": ["nas.methods", "nas.relax.base", "optim", "settings"],
     "config": [
         "cnn.zoo", "data.streams", "image_config", "lm.*", "nas.cost", "nas.evolution",
@@ -87,15 +88,16 @@ MAY_IMPORT: dict[str, list[str]] = {
         "nas.genotype", "nas.relax.base", "ranks", "steps", "stopping",
     ],
     "blackbox": [
-        "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "ranks", "shared",
-        "steps",
+        "config", "data.*", "derive", "lm.model", "loop", "nas.*", "optim", "programs", "ranks",
+        "shared", "steps",
     ],
     "latency": [
         "config", "files", "lm.fused", "lm.model", "nas.cost", "nas.genotype", "nas.space", "ranks",
     ],
     "supernet": [
         "config", "data.corpus", "data.streams", "derive", "lm.model", "loop", "nas.*", "optim",
-        "perturb", "ranks", "raster", "run", "shared", "stages", "steps", "tasks.*", "watch",
+        "perturb", "programs", "ranks", "raster", "run", "shared", "stages", "steps", "tasks.*",
+        "watch",
     ],
     "search": [
         "blackbox", "config", "data.*", "derive", "files", "latency", "loop", "nas.*", "ranks",
@@ -103,10 +105,10 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     "train": [
         "config", "data.*", "derive", "evaluate", "files", "loop", "nas.genotype", "optim",
-        "published", "ranks", "raster", "run", "shared", "steps", "tasks.*",
+        "programs", "published", "ranks", "raster", "run", "shared", "steps", "tasks.*",
     ],
     "bench": [
-        "config", "data.streams", "lm.loss", "lm.model", "nas.*", "optim", "steps",
+        "config", "data.streams", "lm.loss", "lm.model", "lm.products", "nas.*", "optim", "steps",
     ],
     "bench_images": [
         "bench", "cnn.model", "cnn.space", "config", "nas.architect", "nas.relax.base", "optim",
@@ -127,9 +129,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli": ["cli.*"],
     "cli.*": [
         "cli.*", "bench*", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files", "image_config", "latency", "nas.genotype", "nas.methods", "nas.space", "ranks",
-        "search",
-        "study.*", "train",
+        "files", "image_config", "latency", "lm.kernels", "nas.genotype", "nas.methods",
+        "nas.space", "ranks", "search", "study.*", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip
@@ -140,6 +141,6 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
     "columns": set(), "layout": set(), "draw": set(), "cnn.space": set(), "cnn.zoo": set(),
     "cnn.*": {"torch"}, "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"},
-    "types": {"torch"}, "stages": set(), "stopping": set(), "steps": {"torch"}, "cli": {"click"},
-    "cli.*": {"click", "torch"},
+    "types": {"torch"}, "stages": set(), "stopping": set(), "steps": {"torch"},
+    "programs": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip

@@ -365,6 +365,7 @@ def test_settings_without_effect_are_warned_of(home: Path) -> None:
     assert warned("GRU", *x, *nodes)[1:] == ["warning: model.nodes has no effect on this training"]
     assert len(warned("DARTS_V2", *nodes, *x)) == 1
     assert warned("DARTS_V2", *x) == warned("DARTS_V2", "--set", "save_seconds=9") == []
+    assert warned("DARTS_V2", "--set", "capture=on") == []
     assert "dropoutx = 0.75" in run("presets", "show", "ptb").stdout
     assert warned("LSTM") == warned("LSTM", preset="wikitext-2") == []
     own = home / "own.toml"

@@ -185,7 +185,8 @@ def lstm(*settings: str) -> TrainConfig:
 
 
 def test_what_is_idle() -> None:
-    plain = {"save_seconds", *(f"derive.{k}" for k in ("order", "tune_windows", "lr", "targets"))}
+    plain = {f"derive.{k}" for k in ("order", "tune_windows", "lr", "targets")}
+    plain |= {"save_seconds", "capture"}
     plain |= {f"stop.{k}" for k in ("every", "window", "ratio", "earliest", "streams", "steps")}
     plain |= {"latency.form", "latency.ref", "latency.table"}
     assert search_config().idle == plain
@@ -195,8 +196,8 @@ def test_what_is_idle() -> None:
     assert used == {k for k in plain if not k.startswith("derive.")} | {"derive.lr"}
     used = search_config("stop.eigenvalue=true", "stop.every=1").idle
     assert used == {k for k in plain if not k.startswith("stop.")}
-    assert train_config().idle == {"save_seconds", "model.nodes"}
-    both = {"save_seconds", "model.nodes", "noise.dropoutx"}
+    assert train_config().idle == {"save_seconds", "capture", "model.nodes"}
+    both = {"save_seconds", "capture", "model.nodes", "noise.dropoutx"}
     assert lstm().idle == both | {"noise.dropouth"} and lstm("model.layers=2").idle == both
 
 

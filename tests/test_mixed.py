@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rnnnas.config import resolve
 from rnnnas.errors import UsageError
-from rnnnas.lm import fused_mixed, mixed
+from rnnnas.lm import elementwise, fused_mixed, mixed
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
@@ -213,15 +213,14 @@ def test_the_number_of_products_falls_with_the_paths(form: Any) -> None:
     (inputs, h, first, nodes, _), space, _, _ = made
     steps, streams, _ = inputs.shape
     hidden = h.shape[1]
-    # Forward, to inputs, to weights; torch does not count the last where it adds in place.
-    directions = 2 if form is fused_mixed.unroll else 3
-    product = 2 * streams * hidden * 2 * hidden * steps * directions
+    product = 2 * streams * hidden * 2 * hidden * steps * 3  # forward, to inputs, to weights
     rows = [space.rows(i) for i in range(8)]
     one = tuple((r[-1], 1 + i % 4) for i, r in enumerate(rows))
     two = tuple(sorted({(r[k], 1 + (i + k) % 4) for i, r in enumerate(rows) for k in (0, -1)}))
     counts = [flops(form, made, paths) for paths in (one, two, None)]
-    # The fast form adds the P s by a product too, of 2 B H a step and edge.
-    own = 2 * streams * hidden * steps if form is fused_mixed.unroll else 0
+    # Without kernels the fast form adds the P s by a product too, of 2 B H a step and edge.
+    plain = form is fused_mixed.unroll and not fused_mixed.usable(h)
+    own = 2 * streams * hidden * steps if plain else 0
     assert counts[1] - counts[0] == (15 - 8) * (product + own)  # node 1 has one predecessor
     assert counts[2] - counts[0] == (36 - 8) * (product + own)
 
@@ -230,15 +229,16 @@ def test_an_operation_in_no_path_is_not_computed(monkeypatch: pytest.MonkeyPatch
     made = case(8, nodes=4)
     paths = tuple((e, 3) for e in range(10))
     seen: set[str] = set()
-    real = fused_mixed._activate
+    real = elementwise._activate
 
     def watched(op: str, *rest: Tensor) -> Tensor:
         seen.add(op)
         return real(op, *rest)
 
-    monkeypatch.setattr(fused_mixed, "_activate", watched)
+    monkeypatch.setattr(elementwise, "_activate", watched)
+    monkeypatch.setattr(fused_mixed, "usable", lambda like: False)
     run(fused_mixed.unroll, made, paths=paths)
-    assert seen == {"sigmoid"}
+    assert seen == {"sigmoid", "tanh"}  # tanh is the first state's
 
 
 # Rounded products

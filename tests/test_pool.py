@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
 from rnnnas.lm import fused
@@ -26,16 +27,17 @@ def test_what_is_taken_is_not_handed_out_again() -> None:
             out.append((buffer, mark))
 
 
-def test_a_buffer_serves_other_shapes_of_its_type_alone() -> None:
+def test_a_buffer_serves_other_shapes_and_types() -> None:
     pool = Pool()
     first = pool.take(torch.zeros(1), 6, 10)
     place = first.data_ptr()
     pool.give(first)
     assert pool.held() == 240
-    other = pool.take(torch.zeros(1, dtype=torch.float64), 2)
-    assert other.dtype == torch.float64 and other.data_ptr() != place
-    again = pool.take(torch.zeros(1), 5, 3, 2)
-    assert again.shape == (5, 3, 2) and again.data_ptr() == place
+    other = pool.take(torch.zeros(1, dtype=torch.float64), 5, 6)
+    assert other.dtype == torch.float64 and other.shape == (5, 6) and other.data_ptr() == place
+    pool.give(other)
+    again = pool.take(torch.zeros(1, dtype=torch.bfloat16), 5, 3, 2)
+    assert again.dtype == torch.bfloat16 and again.data_ptr() == place
     pool.give(again)
     assert pool.held() == 240, "the whole buffer came back, not the part that was asked for"
     larger = pool.take(torch.zeros(1), 100)
@@ -67,3 +69,18 @@ def test_windows_of_many_lengths_need_no_more_than_the_longest() -> None:
     for steps in range(5, 56):
         window(steps)
     assert POOL.held() < 2 * longest
+
+
+def test_a_pool_apart_shares_nothing() -> None:
+    pool, like = Pool(), torch.empty(0)
+    outside = pool.take(like, 8)
+    pool.give(outside)
+    held = pool.held()
+    with pytest.raises(KeyError), pool.apart():
+        inside = pool.take(like, 4)
+        assert inside.data_ptr() != outside.data_ptr()
+        pool.give(inside)
+        assert pool.take(like, 2).data_ptr() == inside.data_ptr(), "used again within"
+        raise KeyError  # the pool is whole again after an error too
+    assert pool.held() == held
+    assert pool.take(like, 8).data_ptr() == outside.data_ptr()

@@ -114,14 +114,14 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation gave."""
+    """Remembers the largest tensor that any operation gave, in numbers of 4 bytes."""
 
     numbers = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
-            self.numbers = max(self.numbers, result.numel())
+            self.numbers = max(self.numbers, result.nbytes // 4)
         return result
 
 
@@ -151,8 +151,8 @@ def test_no_tensor_over_all_targets_and_words_is_kept_or_made(
     whole = steps * streams * vocabulary
     # What is kept: the outputs, and the gradient of the decoder's matrix.
     assert max(kept) == max(steps * streams, vocabulary) * hidden < whole / 4
-    # The largest that ever lives: the logits of one chunk.
-    assert largest.numbers == 8 * vocabulary < whole / 4
+    # Nothing that ever lives is larger than the logits of one chunk.
+    assert largest.numbers <= 8 * vocabulary < whole / 4
     reference = RecurrentLM(
         ModelConfig(hidden=hidden, softmaxes=count, path="reference"), vocabulary, CELL,
         noise=NoiseConfig(), penalty=PenaltyConfig(), generator=torch.Generator(),

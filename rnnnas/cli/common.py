@@ -67,3 +67,12 @@ def home() -> Path:
 def checkpoints() -> Path:
     """Where runs lie by default."""
     return home() / "checkpoints"
+
+
+def say_kernels(device: torch.device) -> None:
+    """One line where the recurrent cells have to do without their compiled kernels."""
+    from rnnnas.lm.kernels import built
+
+    if device.type == "cpu" and built().reason:
+        reason = built().reason
+        click.echo(f"note: without compiled kernels, hence slower: {reason}", err=True)

@@ -15,6 +15,7 @@ from rnnnas.cli.common import (
     json_option,
     pick_device,
     print_json,
+    say_kernels,
 )
 from rnnnas.errors import UsageError
 
@@ -214,6 +215,7 @@ def bench(
     else:
         from rnnnas.bench import bench as run
 
+        say_kernels(where)
         report = run(what, where, settings=settings, say=say)
     if as_json:
         print_json(report)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnnas.cli.common import checkpoints, device_option, json_option, pick_device, print_json
+from rnnnas.cli.common import (
+    checkpoints,
+    device_option,
+    json_option,
+    pick_device,
+    print_json,
+    say_kernels,
+)
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
 from rnnnas.nas.methods import METHODS
 
@@ -180,7 +187,11 @@ def _run(
     run: Callable[..., Settings], config: Any, corpus: Any, options: Settings, default: Path
 ) -> Settings | None:
     """The result of a search or a training; None on ranks that report nothing."""
+    from rnnnas.data.corpus import holds_images
+
     with joined(options["device"]) as (device, ranks):
+        if ranks.leads and config.model.path == "fast" and not holds_images(config.corpus):
+            say_kernels(device)
         result = run(
             config,
             corpus,
@@ -213,8 +224,7 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
         flags=flags,
     )
     for key in configs.given(kind, options["file"], options["settings"]):
-        # save_seconds has its effect, though none on the result.
-        if key in config.idle and key != "save_seconds":
+        if key in config.idle and key not in configs.WITHOUT_RESULT:
             click.echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
         plain = configs.to_plain(config)

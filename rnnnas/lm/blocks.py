@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnnas.lm.mixed import Route
+from rnnnas.lm.mixed import Route, picked
 from rnnnas.nas.space import CellSpace
 
 
@@ -34,14 +34,10 @@ class Block(NamedTuple):
 
 
 class Node(NamedTuple):
-    """sources: the predecessors of its n computed edges; run: whether they are neighbours.
-
-    masses: (1, n), those of its blocks.
-    """
+    """sources: the predecessors of its n computed edges. masses: (1, n), those of its blocks."""
 
     blocks: list[Block]
     sources: list[int]
-    run: bool
     masses: Tensor
 
 
@@ -62,18 +58,23 @@ def plan_of(space: CellSpace, ways: tuple[Route, ...], weights: Tensor, most: in
             p = weights[edge : edge + size]
             shares = [p[:, o].contiguous().view(-1, 1, 1) for o in ops]
             names = tuple((o, space.ops[o]) for o in ops)
-            mass = p[:, list(ops)].sum(-1).view(-1, 1, 1)
+            mass = picked(p.t(), ops).sum(0).view(-1, 1, 1)
             source = space.edges[edge][0]
             blocks.append(Block(source, edge, at, size, names, shares, mass, -mass))
             at += size
         sources = [space.edges[edge][0] for edge, _ in route]
-        run = bool(sources) and sources == [*range(sources[0], sources[0] + len(sources))]
         masses = torch.cat([weights.new_empty(0), *(block.mass.view(-1) for block in blocks)])
-        plan.append(Node(blocks, sources, run, masses.unsqueeze(0)))
+        plan.append(Node(blocks, sources, masses.unsqueeze(0)))
     return plan
+
+
+def start_of(h: Tensor) -> Node:
+    """The cell's first state, h + σ(c) (tanh(z) - h), as a node with the one source h."""
+    one = h.new_ones(1, 1, 1)
+    block = Block(0, 0, 0, 1, ((0, "tanh"),), [one], one, -one)
+    return Node([block], [0], one.view(1, 1))
 
 
 def taken(states: Tensor, node: Node) -> Tensor:
     """The states that a node's computed edges come from, (n, B, U), of (N+1, B, U)."""
-    first, n = node.sources[0], len(node.sources)
-    return states[first : first + n] if node.run else states[node.sources]
+    return picked(states, node.sources)

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from rnnnas.lm.cell import masked
 from rnnnas.lm.pool import POOL
-from rnnnas.lm.products import project
+from rnnnas.lm.products import multiply, project
 from rnnnas.nas.genotype import CellGene
 
 
@@ -181,7 +181,7 @@ class _DerivedUnroll(torch.autograd.Function):
         carried = h
         for t in range(steps):
             state, half = states[t if keep else 0], halves[t if keep else 0]
-            both = from_x[t] + torch.mm((carried * mask).to(factor), across)
+            both = multiply((carried * mask).to(factor), across) + from_x[t]
             torch.sigmoid(both[:, :hidden], out=half[0])
             half[1].copy_(both[:, hidden:])
             activate_("tanh", half[1])
@@ -249,11 +249,11 @@ class _DerivedUnroll(torch.autograd.Function):
             before = h if t == 0 else outputs[t - 1]
             rest = _through_gate_(slopes[0], before, half[0], half[1], (("tanh", 0, streams),))
             grad_x[t, :, :hidden], grad_x[t, :, hidden:] = half[0], half[1]
-            onward = rest.addcmul_(torch.mm(grad_x[t].to(factor), across).to(rest.dtype), mask)
+            onward = rest.addcmul_(multiply(grad_x[t].to(factor), across).to(rest.dtype), mask)
         grad_from_h = grad_nodes = None
         if ctx.needs_input_grad[2]:
             previous = (torch.cat([h.unsqueeze(0), outputs[:-1]]) * mask).to(factor)  # (T, B, H)
-            grad_from_h = previous.flatten(0, 1).t() @ grad_x.flatten(0, 1).to(factor)
+            grad_from_h = multiply(previous.flatten(0, 1).t(), grad_x.flatten(0, 1).to(factor))
             grad_from_h = grad_from_h.to(outputs.dtype)
         if ctx.needs_input_grad[3]:
             grad_nodes = _matrix_gradients(nodes, plan, states, factors, mask)

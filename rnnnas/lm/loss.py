@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.errors import UsageError
+from rnnnas.lm import kernels
 from rnnnas.lm.pool import POOL
+from rnnnas.lm.products import multiply
 
 CHUNK = 512  # rows whose logits live at once
 
@@ -89,34 +91,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_b = torch.zeros_like(bias) if need_b else None
         total = outputs.new_zeros((), dtype=torch.float64)
         x_all, matrix = (outputs.bfloat16(), weight.bfloat16()) if low else (outputs, weight)
-        whole = POOL.take(outputs, size, len(weight))
-        rounded = POOL.take(matrix, size, len(weight)) if low else whole
+        compiled = kernels.usable(outputs)
+        rounded = POOL.take(matrix, size, len(weight)) if low else None
+        whole = None if compiled else POOL.take(outputs, size, len(weight))
         for start in range(0, rows, CHUNK):
-            x, target = x_all[start : start + CHUNK], targets[start : start + CHUNK].unsqueeze(1)
-            logits, small = whole[: len(x)], rounded[: len(x)]  # (chunk, V)
-            if low:
-                torch.add(torch.mm(x, matrix.t(), out=small), bias, out=logits)
+            x, target = x_all[start : start + CHUNK], targets[start : start + CHUNK]
+            out = whole if rounded is None else rounded
+            logits = multiply(x, matrix.t(), out=None if out is None else out[: len(x)])
+            wanted = need_x or need_w or need_b
+            if compiled:
+                total += _compiled(logits, bias, target, 1.0 / rows, wanted, grad_b)
+                factor = logits
             else:
-                torch.addmm(bias, x, matrix.t(), out=logits)
-            logits -= logits.amax(-1, keepdim=True)
-            hit = logits.gather(1, target)
-            slope = logits.exp_()  # in the logits' place
-            mass = slope.sum(-1, keepdim=True)
-            total += (mass.log() - hit).sum(dtype=torch.float64)
-            if not (need_x or need_w or need_b):
-                continue
-            slope /= mass * rows
-            slope.scatter_add_(1, target, torch.full_like(mass, -1.0 / rows))
-            factor = small.copy_(slope) if low else slope
+                assert whole is not None
+                slope = whole[: len(x)]
+                total += _eager(logits, slope, bias, target, 1.0 / rows, wanted)
+                factor = logits.copy_(slope) if low and wanted else slope
+                if grad_b is not None:
+                    grad_b += slope.sum(0)
             if grad_x is not None:
-                grad_x[start : start + CHUNK] = torch.mm(factor, matrix)
-            if grad_w is not None and low:
-                grad_w += torch.mm(factor.t(), x)
-            elif grad_w is not None:
-                grad_w.addmm_(factor.t(), x)
-            if grad_b is not None:
-                grad_b += slope.sum(0)
-        POOL.give(whole, *([rounded] if low else []))
+                grad_x[start : start + CHUNK] = multiply(factor, matrix)
+            if grad_w is not None:
+                grad_w += multiply(factor.t(), x)
+        POOL.give(*(buffer for buffer in (whole, rounded) if buffer is not None))
         ctx.save_for_backward(*(g for g in (grad_x, grad_w, grad_b) if g is not None))
         ctx.present = (need_x, need_w, need_b)
         return (total / rows).to(outputs.dtype)
@@ -127,3 +124,39 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         grads = [next(saved) * slope if present else None for present in ctx.present]
         return (*grads, None, None, None)
+
+
+def _eager(
+    logits: Tensor, slope: Tensor, bias: Tensor, targets: Tensor, scale: float, wanted: bool
+) -> Tensor:
+    """The nats of some rows, a scalar in float64; `slope` (M, V) becomes scale times the gradient.
+
+    logits (M, V): without the bias, and where they are not rounded the very tensor `slope` is.
+    """
+    at = targets.unsqueeze(1)
+    torch.add(logits, bias, out=slope)
+    slope -= slope.amax(-1, keepdim=True)
+    hit = slope.gather(1, at)
+    mass = slope.exp_().sum(-1, keepdim=True)
+    if wanted:
+        slope *= scale / mass
+        slope.scatter_add_(1, at, torch.full_like(mass, -scale))
+    return (mass.log() - hit).sum(dtype=torch.float64)
+
+
+def _compiled(
+    logits: Tensor, bias: Tensor, targets: Tensor, scale: float, wanted: bool,
+    by_word: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The same, the gradient in the logits' place, its sum over the rows added to `by_word`."""
+    nats = torch.empty(len(logits), dtype=torch.float64)
+    by_word = torch.zeros_like(bias) if by_word is None else by_word
+    bias, targets = bias.contiguous(), targets.long().contiguous()
+    low, high = (int(end) for end in targets.aminmax())
+    if low < 0 or high >= len(bias):  # a kernel would write beyond its rows
+        raise IndexError(f"target {low if low < 0 else high} is not among {len(bias)} words")
+    kernels.function("losses", logits.dtype)(
+        *logits.shape, logits.data_ptr(), bias.data_ptr(), targets.data_ptr(), scale,
+        nats.data_ptr(), by_word.data_ptr(), wanted, torch.get_num_threads(),
+    )  # fmt: skip
+    return nats.sum()

@@ -171,21 +171,42 @@ def unroll(
 
 # Of a node's n computed edges: an operation, the places of the edges that have it (None: all of
 # them) and its weights there (m, 1, 1).
-Share = tuple[str, list[int] | None, Tensor]
+Share = tuple[str, Tensor | None, Tensor]
+
+
+def _stretches(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising numbers as stretches (first, end) of neighbours."""
+    found: list[tuple[int, int]] = []
+    for place in places:
+        if found and found[-1][1] == place:
+            found[-1] = (found[-1][0], place + 1)
+        else:
+            found.append((place, place + 1))
+    return found
+
+
+def picked(table: Tensor, places: Sequence[int]) -> Tensor:
+    """The rows of a table at rising places.
+
+    Views put together: an index made of a list would be copied to a device, which waits for it.
+    """
+    parts = [table[first:end] for first, end in _stretches(places)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _shares(space: CellSpace, route: Route, weights: Tensor) -> tuple[Tensor, list[Share]]:
     """P_j (n, 1, 1) of a node's computed edges, and the weights of its operations."""
     shares: list[Share] = []
     places = range(len(route))
+    numbers = torch.arange(len(route), device=weights.device)
     mass = weights.new_zeros(len(route))
     for o, op in enumerate(space.ops):
         at = [k for k in places if o in route[k][1]]
         if at:
-            p = weights[[route[k][0] for k in at], o]
-            whole = len(at) == len(route)
-            mass = mass + p if whole else mass.index_add(0, torch.tensor(at, device=p.device), p)
-            shares.append((op, None if whole else at, p.view(-1, 1, 1)))
+            p = picked(weights, [route[k][0] for k in at])[:, o]
+            index = None if len(at) == len(route) else picked(numbers, at)
+            mass = mass + p if index is None else mass.index_add(0, index, p)
+            shares.append((op, index, p.reshape(-1, 1, 1)))
     return mass.view(-1, 1, 1), shares
 
 
@@ -196,6 +217,5 @@ def _mixture(z: Tensor, shares: list[Share]) -> Tensor:
         if at is None:
             mix = mix + p * ACTIVATIONS[op](z)
         else:
-            index = torch.tensor(at, device=z.device)
-            mix = mix.index_add(0, index, p * ACTIVATIONS[op](z[at]))
+            mix = mix.index_add(0, at, p * ACTIVATIONS[op](z.index_select(0, at)))
     return mix

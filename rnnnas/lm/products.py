@@ -1,15 +1,41 @@
-"""A product with a matrix whose factors may be rounded to bfloat16.
+"""Matrix products of the fast path: where they run, and with factors rounded to bfloat16.
 
 Legend: T steps, B streams, D inputs, W columns.
 """
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+# oneDNN's product of float32 matrices, as torch's compiler calls it. torch.mm calls MKL's, which on
+# other makers' processors took twice as long (benchmarks/README.md). None where it is missing.
+_ONEDNN = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and platform.machine() in ("x86_64", "AMD64")
+    else None
+)
+SMALL = 2_000_000  # multiplications below which its cost a call eats the gain
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a (M, K) times b (K, W) by the faster library, without a graph. (M, W), `out` if given.
+
+    `out` may have another type than the factors.
+    """
+    size = a.shape[0] * a.shape[1] * b.shape[1]
+    if _ONEDNN is not None and a.dtype == torch.float32 and a.device.type == "cpu" and size > SMALL:
+        product: Tensor = _ONEDNN(a, b.t(), None, "none", [], "")
+    elif out is None or out.dtype == a.dtype:
+        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+    else:
+        product = torch.mm(a, b)
+    return product if out is None else out.copy_(product)
 
 
 def project(inputs: Tensor, matrix: Tensor, low: bool) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.lm import loss
+from rnnnas.lm.products import multiply
 
 
 def log_probabilities(
@@ -89,8 +90,8 @@ class _Chunked(torch.autograd.Function):
             part = slice(start, start + step)
             x = outputs[part]
             target = targets[part].repeat_interleave(count).unsqueeze(1)  # (chunk·K, 1)
-            latent = torch.tanh(x @ joined).view(-1, width)  # (chunk·K, D)
-            logits = torch.addmm(bias, latent, weight.t())  # (chunk·K, V)
+            latent = torch.tanh(multiply(x, joined)).view(-1, width)  # (chunk·K, D)
+            logits = multiply(latent, weight.t()).add_(bias)  # (chunk·K, V)
             logits -= logits.amax(-1, keepdim=True)
             hit = logits.gather(1, target)
             slope = logits.exp_()  # in the logits' place
@@ -106,11 +107,11 @@ class _Chunked(torch.autograd.Function):
             column = blame.view(-1, 1)
             slope *= column / mass
             slope.scatter_add_(1, target, -column)
-            grad_weight.addmm_(slope.t(), latent)
+            grad_weight += multiply(slope.t(), latent)
             grad_bias += slope.sum(0)
-            inner = (slope @ weight) * (1 - latent.square())
+            inner = multiply(slope, weight) * (1 - latent.square())
             inner = inner.view(-1, count * width)
-            into_joined.addmm_(x.t(), inner)
+            into_joined += multiply(x.t(), inner)
             outer = shares.exp() / rows - blame
             grad_prior.addmm_(x.t(), outer)
             torch.addmm(inner @ joined.t(), outer, prior.t(), out=grad_x[part])

@@ -29,6 +29,9 @@ Weights = dict[str, Tensor]
 # Scores, and not the mixtures of the forward pass: those may be one draw, of which the slope
 # reaches only the paths that were drawn (as ProxylessNAS' latency is that of the probabilities).
 Outer = Callable[[Tensor, Mixtures], Tensor]
+# From a name, a function of tensors and its arguments to what it returns; the name's function does
+# the same each time, so that it may be recorded (`programs.Programs.run`).
+Replay = Callable[..., Any]
 
 PERTURBATION = 1e-2  # norm of the weights' shift in the finite difference (DARTS, section 2.3)
 CLIP_EPSILON = 1e-6  # what torch's clip_grad_norm_ adds to the norm; the mirror is exact with it
@@ -67,6 +70,7 @@ def hypergradient(
     outer: Outer | None = None,
     ranks: Ranks = ALONE,
     precise: Searchable | None = None,
+    replay: Replay | None = None,
 ) -> tuple[dict[str, Tensor], Loss]:
     """The gradient of the validation loss in the alphas.
 
@@ -90,6 +94,7 @@ def hypergradient(
             difference is taken. It decides nothing else: an inner gradient and a direction that
             are off by a part in 250 move the result by as much, but rounding in the difference of
             two nearly equal gradients would be most of it.
+        replay: runs the evaluation of a first order; the other orders are never recorded.
 
     Returns:
         The gradients by alpha name, and the validation loss with its next carry, detached. The
@@ -101,7 +106,7 @@ def hypergradient(
     valid_noise = net.noise(valid[0], generator)
     # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
     # end: its graph is walked a single time whatever the order.
-    cut = {n: m._replace(weights=m.weights.detach().requires_grad_()) for n, m in mixtures.items()}
+    cut = _cut(mixtures)
     shares = {} if outer is None else relaxation.scores(alphas, net.space)
     scored = {n: Mixture(s.detach().requires_grad_()) for n, s in shares.items()}
     leaves = [m.weights for m in (*cut.values(), *scored.values())]
@@ -109,24 +114,38 @@ def hypergradient(
 
     def run(
         shifted: Weights, which: tuple[Batch, Carry], noise: Noise, by: Searchable = net,
-        fixed: bool = False,
+        fixed: bool = False, under: Mixtures = cut,
     ) -> Loss:  # fmt: skip
         """The loss under weights that are handed in; `fixed`: without a gradient in mixtures."""
         buffers = {name: b.clone() for name, b in net.named_buffers()}
         state = {name: ranks.spread(w) for name, w in shifted.items()} | buffers
-        mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in cut.items()}
+        mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in under.items()}
         if fixed:
-            mix = {n: m._replace(weights=m.weights.detach()) for n, m in cut.items()}
+            mix = {n: m._replace(weights=m.weights.detach()) for n, m in under.items()}
         loss: Loss = functional_call(_module(by), state, (*which, mix, noise))
         return loss
+
+    def first(
+        batch: Batch, carry: Carry, given: Mixtures, noise: Noise
+    ) -> tuple[Loss, tuple[Tensor, ...]]:
+        """The loss and its slopes in `given`: of these arguments and the weights alone."""
+        own = _cut(given)
+        loss = run(weights, (batch, carry), noise, under=own)
+        return loss, (*_grad(loss.value, [m.weights for m in own.values()]),)
 
     def aim(loss: Loss) -> Tensor:
         return loss.value if outer is None else outer(loss.value, scored)
 
     with torch.enable_grad():
         if order == "first":
-            loss = run(weights, valid, valid_noise)
-            grads = _grad(aim(loss), leaves)
+            work = (*valid, cut, valid_noise)
+            loss, slopes = first(*work) if replay is None else replay("alphas", first, *work)
+            # What is added to the loss may ask the host, and is never recorded.
+            value = loss.value.detach().requires_grad_()
+            outer_slopes = _grad(
+                aim(loss._replace(value=value)), [value, *(m.weights for m in scored.values())]
+            )
+            grads = [*(outer_slopes[0] * slope for slope in slopes), *outer_slopes[1:]]
         elif order == "exact":
             own = {name: w.requires_grad_() for name, w in weights.items()}
             objective = run(own, train, train_noise).objective
@@ -155,6 +174,11 @@ def hypergradient(
     }
     value, penalty = (ranks.mean(part.detach()) for part in (loss.value, loss.penalty))
     return named, loss._replace(value=value, penalty=penalty, count=loss.count * ranks.size)
+
+
+def _cut(mixtures: Mixtures) -> Mixtures:
+    """The same numbers as leaves that gradients are taken in."""
+    return {n: m._replace(weights=m.weights.detach().requires_grad_()) for n, m in mixtures.items()}
 
 
 def _finite_difference(
@@ -262,7 +286,7 @@ class Architect:
     """Holds the alphas' optimiser and moves them by the hypergradient.
 
     Args:
-        outer, precise: as `hypergradient` takes them.
+        outer, precise, replay: as `hypergradient` takes them.
     """
 
     def __init__(
@@ -276,6 +300,7 @@ class Architect:
         *,
         ranks: Ranks = ALONE,
         precise: Searchable | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.net = net
         self.alphas = alphas
@@ -285,6 +310,7 @@ class Architect:
         self.outer = outer
         self.ranks = ranks
         self.precise = precise
+        self.replay = replay
 
     def step(
         self,
@@ -315,6 +341,7 @@ class Architect:
             outer=self.outer,
             ranks=self.ranks,
             precise=self.precise,
+            replay=self.replay,
         )
         extra = relaxation.penalty(alphas, spaces, progress)
         if extra is not None:

@@ -1,0 +1,156 @@
+"""`kernels.cpp`, compiled by the compiler of the machine and called without copies.
+
+Legend: B streams, H hidden, U units computed, n computed edges of a node, M rows, V words.
+
+torch's own operations read and write memory once each; between two products of the cell there are
+a dozen. One pass does them all. Where no compiler is found, or for another device than the CPU,
+torch's operations run instead, with the same values (`elementwise.py`, `loss.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
+# -fno-math-errno and -fno-trapping-math let roots and comparisons become vector instructions;
+# nothing here may reorder a sum but where the source says so, nor assume that there are no NaNs.
+FLAGS = (
+    "-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast",
+    "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
+COLUMNS = ("mass", "tanh", "relu", "sigmoid", "identity")  # of an edge's shares and sums
+PART = 16  # streams, or rows of logits, whose sums are taken together
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+_SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of threads
+    "mix": "iiiippppp", "mix_back": "iiiippppppp", "reach": "iiiipppp", "normalise": "iiiidppppp",
+    "normalise_back": "iiipppp", "losses": "iipppdppi",
+}  # fmt: skip
+_TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
+
+
+class Built(NamedTuple):
+    """The compiled library, or why there is none."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+@functools.cache
+def built() -> Built:
+    """Compile, unless that was done before on a machine like this one; takes a few seconds."""
+    if os.environ.get(SWITCH, "").lower() in ("off", "0", "no"):
+        return Built(None, f"{SWITCH} says so")
+    if platform.system() != "Linux":
+        return Built(None, "they are compiled on Linux only")
+    compiler = os.environ.get("CXX") or next(
+        filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None
+    )
+    if compiler is None:
+        return Built(None, "no C++ compiler was found (g++, c++ or clang++)")
+    try:
+        path = _compiled(compiler)
+        library = ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or [f"{compiler} failed"]
+        return Built(None, lines[0])
+    except OSError as error:
+        return Built(None, str(error))
+    for name, signature in _SIGNATURES.items():
+        for kind in _NAMES.values():
+            function = getattr(library, f"{name}_{kind}")
+            function.restype = None
+            function.argtypes = [*(_TYPES[letter] for letter in signature), ctypes.c_int]
+    return Built(library, "")
+
+
+def _compiled(compiler: str) -> Path:
+    """The library's file. Its name stands for all that it depends on, this processor too.
+
+    Raises:
+        OSError: where the compiler cannot be run or the file not be written.
+        subprocess.CalledProcessError: where it does not compile.
+    """
+    source = SOURCE.read_bytes()
+    flags = [*FLAGS, *_for_processor(), *_openmp()]
+    version = _run([compiler, "--version"])
+    key = repr((source, compiler, flags, version, _processor())).encode()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnnas"
+    target = cache / f"kernels-{hashlib.sha256(key).hexdigest()[:16]}.so"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            fresh = Path(folder) / target.name
+            _run([compiler, str(SOURCE), "-o", str(fresh), *flags])
+            fresh.replace(target)  # whole or not at all: others may be doing the same
+    return target
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _processor() -> str:
+    """What the processor can do, as far as the system tells; native code is made for it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _for_processor() -> list[str]:
+    if platform.machine() != "x86_64":
+        return ["-mcpu=native"]
+    wide = ["-mprefer-vector-width=512"] if "avx512f" in _processor().split() else []
+    return ["-march=native", *wide]
+
+
+def _openmp() -> list[str]:
+    """torch's own thread library, so that there is one set of threads and not two."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return [str(found[0])] if found else []
+
+
+def usable(like: Tensor) -> bool:
+    """Whether there are kernels for tensors of `like`'s device and type."""
+    if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
+        return False
+    return built().library is not None
+
+
+def function(name: str, product: torch.dtype) -> Callable[..., None]:
+    """A kernel for products of this type; only where they are `usable`.
+
+    Its arguments are numbers and the addresses of dense tensors. Of the cell, with s, t states
+    and sums (B, H), shares (n, 5) as COLUMNS says, product (n, B, 2U) = [c, z]:
+
+    mix: n, B, H, U, sources, shares, product, states, → total Σ_e m s + σ(c) (Σ_f p f(z) - m s).
+    mix_back: n, B, H, U, sources, shares, product, states, slope of the total, slopes, dots: the
+        product becomes its gradient; adds to the states' slopes what reaches them directly, and
+        to dots (parts of the streams, n, 5) the inner products of the shares' own gradients.
+    reach: n, B, H, U, sources, back (n, B, U), mask (B, U) or 0, slopes: adds back times mask.
+    normalise: B, H, U, roll, epsilon, raw, mask or 0, → state, rstd (H), inner: the first U units
+        times the mask. The state's units are rolled by `roll`, as torch.roll does.
+    normalise_back: B, H, roll, slope, state, rstd, → the gradient of raw.
+    losses: M, V, logits (without bias), bias, targets, scale, → nats (M) in float64, and if the
+        last argument is 1: scale times the gradient, in the logits' place, its sum over the rows
+        added to by_word (V).
+    """
+    library = built().library
+    assert library is not None
+    result: Callable[..., None] = getattr(library, f"{name}_{_NAMES[product]}")
+    return result

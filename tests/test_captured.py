@@ -1,0 +1,159 @@
+"""Searches and trainings whose windows are programs; on a card, captured ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_work
+import torch
+from test_latency import table as latency_table
+from test_programs import CASES, CPU, assert_same, steps_of, taping
+from tiny_home import home as home
+
+from rnnnas import config as configs
+from rnnnas import programs
+from rnnnas.data.corpus import open_corpus
+from rnnnas.errors import UsageError
+from rnnnas.files import load_content
+from rnnnas.loop import Position
+from rnnnas.nas.methods import METHODS
+from rnnnas.programs import Program, Programs, programs_for
+from rnnnas.ranks import ALONE, Ranks
+from rnnnas.search import job_of
+from rnnnas.supernet import SearchJob
+from rnnnas.train import TrainJob
+
+# What is recorded are torch's operations.
+pytestmark = pytest.mark.usefixtures("as_on_a_device")
+
+
+def test_the_setting() -> None:
+    assert programs_for("auto", CPU) is None and programs_for("off", CPU) is None
+    made = programs_for("on", CPU)
+    assert made is not None and not made._capture
+
+
+class Taped(Programs):
+    """Captures every form at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device, patience=0)
+        self._capture = True
+
+
+# By name, the settings of a run. A cell of one node has few paths, so that they come again.
+RUNS: dict[str, tuple[str, ...]] = {"train": ()}
+RUNS |= {name: (f"method={name}", "model.nodes=1") for name in METHODS}
+RUNS |= {
+    "random": (*RUNS["random"], "blackbox.cells=2", "blackbox.targets=100"),
+    "evolution": (*RUNS["evolution"], "blackbox.cells=2", "blackbox.targets=100"),
+    "p-darts, three nodes": ("method=p-darts", "model.nodes=3", "stages.ops=[5,3]"),
+    "all reached": ("method=gdas", "model.nodes=3", "relax.reach=all"),
+    "added price": (*RUNS["gdas"], "latency.weight=1"),
+    "factor": (*RUNS["gdas"], "latency.weight=1", "latency.form=mul"),
+    "rewarded": (*RUNS["enas"], "latency.weight=1"),
+    "perturbed": (*RUNS["darts-1st"], "derive.by=perturbation", "derive.targets=100"),
+    "watched": (*RUNS["darts-1st"], "stop.eigenvalue=true", "stop.every=1", "stop.steps=2"),
+}
+SECOND = ("darts", "enas", "rewarded", "proxyless-reinforce", "random", "random-ws", "evolution")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_replayed_run_has_the_same_result(
+    name: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = "train" if name == "train" else "search"
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps(latency_table().to_plain()))
+    runs: list[Program] = []
+    original = Program.run
+    monkeypatch.setattr(Program, "run", lambda self, i: (runs.append(self), original(self, i))[1])
+    monkeypatch.setattr(programs, "Programs", Taped)
+    tapes = taping(monkeypatch)
+    sizes = ("epochs=1", "windows.limit=8", "windows.bptt=3", "windows.halved=0.0")
+    priced = (f"latency.table={table}",) if "latency.weight=1" in RUNS[name] else ()
+    found = {}
+    for setting in ("off", "on"):
+        asked = (*sizes, *RUNS[name], *priced, f"capture={setting}")
+        folder = str(tmp_path / setting)
+        found[setting] = rank_work.a_run(ALONE, str(home), kind, folder, asked, "")
+        assert bool(runs) == (setting == "on")
+    assert len(set(runs)) == len(tapes) < len(runs), "some are replayed on other windows"
+    expected = {"weights"} if name in ("train", *SECOND) else {"weights", "alphas"}
+    assert {program._name for program in runs} == expected
+    states = [load_content(tmp_path / s / "state.pt")["state"]["job"] for s in found]
+    for one, other in zip(*(s["weights"].values() for s in states), strict=True):
+        assert torch.equal(one, other)
+    if kind == "search":  # a training's covers its settings
+        assert found["on"]["digest"] == found["off"]["digest"]
+    assert found["on"]["valid_perplexity"] == found["off"]["valid_perplexity"]
+
+
+def test_a_run_may_go_on_with_another_setting(home: Path, tmp_path: Path) -> None:
+    config = {s: rank_work.configuration("train", f"capture={s}") for s in ("on", "off")}
+    assert "capture" in config["on"].idle
+    assert "capture" in rank_work.configuration("search").idle
+    settings = ("epochs=1", "windows.limit=6")
+    one = rank_work.a_run(ALONE, str(home), "train", str(tmp_path), (*settings, "capture=on"), "")
+    two = rank_work.a_run(ALONE, str(home), "train", str(tmp_path), (*settings, "capture=off"), "")
+    assert one == two
+
+
+def test_a_search_that_talks_within_a_window_is_not_captured(home: Path) -> None:
+    config = rank_work.configuration("search", "capture=on")
+    with pytest.raises(UsageError, match="one process"):
+        job_of(config, open_corpus("tiny"), CPU, Ranks(0, 2))
+    assert isinstance(job_of(config, open_corpus("tiny"), CPU), SearchJob)
+
+
+@pytest.mark.parametrize("kind", ["image-search", "image-train"])
+def test_images_are_not_captured(kind: str) -> None:
+    with pytest.raises(UsageError, match="images are never captured"):
+        configs.resolve(kind, preset=None, file=None, settings=["capture=on"], flags={})
+
+
+# On a card
+
+CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@CARD
+@pytest.mark.parametrize("case", CASES)
+def test_captured_equals_plain_on_a_card(case: str) -> None:
+    device = torch.device("cuda")
+    made = Programs(device, patience=1)
+    rounded = "rounded" in case
+    close = {"rtol": 1e-2, "atol": 1e-3} if rounded else {"rtol": 1e-4, "atol": 1e-6}
+    assert_same(steps_of(case, made, device), steps_of(case, None, device), **close)
+    assert made.count == 2
+
+
+@pytest.mark.gpu
+@CARD
+@pytest.mark.parametrize("kind", ["train", "search"])
+def test_a_captured_epoch_does_not_wait(kind: str, home: Path) -> None:
+    device = torch.device("cuda")
+    more = ("method=darts-1st",) if kind == "search" else ()
+    values: dict[str, list[float]] = {}
+    for setting in ("off", "on"):
+        config = rank_work.configuration(kind, f"capture={setting}", *more)
+        job: Any = {"train": TrainJob, "search": SearchJob}[kind](
+            config, open_corpus("tiny"), device
+        )
+        at = Position()
+        job.begin_epoch(at)
+        reports = [job.step(at, 10, 1.0).nats for _ in range(programs.PATIENCE + 2)]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            reports += [job.step(at, 10, 1.0).nats for _ in range(5)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert (job.programs.count > 0) if setting == "on" else job.programs is None
+        values[setting] = [float(nats) for nats in reports]
+    assert all(math.isfinite(nats) for nats in values["on"])
+    assert values["on"] == pytest.approx(values["off"], rel=1e-4)

@@ -1,0 +1,243 @@
+"""The compiled kernels: the same values as torch's operations, and what happens without them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rnnnas.lm import fused_mixed, kernels, loss
+from rnnnas.lm.fused_mixed import unroll
+from rnnnas.lm.loss import cross_entropy, cross_entropy_reference
+from rnnnas.lm.mixed import unroll_reference
+from rnnnas.lm.products import SMALL, multiply
+from rnnnas.nas.space import recurrent_space
+
+needed = pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+
+
+def cell(
+    seed: int, dtype: torch.dtype, *, streams: int = 5, hidden: int = 6, partial: int = 1,
+    steps: int = 3, nodes: int = 4, mask: bool = True,
+) -> tuple[Any, ...]:  # fmt: skip
+    draws = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draws).to(dtype)
+
+    space, units = recurrent_space(nodes), hidden // partial
+    mixture = rand(len(space.edges), 5).softmax(-1)
+    masks = (rand(streams, hidden).abs(), rand(streams, hidden).abs()) if mask else (None, None)
+    return (
+        rand(steps, streams, hidden), rand(streams, hidden), rand(2 * hidden, 2 * hidden),
+        rand(nodes, units, 2 * units), space, mixture, *masks,
+    )  # fmt: skip
+
+
+def slopes(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
+    """The outputs and the gradients of all tensors, under a fixed slope of the outputs."""
+    leaves = [t.clone().requires_grad_() for t in (*made[:4], made[5])]
+    inputs, h, first, nodes, mixture = leaves
+    out = form(inputs, h, first, nodes, made[4], mixture, *made[6:], **options)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (fused_mixed, loss.kernels):
+        monkeypatch.setattr(module, "usable", lambda like: False)
+
+
+SIZES = [
+    {}, {"mask": False}, {"streams": 37, "hidden": 150}, {"hidden": 8, "partial": 4},
+    {"streams": 33, "hidden": 132, "partial": 2}, {"nodes": 1}, {"streams": 2, "hidden": 1},
+]  # fmt: skip
+
+
+@needed
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_with_and_without_kernels_the_cell_is_the_reference(
+    monkeypatch: pytest.MonkeyPatch, size: dict[str, Any], seed: int
+) -> None:
+    made = cell(seed, torch.float64, **size)
+    paths = None if seed < 3 else tuple((e, 1 + e % 4) for e in range(len(made[4].edges)))
+    expected = slopes(unroll_reference, made, paths=paths)
+    compiled = slopes(unroll, made, paths=paths)
+    without(monkeypatch)
+    plain = slopes(unroll, made, paths=paths)
+    for wanted, got, other in zip(expected, compiled, plain, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other, wanted, rtol=1e-9, atol=1e-9)
+    assert any(not torch.equal(a, b) for a, b in zip(compiled, plain, strict=True)) or not size
+
+
+@needed
+@pytest.mark.parametrize("size", SIZES)
+def test_in_single_precision_kernels_are_as_near_as_torch(
+    monkeypatch: pytest.MonkeyPatch, size: dict[str, Any]
+) -> None:
+    made = cell(4, torch.float32, **size)
+    exact = slopes(unroll, cell(4, torch.float64, **size))
+    compiled = slopes(unroll, made)
+    without(monkeypatch)
+    plain = slopes(unroll, made)
+    for wanted, got, other in zip(exact, compiled, plain, strict=True):
+        error, usual = (float((t.double() - wanted).norm()) for t in (got, other))
+        assert error <= 3 * usual + 1e-6 * float(wanted.norm())
+
+
+@needed
+@pytest.mark.parametrize("partial", [1, 2])
+def test_rounded_products_change_kernels_no_more_than_torch(
+    monkeypatch: pytest.MonkeyPatch, partial: int
+) -> None:
+    made = cell(5, torch.float32, streams=24, hidden=64, partial=partial)
+    exact = slopes(unroll, made)
+    compiled = slopes(unroll, made, low=True)
+    without(monkeypatch)
+    plain = slopes(unroll, made, low=True)
+    for wanted, got, other in zip(exact, compiled, plain, strict=True):
+        usual = float((other - wanted).norm())
+        assert 0 < float((got - wanted).norm()) < 1.2 * usual
+        assert float((got - other).norm()) < 0.3 * usual, "they round in the same places"
+
+
+@needed
+def test_a_loss_that_is_lost_stays_lost() -> None:
+    """No value that is not a number becomes one on the way."""
+    for place in (0, 1):  # in the gate's half of a product, in the candidate's
+        made = cell(6, torch.float32, hidden=4)
+        made[3][0, 0, 4 * place] = torch.nan
+        out, *rest = slopes(unroll, made)
+        assert bool(out.isnan().any()) and all(bool(g.isnan().any()) for g in rest)
+    logits = torch.zeros(3, 2)
+    logits[1, 0] = torch.nan
+    weight = torch.ones(7, 2)
+    value = cross_entropy(logits, weight, torch.zeros(7), torch.tensor([1, 2, 3]))
+    assert bool(value.isnan())
+
+
+@needed
+def test_saturated_gates_and_large_candidates_stay_finite() -> None:
+    made = cell(7, torch.float32, hidden=4)
+    for scale in (1e2, 1e4, 1e8):
+        large = (*made[:2], made[2] * scale, made[3] * scale, *made[4:])
+        exact = (t.double() if isinstance(t, Tensor) else t for t in large)
+        got, wanted = slopes(unroll, large)[0], slopes(unroll_reference, tuple(exact))[0]
+        torch.testing.assert_close(got.double(), wanted, rtol=2e-3, atol=2e-3)
+
+
+@needed
+def test_the_number_of_threads_changes_no_sum(threads: None) -> None:
+    made = cell(8, torch.float64, streams=37, hidden=70)
+    rows = torch.randn(70, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(90, 8, dtype=torch.float64)
+    bias = torch.zeros(90, dtype=torch.float64, requires_grad=True)
+    targets = torch.arange(70)
+    found = []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        nats = cross_entropy(rows, weight, bias, targets)
+        bias_slope = torch.autograd.grad(nats, bias)
+        found.append([*slopes(unroll, made), nats.detach(), *bias_slope])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-13, atol=1e-13)
+
+
+@needed
+@pytest.mark.parametrize("rows", [1, 17, 512, 700])
+@pytest.mark.parametrize("low", [False, True])
+def test_the_loss_and_its_gradients(monkeypatch: pytest.MonkeyPatch, rows: int, low: bool) -> None:
+    draws = torch.Generator().manual_seed(rows)
+    dtype = torch.float32 if low else torch.float64
+    outputs, weight, bias = (
+        torch.randn(*shape, generator=draws).to(dtype) for shape in ((rows, 9), (83, 9), (83,))
+    )
+    targets = torch.randint(83, (rows,), generator=draws)
+
+    def all_of(form: Any, *tensors: Tensor, **options: Any) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        value = form(*leaves, targets, **options)
+        return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+    exact = all_of(cross_entropy_reference, outputs.double(), weight.double(), bias.double())
+    compiled = all_of(cross_entropy, outputs, weight, bias, low=low)
+    without(monkeypatch)
+    plain = all_of(cross_entropy, outputs, weight, bias, low=low)
+    for wanted, got, other in zip(exact, compiled, plain, strict=True):
+        if low:
+            usual = float((other - wanted).norm())
+            assert float((got - wanted).norm()) <= 1.3 * usual + 1e-6
+        else:
+            torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(other, wanted, rtol=1e-10, atol=1e-10)
+
+
+@needed
+@pytest.mark.parametrize("target", [-1, 5])
+def test_a_target_beyond_the_vocabulary_is_refused(target: int) -> None:
+    with pytest.raises(IndexError, match=f"target {target}"):
+        cross_entropy(torch.ones(2, 3), torch.ones(5, 3), torch.ones(5), torch.tensor([0, target]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("small", [True, False])
+def test_products(dtype: torch.dtype, small: bool) -> None:
+    draws = torch.Generator().manual_seed(3)
+    m, k, n = (4, 5, 6) if small else (200, 150, 130)
+    assert (m * k * n > SMALL) is not small
+    a, b = (torch.randn(*s, generator=draws).to(dtype) for s in ((m, k), (k, n)))
+    exact = a.double() @ b.double()
+    bound = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.2}[dtype]
+    out = torch.empty(m, n, dtype=dtype)
+    wide = torch.empty(m, n, dtype=torch.float64)
+    for left, right in ((a, b), (a.t().contiguous().t(), b), (a, b.t().contiguous().t())):
+        assert multiply(left, right, out=out) is out
+        assert multiply(left, right, out=wide) is wide
+        for got in (multiply(left, right), out, wide):
+            assert float((got.double() - exact).abs().max()) < bound * k**0.5
+
+
+def note(tmp_path: Path, **environment: str) -> str:
+    """The reason that a process with this environment gives for having no kernels."""
+    code = "from rnnnas.lm.kernels import built; print(built().reason)"
+    path = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **path, **environment},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+@needed
+def test_kernels_are_compiled_once_and_their_absence_is_explained(tmp_path: Path) -> None:
+    assert note(tmp_path) == ""
+    (library,) = (tmp_path / "rnnnas").iterdir()
+    written = library.stat().st_mtime_ns
+    assert note(tmp_path) == "" and library.stat().st_mtime_ns == written
+    other = tmp_path / "other"
+    assert "says so" in note(other, RNNNAS_KERNELS="off") and not other.exists()
+    assert "no such compiler" in note(other, CXX="/no such compiler")
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho it does not compile >&2\nexit 1\n")
+    broken.chmod(0o755)
+    assert note(other, CXX=str(broken)) == "it does not compile"
+    nothing = tmp_path / "empty"
+    nothing.mkdir()
+    assert "no C++ compiler was found" in note(other, PATH=str(nothing), CXX="")

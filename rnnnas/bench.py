@@ -130,7 +130,7 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _time(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+def timed(run: Callable[[], object], device: torch.device, repeats: int) -> float:
     """The least seconds of `repeats` runs, after one that warms up."""
     run()
     best = float("inf")
@@ -143,19 +143,26 @@ def _time(run: Callable[[], object], device: torch.device, repeats: int) -> floa
     return best
 
 
-def _measure(kind: Kind, path: str, settings: tuple[str, ...], name: str, repeats: int) -> Any:
-    """Seconds and peak memory in GB of one iteration; runs in a process of its own."""
-    device = torch.device(name)
-    run = _iteration(kind, _config(kind, path, settings), device)
-    seconds = _time(run, device, repeats)
+def cost(run: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, float]:
+    """Seconds of one run, and the peak memory in GB of this process, or of the GPU."""
+    seconds = timed(run, device, repeats)
     if device.type == "cuda":
         return seconds, torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _apart(*args: Any) -> Any:
-    """`_measure` in a fresh process: its peak memory is its own.
+def _measure(kind: Kind, path: str, settings: tuple[str, ...], name: str, repeats: int) -> Any:
+    """`cost` of one iteration; runs in a process of its own."""
+    device = torch.device(name)
+    return cost(_iteration(kind, _config(kind, path, settings), device), device, repeats)
+
+
+def apart(measure: Callable[..., Any], *args: Any, smaller: str = "windows.streams=64") -> Any:
+    """What `measure` gives in a fresh process: its peak memory is its own.
+
+    Args:
+        smaller: the setting to recommend where memory does not suffice.
 
     Raises:
         UsageError: where that process was killed, as systems do that are out of memory.
@@ -163,11 +170,11 @@ def _apart(*args: Any) -> Any:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_measure, *args).result()
+            return pool.submit(measure, *args).result()
         except BrokenProcessPool as error:
             raise UsageError(
                 "the process that measures was killed, most likely for want of memory",
-                "measure something smaller, e.g. --set windows.streams=64",
+                f"measure something smaller, e.g. --set {smaller}",
             ) from error
 
 
@@ -241,7 +248,7 @@ def limit(shapes: Counter[Product], device: torch.device) -> float:
             for _ in range(many):
                 multiply(a, b)
 
-        total += count * min(_time(run, device, 2) for run in (given, chosen)) / many
+        total += count * min(timed(run, device, 2) for run in (given, chosen)) / many
     return total
 
 
@@ -264,9 +271,9 @@ def bench(
     report: dict[str, dict[str, float]] = {}
     for kind in KINDS[what]:
         say(f"{kind}: the reference")
-        slow, slow_memory = _apart(kind, "reference", settings, str(device), repeats)
+        slow, slow_memory = apart(_measure, kind, "reference", settings, str(device), repeats)
         say(f"{kind}: the fast path")
-        fast, memory = _apart(kind, "fast", settings, str(device), max(repeats, 3))
+        fast, memory = apart(_measure, kind, "fast", settings, str(device), max(repeats, 3))
         config = _config(kind, "fast", settings)
         say(f"{kind}: its products alone")
         least = limit(products(kind, config, device), device)

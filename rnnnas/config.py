@@ -28,9 +28,9 @@ from rnnnas.nas.evolution import BlackboxConfig
 from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.perturbation import DeriveConfig
-from rnnnas.nas.relax.base import Relaxation
 from rnnnas.nas.space import RECURRENT_OPS, genotype_of
 from rnnnas.optim import AlphaConfig, WeightConfig
+from rnnnas.search_config import MethodChoice
 from rnnnas.settings import at_least as _at_least
 from rnnnas.settings import from_plain as from_plain
 from rnnnas.settings import merge as merge
@@ -51,7 +51,7 @@ WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(MethodChoice):
     """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
@@ -134,7 +134,6 @@ class SearchConfig:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether every cell is trained on its own, rather than with shared weights."""
         weights = method_of(self.method).weights
         return (self.blackbox.weights if weights == "either" else weights) == "scratch"
 
@@ -143,24 +142,10 @@ class SearchConfig:
         """How many cells are tried one by one."""
         return self.blackbox.cells or method_of(self.method).cells
 
-    @property
-    def order(self) -> Literal["first", "finite", "exact"]:
-        """The order of the hypergradient that the method and the alphas' settings ask for."""
-        return "first" if method_of(self.method).order == "first" else self.alphas.second_order
-
-    @property
-    def relaxation(self) -> Relaxation:
-        """The method's relaxation with the settings `relax.*`."""
-        return from_plain(method_of(self.method).relaxation, self.relax, "relax.")
-
-    @property
-    def idle(self) -> frozenset[str]:
-        """Dotted keys of settings that change nothing in the result of this search."""
-        keys = {*WITHOUT_RESULT}
+    def _idle(self) -> set[str]:
+        keys = MethodChoice._idle(self) | {*WITHOUT_RESULT}
         if self.method == "darts-1st":
             keys.add("alphas.second_order")
-        if self.alphas.text == "valid":
-            keys.add("alphas.held_out")
         if not self.latency.weight:
             keys |= {"latency.form", "latency.ref", "latency.table"}
         elif method_of(self.method).alphas == "policy":
@@ -172,7 +157,7 @@ class SearchConfig:
         if not self.stop.eigenvalue:
             keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
             keys.remove("stop.eigenvalue")
-        return frozenset(keys)
+        return keys
 
     @property
     def plan(self) -> tuple[Stage, ...]:

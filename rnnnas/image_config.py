@@ -6,26 +6,27 @@ As in `config`, which reads them from presets; here an image corpus takes the pl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from rnnnas.cnn.model import CnnConfig
-from rnnnas.cnn.space import OPERATIONS, check_genotype
+from rnnnas.cnn.space import NORMAL, OPERATIONS, REDUCE, check_genotype
 from rnnnas.data.augment import AugmentConfig
 from rnnnas.data.batches import BatchConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
-from rnnnas.nas.methods import METHODS, method_of
-from rnnnas.nas.relax.base import Relaxation
+from rnnnas.nas.methods import METHODS, LimitConfig, method_of
 from rnnnas.optim import ImageAlphaConfig, ImageWeightConfig
-from rnnnas.settings import at_least, from_plain
+from rnnnas.search_config import MethodChoice
+from rnnnas.settings import at_least
 from rnnnas.stages import ImageStage, ImageStageConfig, image_plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSearchConfig:
+class ImageSearchConfig(MethodChoice):
     """One search on images. epochs: passes over the images that weights are trained on, or
     `batches.limit` batches each; valid_images: of the validation split that are measured after an
-    epoch, 0 for all; save_seconds: between saved states; relax: the method's own settings.
+    epoch, 0 for all; save_seconds: between saved states; relax: the method's own settings; derive:
+    how cells are read off the alphas.
     """
 
     corpus: str
@@ -41,6 +42,7 @@ class ImageSearchConfig:
     alphas: ImageAlphaConfig = field(default_factory=ImageAlphaConfig)
     stages: ImageStageConfig = field(default_factory=ImageStageConfig)
     relax: dict[str, Any] = field(default_factory=dict)
+    derive: LimitConfig = field(default_factory=LimitConfig)
 
     def __post_init__(self) -> None:
         assert self.relaxation is not None  # refuses an unknown method or setting of one
@@ -61,32 +63,14 @@ class ImageSearchConfig:
             if value != only:
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         at_least(epochs=(self.epochs, 1), valid_images=(self.valid_images, 0))
+        self.derive.check((NORMAL, REDUCE), OPERATIONS[1:])
         assert self.plan  # refuses stages that do not fit
 
-    @property
-    def from_scratch(self) -> bool:
-        """No method for images trains cells one by one."""
-        return False
-
-    @property
-    def order(self) -> Literal["first", "finite", "exact"]:
-        """The order of the hypergradient that the method and the alphas' settings ask for."""
-        return "first" if method_of(self.method).order == "first" else self.alphas.second_order
-
-    @property
-    def relaxation(self) -> Relaxation:
-        """The method's relaxation with the settings `relax.*`."""
-        return from_plain(method_of(self.method).relaxation, self.relax, "relax.")
-
-    @property
-    def idle(self) -> frozenset[str]:
-        """Dotted keys of settings that change nothing in the result of this search."""
-        keys = {"save_seconds"}
+    def _idle(self) -> set[str]:
+        keys = MethodChoice._idle(self)
         if method_of(self.method).order == "first":
             keys.add("alphas.second_order")
-        if self.alphas.text == "valid":
-            keys.add("alphas.held_out")
-        return frozenset(keys)
+        return keys
 
     @property
     def plan(self) -> tuple[ImageStage, ...]:

@@ -231,7 +231,11 @@ class SearchJob:
     def genotype(self) -> Genotype:
         """The cell that was chosen, or else the one that the alphas stand for now."""
         stopped = None if self.watch is None else self.watch.genotype
-        return self.chosen or stopped or derive(self.relaxation, self.alphas, self.net.space)
+        found = self.chosen or stopped
+        if found is not None:
+            return found
+        limits = None if isinstance(self.config, SearchConfig) else self.config.derive.limits
+        return derive(self.relaxation, self.alphas, self.net.space, limits)
 
     def mixtures_of(self, genotype: Genotype) -> Mixtures:
         """The mixtures under which the network computes `genotype` and nothing else."""

@@ -10,7 +10,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.space": ["nas.genotype"],
     "nas.relax.base": ["nas.space"],
     "nas.relax": [],
-    "nas.relax.choices": ["nas.space"],
+    "nas.relax.choices": ["nas.relax.base", "nas.space"],
     "nas.relax.sampling": ["nas.relax.base", "nas.genotype", "nas.space"],
     "nas.relax.*": [
         "nas.relax.base", "nas.relax.choices", "nas.relax.sampling", "nas.space",
@@ -44,14 +44,15 @@ MAY_IMPORT: dict[str, list[str]] = {
     "stopping": [],
     "programs": ["lm.pool"],
     "steps": ["nas.relax.base", "optim", "programs", "ranks"],
+    "search_config": ["nas.methods", "nas.relax.base", "optim", "settings"],
     "config": [
         "cnn.zoo", "data.streams", "image_config", "lm.*", "nas.cost", "nas.evolution",
-        "nas.genotype", "nas.methods", "nas.perturbation", "nas.relax.base", "nas.space", "optim",
+        "nas.genotype", "nas.methods", "nas.perturbation", "nas.space", "optim", "search_config",
         "settings", "stages", "stopping",
     ],
     "image_config": [
         "cnn.model", "cnn.space", "data.augment", "data.batches", "nas.genotype", "nas.methods",
-        "nas.relax.base", "optim", "settings", "stages",
+        "optim", "search_config", "settings", "stages",
     ],
     "tasks.base": [
         "cnn.model", "data.streams", "lm.model", "loop", "nas.relax.base", "steps",
@@ -109,6 +110,10 @@ MAY_IMPORT: dict[str, list[str]] = {
     "bench": [
         "config", "data.streams", "lm.loss", "lm.model", "lm.products", "nas.*", "optim", "steps",
     ],
+    "bench_images": [
+        "bench", "cnn.model", "cnn.space", "config", "nas.architect", "nas.relax.base", "optim",
+        "steps",
+    ],
     "demo": ["config", "data.corpus", "nas.genotype", "nas.space", "search", "train"],
     "study.ranking": [],
     "study.plan": ["config", "data.streams", "nas.genotype", "nas.space"],
@@ -123,7 +128,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
     "cli.*": [
-        "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
+        "cli.*", "bench*", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
         "files", "image_config", "latency", "lm.kernels", "nas.genotype", "nas.methods",
         "nas.space", "ranks", "search", "study.*", "train",
     ],

@@ -94,6 +94,36 @@ def test_depthwise_and_its_gradients_and_theirs(k: int, dilation: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (5, 9)])
+@pytest.mark.parametrize("k", [3, 5])
+def test_a_dilated_kernel_of_stride_two_is_a_plain_one_of_every_other_pixel(
+    k: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rnnnas.cnn import ops
+
+    conv = Conv(3, 3, (k, k), seeded(1), stride=(2, 2), dilation=2, groups=3).double()
+    x = torch.randn(2, 3, *size, dtype=DOUBLE, generator=seeded(k)).requires_grad_()
+    slow = F.conv2d(x, conv.weight, None, 2, k - 1, 2, 3)
+    torch.testing.assert_close(conv(x), slow)
+    seen: list[tuple[Any, ...]] = []
+
+    def spy(x: Tensor, w: Tensor, b: None, *rest: Any) -> Tensor:
+        seen.append((tuple(x.shape[2:]), *rest))
+        return original(x, w, b, *rest)
+
+    original = F.conv2d
+    monkeypatch.setattr(ops.F, "conv2d", spy)
+    conv.quick = True
+    fast = conv(x)
+    half = tuple(-(-n // 2) for n in size)
+    assert seen[0][0] == half and all(r[1] in (1, (1, 1)) and r[3] == 1 for r in seen)
+    seed = torch.randn(fast.shape, dtype=DOUBLE, generator=seeded(2))
+    both = [torch.autograd.grad((out * seed).sum(), (x, conv.weight)) for out in (fast, slow)]
+    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    for a, b in zip(*both, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_the_own_backward_pass_runs_where_torchs_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     from rnnnas.cnn import ops
 

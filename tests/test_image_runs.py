@@ -14,6 +14,8 @@ from test_board import read
 from test_runs import crashing, metrics, run_through
 
 from rnnnas.cli import main
+from rnnnas.cnn.space import OPERATIONS
+from rnnnas.config import resolve
 from rnnnas.data.images import ImageCorpus
 from rnnnas.evaluate import evaluate_checkpoint
 from rnnnas.files import load_content
@@ -22,6 +24,8 @@ from rnnnas.search import SearchJob, search
 from rnnnas.train import TrainJob, train
 
 __all__ = ["squares"]  # a fixture
+
+FLAGS = {"corpus": "squares"}
 
 # What each method needs besides: PC-DARTS mixes half of the channels, P-DARTS drops at identities.
 METHODS: dict[str, list[str]] = {
@@ -55,6 +59,27 @@ def test_a_search_resumes_exactly(
     assert [x["epoch"] for x in lines if x["kind"] == "epoch"] == [1, 2]
     assert 0 <= result["valid_accuracy"] <= 100
     assert len({(x["kind"], x["step"]) for x in lines}) == len(lines)
+
+
+def test_a_search_derives_within_its_limits(squares: ImageCorpus) -> None:
+    """As preset cifar10-p-darts does: two skips in the normal cell, any number in the other."""
+    preset = resolve("image-search", preset="cifar10-p-darts", file=None, settings=(), flags=FLAGS)
+    limits = {"normal": {"skip_connect": 2}}
+    assert preset.derive.limits == limits
+    skips = []
+    for settings in ([], ["derive.limits.normal.skip_connect=2"]):
+        config = search_config(*settings, "model.nodes=3", method="darts-1st")
+        assert config.derive.limits == (limits if settings else {})
+        job = SearchJob(config, squares, CPU)
+        with torch.no_grad():
+            for alpha in job.alphas.values():
+                alpha[:, OPERATIONS.index("skip_connect")] += 1
+        cells = job.genotype().cells
+        skips.append(
+            {n: sum(g.op == "skip_connect" for node in c.nodes for g in node)
+             for n, c in cells.items()}
+        )  # fmt: skip
+    assert skips == [{"normal": 6, "reduce": 6}, {"normal": 2, "reduce": 6}]
 
 
 def test_a_search_of_another_seed_or_resumed_from_nothing_differs(
@@ -219,6 +244,14 @@ def test_search_train_eval_show(squares: ImageCorpus, tmp_path: Path) -> None:
         (["search", "--corpus", "squares", "--method", "enas"], "which is for searches on text"),
         (["search", "--corpus", "squares", "--set", "model.drop_path=0.1"], "is for trainings"),
         (["search", "--corpus", "squares", "--set", "model.partial=3"], "must divide"),
+        (["search", "--corpus", "squares", "--set", "derive.limits.norml.skip_connect=2"],
+         "derive.limits.norml"),
+        (["search", "--corpus", "squares", "--set", "derive.limits.normal=2"],
+         "derive.limits.normal"),
+        (["search", "--corpus", "squares", "--set", "derive.limits.normal.skip=2"],
+         "operation 'skip'"),
+        (["search", "--corpus", "squares", "--set", "derive.limits.normal.skip_connect=-1"],
+         "whole number"),
         (["train", "--corpus", "squares", "--genotype", "LSTM"], "published pair of cells"),
         (["train", "--corpus", "squares", "--genotype", "relu0"], "published pair of cells"),
         (["train", "--corpus", "tiny", "--genotype", "NASNet"], "NASNet"),

@@ -15,11 +15,13 @@ import rank_work
 import torch
 from test_blackbox import outcome
 from test_runs import CPU, Crash, metrics, run_through
+from tiny_home import corpus as corpus
+from tiny_home import find, search_config
 from tiny_home import home as home
 
-from rnnnas import config as configs
 from rnnnas import perturb
-from rnnnas.data.corpus import Corpus, open_corpus
+from rnnnas.config import SearchConfig
+from rnnnas.data.corpus import Corpus
 from rnnnas.data.streams import Streams
 from rnnnas.errors import DivergedError, Interrupted, UsageError
 from rnnnas.files import load_content
@@ -40,21 +42,8 @@ SMALL += ["model.precision=float32", "alphas.lr=0.5"]
 MASKS, DECISIONS = 6 * 4 + 2 + 3, 6 + 2
 
 
-@pytest.fixture
-def corpus(home: Path) -> Corpus:
-    return open_corpus("tiny")
-
-
-def config(*settings: str) -> configs.SearchConfig:
-    resolved: configs.SearchConfig = configs.resolve(
-        "search", preset="smoke", file=None, settings=[*SMALL, *settings],
-        flags={"corpus": "tiny", "seed": 3, "method": "darts-1st"},
-    )  # fmt: skip
-    return resolved
-
-
-def find(settings: configs.SearchConfig, corpus: Corpus, folder: Path) -> dict[str, Any]:
-    return search(settings, corpus, folder, device=CPU, quiet=True)
+def config(*settings: str) -> SearchConfig:
+    return search_config(*SMALL, *settings, method="darts-1st")
 
 
 def dying(patch: pytest.MonkeyPatch, name: str, numbers: list[int]) -> None:
@@ -234,10 +223,7 @@ def test_two_processes_do_as_one_does(home: Path, tmp_path: Path) -> None:
 )
 def test_settings_that_do_not_fit_are_refused(settings: list[str], said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        flags = {"corpus": "tiny", "seed": 3}
-        configs.resolve(
-            "search", preset="smoke", file=None, settings=[*SMALL, *settings], flags=flags
-        )
+        search_config(*SMALL, *settings)
     assert said in f"{caught.value.cause} {caught.value.remedy}"
 
 

@@ -165,6 +165,59 @@ def test_deriving_from_a_pruned_space_equals_brute_force(space: CellSpace) -> No
         done += 1
 
 
+@pytest.mark.parametrize("levels", [0, 3])
+@pytest.mark.parametrize(
+    "limits",
+    [{"skip_connect": 2}, {"skip_connect": 0}, {"skip_connect": 1, "max_pool_3x3": 0}, {}],
+)
+def test_a_limit_takes_the_weakest_away_again_and_again(
+    limits: dict[str, int], levels: int
+) -> None:
+    """The paper's own way: the smallest score is set to nothing, and all is derived anew."""
+    space, draws = cnn_space(3), random.Random(levels)
+    acted = 0
+    for _ in range(60):
+        scores = table(space, draws, levels)
+        for row in scores:  # so that skips are too many
+            row[space.ops.index("skip_connect")] += 0.6
+        left, before = [list(row) for row in scores], space.discretise(scores)
+        while True:
+            nodes = derived_by_hand(space, left)
+            many = [
+                (left[row][o], -row, o)
+                for row, (source, end) in enumerate(space.edges)
+                for o, op in enumerate(space.ops)
+                if (op, source) in nodes[end - space.inputs]
+                and sum(str(gene[0]) == op for n in nodes for gene in n) > limits.get(op, 99)  # type: ignore[index]
+            ]
+            if not many:
+                break
+            _, row, o = min(many)
+            left[-row][o] = -9.0
+        cell = space.discretise_within(scores, limits)
+        assert [set(node) for node in genes(cell)] == nodes
+        for op, most in limits.items():
+            assert sum(gene.op == op for node in cell.nodes for gene in node) <= most
+        acted += cell != before
+    assert acted > 20 if limits else not acted
+
+
+def test_a_gene_that_its_node_cannot_do_without_stays() -> None:
+    space = cnn_space(2)
+    skip, conv = space.ops.index("skip_connect"), space.ops.index("sep_conv_3x3")
+    only = [[o == skip or (o == conv and e == 4) for o in range(len(space.ops))] for e in range(5)]
+    scores = [[0.1] * len(space.ops) for _ in space.edges]
+    for edge, score in enumerate((0.5, 0.6, 0.7, 0.8, 0.9)):
+        scores[edge][skip] = score
+    cell = space.prune(only).discretise_within(scores, {"skip_connect": 0})
+    # The first node has two edges with a skip each. The second uses those of states 1 and 2, and
+    # loses the weaker one; state 0, which comes up, must stay then, and state 2 has another choice.
+    assert genes(cell) == [
+        [("skip_connect", 1), ("skip_connect", 0)],
+        [("skip_connect", 0), ("sep_conv_3x3", 2)],
+    ]
+
+
 def test_the_best_edge_comes_first() -> None:
     scores = [[0.0, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 2.0]]
     assert genes(cnn_space(1).discretise(scores)) == [[("sep_conv_3x3", 1), ("max_pool_3x3", 0)]]

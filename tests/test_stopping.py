@@ -14,12 +14,14 @@ import torch
 from sample_spaces import alphas_of, seeded
 from test_blackbox import outcome
 from test_runs import CPU, Crash, crashing, metrics, run_through
+from tiny_home import corpus as corpus
+from tiny_home import find, search_config
 from tiny_home import home as home
 from torch import Tensor
 
-from rnnnas import config as configs
 from rnnnas import watch
-from rnnnas.data.corpus import Corpus, open_corpus
+from rnnnas.config import SearchConfig
+from rnnnas.data.corpus import Corpus
 from rnnnas.errors import UsageError
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
@@ -203,21 +205,8 @@ SMALL += ["windows.limit=2", "model.precision=float32", "stop.eigenvalue=true", 
 SMALL += ["alphas.lr=0.5", "stop.window=1", "stop.earliest=0"]  # 5 reports, back by 4
 
 
-@pytest.fixture
-def corpus(home: Path) -> Corpus:
-    return open_corpus("tiny")
-
-
-def config(*settings: str) -> configs.SearchConfig:
-    resolved: configs.SearchConfig = configs.resolve(
-        "search", preset="smoke", file=None, settings=[*SMALL, *settings],
-        flags={"corpus": "tiny", "seed": 3, "method": "darts-1st"},
-    )  # fmt: skip
-    return resolved
-
-
-def find(settings: configs.SearchConfig, corpus: Corpus, folder: Path) -> dict[str, Any]:
-    return search(settings, corpus, folder, device=CPU, quiet=True)
+def config(*settings: str) -> SearchConfig:
+    return search_config(*SMALL, *settings, method="darts-1st")
 
 
 def test_a_search_ends_early_with_the_cell_of_then_and_resumes_exactly(
@@ -315,7 +304,4 @@ def test_every_report_sees_the_same_window_and_masks(
 )
 def test_settings_that_do_not_fit_are_refused(settings: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        flags = {"corpus": "tiny", "seed": 3}
-        configs.resolve(
-            "search", preset="smoke", file=None, settings=[*SMALL, *settings], flags=flags
-        )
+        search_config(*SMALL, *settings)

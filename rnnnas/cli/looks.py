@@ -180,7 +180,7 @@ def board(run: Path | None, port: int) -> None:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["search", "train", "eval", "loss", "latency"]))
+@click.argument("what", type=click.Choice(["search", "train", "eval", "loss", "cnn", "latency"]))
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change the paper's settings, e.g. model.hidden=100.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False),
@@ -192,12 +192,14 @@ def bench(
 ) -> None:
     """Time one iteration: the classic way, the fast path, and the products alone.
 
-    `latency` measures what parts of a cell take, and keeps the table for `show` and for searches
-    with a price on latency.
+    `cnn` is a search step on images: the classic way, the same in other forms, the fast path, and
+    its convolutions alone. `latency` measures what parts of a cell take, and keeps the table for
+    `show` and for searches with a price on latency.
 
     \b
     Examples:
       rnnnas bench train
+      rnnnas bench cnn --set batches.size=8
       rnnnas bench latency --set model.hidden=100 --set windows.streams=32
     """
     where, say = pick_device(device), lambda text: click.echo(text, err=True)
@@ -206,17 +208,22 @@ def bench(
         return
     if out is not None:
         raise UsageError("--out is for the table of `bench latency`")
-    from rnnnas.bench import bench as run
+    if what == "cnn":
+        from rnnnas.bench_images import bench_images
 
-    say_kernels(where)
-    report = run(what, where, settings=settings, say=say)
+        report = bench_images(where, settings=settings, say=say)
+    else:
+        from rnnnas.bench import bench as run
+
+        say_kernels(where)
+        report = run(what, where, settings=settings, say=say)
     if as_json:
         print_json(report)
         return
     for kind, values in report.items():
         click.echo(kind)
         for name, value in values.items():
-            click.echo(f"  {name:26} {value:12.3f}")
+            click.echo(f"  {name:32} {value:12.3f}")
 
 
 def _bench_latency(

@@ -46,9 +46,8 @@ def _correlate(x: Tensor, grad: Tensor, k: int, d: int) -> Tensor:
     """G[c, u, v] = Σ_b,y,z x[b, c, y + d u - p, z + d v - p] grad[b, c, y, z]. (C, 1, k, k)."""
     b, c, h, w = grad.shape
     p = d * (k - 1) // 2
-    planes = F.pad(x, (p, p, p, p)).reshape(1, b * c, h + 2 * p, w + 2 * p)
-    kernels = grad.reshape(b * c, 1, h, w)
-    each = F.conv2d(planes, kernels, None, d, 0, 1, b * c)
+    planes, kernels = x.reshape(1, b * c, h, w), grad.reshape(b * c, 1, h, w)
+    each = F.conv2d(planes, kernels, None, d, p, 1, b * c)
     return each.view(b, c, 1, k, k).sum(0)
 
 

@@ -61,6 +61,10 @@ def run(
     entries = cell.entries(older, last, train)
     states = [_State(x, cell.mixed) for x in entries]
     chosen = by_edge(cell.space, mixture)
+    shares = [row.unbind() for row in mixture.weights.unbind()]
+    # Copies: torch 2.13's backward pass reads past a scale of stride 0 in channels-last order.
+    wide = mixture.weights[:, :, None].repeat(1, 1, cell.mixed)
+    scales = [row.unbind() for row in wide.unbind()]
     outputs = []
     for node in range(cell.space.nodes):
         total: Tensor | None = None
@@ -70,7 +74,8 @@ def run(
             for o in chosen[edge]:
                 if cell.space.ops[o] != NONE:
                     mask = None if skips is None else (skips, kept)
-                    term = _term(cell, edge, cell.space.ops[o], state, row[o], mask, train)
+                    op, share, scale = cell.space.ops[o], shares[edge][o], scales[edge][o]
+                    term = _term(cell, edge, op, state, share, scale, mask, train)
                     total = term if total is None else total + term
             if cell.partial > 1 and chosen[edge]:
                 share = row if len(chosen[edge]) == len(row) else row[chosen[edge]]
@@ -94,10 +99,11 @@ def _term(
     op: str,
     state: _State,
     weight: Tensor,
+    scale: Tensor,
     mask: tuple[Tensor, float] | None,
     train: bool,
 ) -> Tensor:
-    """weight · op(state). (B, C/K, h', w')."""
+    """weight · op(state). (B, C/K, h', w'). scale: weight once a channel, (C/K,)."""
     module: Any = cell.operations(edge)[op]
     if isinstance(module, Pool):
         return weight * state.pooled(module, train)
@@ -106,6 +112,4 @@ def _term(
             return state.inner * mask[0][cell.identities.index(edge)] * (weight / mask[1])
         return weight * state.inner
     out = module.rectified(state.rectified(), train)
-    # A copy: torch 2.13's backward pass reads past a scale of stride 0 in channels-last order.
-    scale = weight.repeat(out.shape[1])
     return F.batch_norm(out, None, None, scale, None, True, 0.0, EPSILON)

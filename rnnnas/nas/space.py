@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rnnnas.errors import UsageError
@@ -96,6 +97,40 @@ class CellSpace:
             kept = sorted(best)[: self.keep]
             nodes.append(tuple(Gene(self.ops[op], source) for _, source, op in kept))
         return CellGene(nodes=tuple(nodes), concat=self.concat)
+
+    def discretise_within(
+        self, scores: Sequence[Sequence[float]], limits: Mapping[str, int]
+    ) -> CellGene:
+        """As `discretise`, with no operation in more genes than `limits` grants it.
+
+        While there are too many, the gene of smallest score is removed from the space and the cell
+        derived again (P-DARTS, Chen et al. 2019, which leaves two skips to a normal cell). Of equal
+        scores that of the later edge goes. A gene without which its node would keep too few edges
+        stays, whatever the limit.
+        """
+        space = self
+        while True:
+            cell = space.discretise(scores)
+            used = [
+                (edge, self.ops.index(gene.op))
+                for node, genes in enumerate(cell.nodes)
+                for gene in genes
+                if space._can_miss(node, edge := self.rows(node)[gene.source])
+            ]
+            counts = Counter(gene.op for genes in cell.nodes for gene in genes)
+            over = {op for op, most in limits.items() if counts[op] > most}
+            much = [(scores[edge][o], -edge, o) for edge, o in used if self.ops[o] in over]
+            if not much:
+                return cell
+            _, back, o = min(much)
+            gone = [list(row) for row in space.allowed]
+            gone[-back][o] = False
+            space = space.prune(gone)
+
+    def _can_miss(self, node: int, edge: int) -> bool:
+        """Whether enough edges stay to `node` when one choice of `edge` goes."""
+        usable = [row for row in self.rows(node) if self.choices(row)]
+        return len(self.choices(edge)) > 1 or len(usable) > self.keep
 
     def prune(self, allowed: Sequence[Sequence[bool]]) -> CellSpace:
         """The space in which only what this one and `allowed` (E, O) both allow is left.

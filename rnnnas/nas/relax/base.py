@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -108,6 +109,38 @@ class Relaxation(ABC):
         Args:
             before: the alphas before that step. mixtures: what the step was taken under.
         """
+
+
+class Fixed(Relaxation):
+    """A mixture is the scores themselves: nothing is drawn, or varies with progress."""
+
+    def mix(
+        self,
+        alphas: Alphas,
+        spaces: Spaces,
+        progress: float,
+        generator: torch.Generator,
+        step: Step = "weights",
+    ) -> Mixtures:
+        return {name: Mixture(weights) for name, weights in self.scores(alphas, spaces).items()}
+
+
+class Softmax(Fixed):
+    """Softmax over the allowed operations of each edge (DARTS: Liu et al. 2019, equation 2)."""
+
+    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
+        return {name: allowed_softmax(alphas[name], space) for name, space in spaces.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tempered(Relaxation):
+    """What samples at a temperature that falls from `tau_start` to `tau_end`."""
+
+    tau_start: float
+    tau_end: float
+
+    def __post_init__(self) -> None:
+        check_positive(tau_start=self.tau_start, tau_end=self.tau_end)
 
 
 def fresh(*shape: int, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Spaces, allowed_softmax
 from rnnnas.nas.space import NONE, CellSpace
 
 Paths = tuple[tuple[int, int], ...]
@@ -75,6 +76,14 @@ def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
         again = torch.empty_like(draws).exponential_(generator=generator)
         draws = torch.where(bad, again, draws)
     return -draws.log()
+
+
+def soft_samples(
+    alphas: Alphas, spaces: Spaces, tau: float, generator: torch.Generator
+) -> Mixtures:
+    """A Gumbel softmax over each edge's allowed operations, softmax((α + g) / tau)."""
+    noisy = {name: alphas[name] + gumbel(alphas[name], generator) for name in spaces}
+    return {n: Mixture(allowed_softmax(noisy[n] / tau, space)) for n, space in spaces.items()}
 
 
 def one_hot(picked: Tensor, options: int, like: Tensor) -> Tensor:

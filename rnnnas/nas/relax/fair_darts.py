@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces, Step, allowed_mask
+from rnnnas.nas.relax.base import Alphas, Fixed, Spaces, allowed_mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FairDarts(Relaxation):
+class FairDarts(Fixed):
     """sigmoid(α) on each operation (section 3.3): an edge's weights sum to anything up to O.
 
     The paper keeps every operation above a threshold, of which there may be none; here a cell is
@@ -28,16 +28,6 @@ class FairDarts(Relaxation):
     def __post_init__(self) -> None:
         if self.zero_one < 0:
             raise UsageError(f"relax.zero_one = {self.zero_one} must not be negative")
-
-    def mix(
-        self,
-        alphas: Alphas,
-        spaces: Spaces,
-        progress: float,
-        generator: torch.Generator,
-        step: Step = "weights",
-    ) -> Mixtures:
-        return {name: Mixture(weights) for name, weights in self.scores(alphas, spaces).items()}
 
     def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
         return {

@@ -11,22 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rnnnas.nas.relax.base import (
-    Alphas,
-    Mixture,
-    Mixtures,
-    Relaxation,
-    Spaces,
-    Step,
-    allowed_softmax,
-    check_positive,
-    linear,
-)
-from rnnnas.nas.relax.choices import choice_softmax, choices_of, gumbel, one_hot
+from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Softmax, Spaces, Step, Tempered, linear
+from rnnnas.nas.relax.choices import choice_softmax, choices_of, gumbel, one_hot, soft_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gdas(Relaxation):
+class Gdas(Tempered):
     """A hard sample, with the slope of the soft one (sections 3.2 and 3.3, equations 3 to 7).
 
     p = softmax((α + g) / τ) over a choice's options with Gumbel noise g; the weights are the
@@ -44,9 +34,6 @@ class Gdas(Relaxation):
     tau_start: float = 10.0
     tau_end: float = 0.1
     reach: Literal["sampled", "all"] = "sampled"
-
-    def __post_init__(self) -> None:
-        check_positive(tau_start=self.tau_start, tau_end=self.tau_end)
 
     def mix(
         self,
@@ -76,7 +63,7 @@ class Gdas(Relaxation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GdasSoft(Relaxation):
+class GdasSoft(Tempered, Softmax):
     """GDAS as its authors released it for recurrent cells: soft, every operation computed.
 
     A Gumbel softmax over each edge's operations; τ falls linearly. (Their code also lets the
@@ -90,9 +77,6 @@ class GdasSoft(Relaxation):
     tau_start: float = 10.0
     tau_end: float = 1.0
 
-    def __post_init__(self) -> None:
-        check_positive(tau_start=self.tau_start, tau_end=self.tau_end)
-
     def mix(
         self,
         alphas: Alphas,
@@ -102,12 +86,4 @@ class GdasSoft(Relaxation):
         step: Step = "weights",
     ) -> Mixtures:
         tau = linear(self.tau_start, self.tau_end, progress)
-        return {
-            name: Mixture(
-                allowed_softmax((alphas[name] + gumbel(alphas[name], generator)) / tau, space)
-            )
-            for name, space in spaces.items()
-        }
-
-    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
-        return {name: allowed_softmax(alphas[name], space) for name, space in spaces.items()}
+        return soft_samples(alphas, spaces, tau, generator)

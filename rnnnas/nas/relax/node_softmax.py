@@ -7,22 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces, Step, allowed_mask
+from rnnnas.nas.relax.base import Alphas, Fixed, Spaces, allowed_mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSoftmax(Relaxation):
+class NodeSoftmax(Fixed):
     """Edges compete with each other as operations do: a node's shares sum to 1."""
-
-    def mix(
-        self,
-        alphas: Alphas,
-        spaces: Spaces,
-        progress: float,
-        generator: torch.Generator,
-        step: Step = "weights",
-    ) -> Mixtures:
-        return {name: Mixture(weights) for name, weights in self.scores(alphas, spaces).items()}
 
     def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
         scores = {}

@@ -5,22 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from rnnnas.nas.relax.base import (
-    Alphas,
-    Mixture,
-    Mixtures,
-    Relaxation,
-    Spaces,
-    Step,
-    allowed_mask,
-    allowed_softmax,
-)
+from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Softmax, Spaces, Step, allowed_mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PDarts(Relaxation):
+class PDarts(Softmax):
     """Softmax over what the space still allows; only that is computed.
 
     The stages, with a fresh network and fresh alphas each, are the search's: `stages.*`.
@@ -40,6 +30,3 @@ class PDarts(Relaxation):
             left = tuple((e, o) for e, o in allowed.nonzero().tolist())
             mixtures[name] = Mixture(weights, None if len(left) == allowed.numel() else left)
         return mixtures
-
-    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
-        return {name: allowed_softmax(alphas[name], space) for name, space in spaces.items()}

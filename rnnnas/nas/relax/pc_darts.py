@@ -7,20 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnnnas.nas.relax.base import (
-    Alphas,
-    Mixture,
-    Mixtures,
-    Relaxation,
-    Spaces,
-    Step,
-    allowed_softmax,
-    fresh,
-)
+from rnnnas.nas.relax.base import Alphas, Fixed, Spaces, allowed_softmax, fresh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PcDarts(Relaxation):
+class PcDarts(Fixed):
     """softmax(α) over an edge's operations times softmax(β) over a node's edges (equation 3).
 
     "NAME.beta", (E, 1), stands beside the alphas of cell NAME. That only a share of a state's
@@ -34,16 +25,6 @@ class PcDarts(Relaxation):
             parameters[name] = fresh(edges, len(space.ops), generator=generator)
             parameters[f"{name}.beta"] = fresh(edges, 1, generator=generator)
         return parameters
-
-    def mix(
-        self,
-        alphas: Alphas,
-        spaces: Spaces,
-        progress: float,
-        generator: torch.Generator,
-        step: Step = "weights",
-    ) -> Mixtures:
-        return {name: Mixture(weights) for name, weights in self.scores(alphas, spaces).items()}
 
     def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
         scores = {}

@@ -13,15 +13,11 @@ from torch import Tensor
 
 from rnnnas.errors import UsageError
 from rnnnas.nas.relax.base import (
-    Alphas,
-    Mixture,
     Mixtures,
-    Relaxation,
     Slopes,
+    Softmax,
     Spaces,
-    Step,
     allowed_mask,
-    allowed_softmax,
     check_positive,
     linear,
 )
@@ -29,12 +25,8 @@ from rnnnas.nas.space import CellSpace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SdartsRandom(Relaxation):
-    """SDARTS-RS: moved at random, uniformly in [-ε, ε] (equation 4).
-
-    Args:
-        epsilon_start, epsilon_end: ε at the start and at the end of the search.
-    """
+class Smooth(Softmax):
+    """What both variants share: ε at the start and at the end of the search."""
 
     epsilon_start: float = 0.03
     epsilon_end: float = 0.3
@@ -42,18 +34,17 @@ class SdartsRandom(Relaxation):
     def __post_init__(self) -> None:
         check_positive(epsilon_start=self.epsilon_start, epsilon_end=self.epsilon_end)
 
-    def mix(
-        self,
-        alphas: Alphas,
-        spaces: Spaces,
-        progress: float,
-        generator: torch.Generator,
-        step: Step = "weights",
-    ) -> Mixtures:
-        return {name: Mixture(weights) for name, weights in self.scores(alphas, spaces).items()}
+    def epsilon(self, progress: float) -> float:
+        return linear(self.epsilon_start, self.epsilon_end, progress)
 
-    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
-        return {name: allowed_softmax(alphas[name], space) for name, space in spaces.items()}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SdartsRandom(Smooth):
+    """SDARTS-RS: moved at random, uniformly in [-ε, ε] (equation 4).
+
+    Args:
+        epsilon_start, epsilon_end: ε at the start and at the end of the search.
+    """
 
     def perturb(
         self,
@@ -63,12 +54,11 @@ class SdartsRandom(Relaxation):
         generator: torch.Generator,
         slopes: Slopes,
     ) -> Mixtures:
-        epsilon = linear(self.epsilon_start, self.epsilon_end, progress)
-        return moved(mixtures, spaces, epsilon, generator)
+        return moved(mixtures, spaces, self.epsilon(progress), generator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SdartsAdversarial(Relaxation):
+class SdartsAdversarial(Smooth):
     """SDARTS-ADV: moved to where the training loss is high, by projected ascent (equation 5).
 
     From a random start, `steps` steps of 2ε/steps along the slope's sign, each projected back to
@@ -80,27 +70,12 @@ class SdartsAdversarial(Relaxation):
         steps: of the ascent; a weight step costs `steps` + 3 passes.
     """
 
-    epsilon_start: float = 0.03
-    epsilon_end: float = 0.3
     steps: int = 7
 
     def __post_init__(self) -> None:
-        check_positive(epsilon_start=self.epsilon_start, epsilon_end=self.epsilon_end)
+        Smooth.__post_init__(self)
         if self.steps < 1:
             raise UsageError(f"relax.steps = {self.steps} must be at least 1")
-
-    def mix(
-        self,
-        alphas: Alphas,
-        spaces: Spaces,
-        progress: float,
-        generator: torch.Generator,
-        step: Step = "weights",
-    ) -> Mixtures:
-        return {name: Mixture(weights) for name, weights in self.scores(alphas, spaces).items()}
-
-    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
-        return {name: allowed_softmax(alphas[name], space) for name, space in spaces.items()}
 
     def perturb(
         self,
@@ -110,7 +85,7 @@ class SdartsAdversarial(Relaxation):
         generator: torch.Generator,
         slopes: Slopes,
     ) -> Mixtures:
-        epsilon = linear(self.epsilon_start, self.epsilon_end, progress)
+        epsilon = self.epsilon(progress)
         calm, _ = slopes(mixtures)
         tried = moved(mixtures, spaces, epsilon, generator)
         for _ in range(self.steps):

@@ -6,23 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from rnnnas.nas.relax.base import (
-    Alphas,
-    Mixture,
-    Mixtures,
-    Relaxation,
-    Spaces,
-    Step,
-    allowed_softmax,
-    check_positive,
-)
-from rnnnas.nas.relax.choices import gumbel
+from rnnnas.nas.relax.base import Alphas, Mixtures, Softmax, Spaces, Step, Tempered
+from rnnnas.nas.relax.choices import soft_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snas(Relaxation):
+class Snas(Tempered, Softmax):
     """The concrete distribution on each edge (section 2.3, equation 4), on the training loss.
 
     The paper names the temperatures at both ends; between them it falls by equal ratios here,
@@ -37,9 +27,6 @@ class Snas(Relaxation):
     tau_start: float = 1.0
     tau_end: float = 0.03
 
-    def __post_init__(self) -> None:
-        check_positive(tau_start=self.tau_start, tau_end=self.tau_end)
-
     def mix(
         self,
         alphas: Alphas,
@@ -49,12 +36,4 @@ class Snas(Relaxation):
         step: Step = "weights",
     ) -> Mixtures:
         tau = self.tau_start * (self.tau_end / self.tau_start) ** progress
-        return {
-            name: Mixture(
-                allowed_softmax((alphas[name] + gumbel(alphas[name], generator)) / tau, space)
-            )
-            for name, space in spaces.items()
-        }
-
-    def scores(self, alphas: Alphas, spaces: Spaces) -> dict[str, Tensor]:
-        return {name: allowed_softmax(alphas[name], space) for name, space in spaces.items()}
+        return soft_samples(alphas, spaces, tau, generator)

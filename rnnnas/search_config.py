@@ -1,0 +1,43 @@
+"""What a search on text and one on images have in common, read off their settings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from rnnnas.nas.methods import method_of
+from rnnnas.nas.relax.base import Relaxation
+from rnnnas.optim import AlphaConfig
+from rnnnas.settings import from_plain
+
+
+class MethodChoice:
+    """A search's method: a name, its own settings, and how its alphas are moved."""
+
+    __slots__ = ()
+    method: str
+    relax: dict[str, Any]
+    alphas: AlphaConfig
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether every cell is trained on its own, rather than with shared weights."""
+        return method_of(self.method).weights == "scratch"
+
+    @property
+    def order(self) -> Literal["first", "finite", "exact"]:
+        """The order of the hypergradient that the method and the alphas' settings ask for."""
+        return "first" if method_of(self.method).order == "first" else self.alphas.second_order
+
+    @property
+    def relaxation(self) -> Relaxation:
+        """The method's relaxation with the settings `relax.*`."""
+        return from_plain(method_of(self.method).relaxation, self.relax, "relax.")
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Dotted keys of settings that change nothing in the result of this search."""
+        return frozenset({"save_seconds", *self._idle()})
+
+    def _idle(self) -> set[str]:
+        """The same, of those that depend on other settings."""
+        return {"alphas.held_out"} if self.alphas.text == "valid" else set()

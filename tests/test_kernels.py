@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ import torch
 from plain_torch import without_kernels
 from torch import Tensor
 
-from rnnnas.lm import kernels
+from rnnnas.lm import fused, kernels
+from rnnnas.lm.cell import unroll as reference
 from rnnnas.lm.fused_mixed import unroll
 from rnnnas.lm.loss import cross_entropy, cross_entropy_reference
 from rnnnas.lm.mixed import unroll_reference
 from rnnnas.lm.products import SMALL, multiply
+from rnnnas.nas.genotype import RECURRENT, ZOO, Genotype
 from rnnnas.nas.space import recurrent_space
 
 needed = pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
@@ -237,3 +240,48 @@ def test_kernels_are_compiled_once_and_their_absence_is_explained(tmp_path: Path
     nothing = tmp_path / "empty"
     nothing.mkdir()
     assert "no C++ compiler was found" in note(other, PATH=str(nothing), CXX="")
+
+
+@needed
+@pytest.mark.parametrize("streams", [1, 2, 10])
+@pytest.mark.parametrize("seed", range(6))
+def test_an_evaluation_is_the_reference(streams: int, seed: int, threads: None) -> None:
+    rng = random.Random(seed)
+    hidden, count = rng.choice([1, 5, 8, 19]), rng.randint(1, 8)
+    ops = ("tanh", "relu", "sigmoid", "identity")
+    nodes = tuple(((rng.choice(ops), rng.randint(0, i)),) for i in range(count))
+    concat = tuple(sorted(rng.sample(range(1, count + 1), rng.randint(1, count))))
+    plain = {"nodes": [[list(edge) for edge in node] for node in nodes], "concat": list(concat)}
+    gene = Genotype.from_plain({RECURRENT: plain}).recurrent
+    draws = torch.Generator().manual_seed(seed)
+    x, h, first, matrices = (
+        torch.randn(*shape, generator=draws, dtype=torch.float64)
+        for shape in (
+            (4, streams, hidden), (streams, hidden), (2 * hidden, 2 * hidden),
+            (count, hidden, 2 * hidden),
+        )
+    )  # fmt: skip
+    found = []
+    with torch.no_grad():
+        wanted = reference(x, h, first, matrices, gene, None, None)
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(fused.unroll(x, h, first, matrices, gene, None, None))
+        single = [t.float() for t in (x, h, first, matrices)]
+        rounded = fused.unroll(*single, gene, None, None)
+    torch.testing.assert_close(found[0], wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(*found)
+    torch.testing.assert_close(rounded.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@needed
+def test_few_streams_are_evaluated_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for name in ("_stream", "_evaluate"):
+        monkeypatch.setattr(fused, name, lambda *args, name=name: seen.append(name))
+    gene = ZOO["DARTS_V2"].genotype.recurrent
+    for streams in (1, 10, 11):
+        x, h = torch.ones(2, streams, 3), torch.ones(streams, 3)
+        with torch.no_grad():
+            fused.unroll(x, h, torch.ones(6, 6), torch.ones(8, 3, 6), gene, None, None)
+    assert seen == ["_stream", "_stream", "_evaluate"]

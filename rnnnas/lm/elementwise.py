@@ -185,7 +185,7 @@ class Elementwise:
 
 
 class Compiled(Elementwise):
-    """The same by `kernels.cpp`; for tensors that are `kernels.usable`."""
+    """The same by `kernels_*.cpp`; for tensors that are `kernels.usable`."""
 
     def _prepare(self, like: Tensor) -> None:
         streams, hidden = like.shape

@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rnnnas.lm import kernels
 from rnnnas.lm.cell import masked
 from rnnnas.lm.pool import POOL
 from rnnnas.lm.products import multiply, project
 from rnnnas.nas.genotype import CellGene
+
+# Streams up to which an evaluation costs little more than reading the matrices once a step.
+STREAMED = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +105,9 @@ def unroll(
     width = inputs.shape[-1]
     from_x = project(masked(inputs, mask_x), first[:width], low)
     if not torch.is_grad_enabled() and not low and mask_h is None:
-        return _evaluate(from_x, h, first[width:], nodes, plan(cell))
+        streamed = len(h) <= STREAMED and kernels.usable(h)
+        evaluate = _stream if streamed else _evaluate
+        return evaluate(from_x, h, first[width:], nodes, plan(cell))
     mask = h.new_ones(()) if mask_h is None else mask_h
     outputs: Tensor = _DerivedUnroll.apply(  # type: ignore[no-untyped-call]
         from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled(), low
@@ -147,6 +153,28 @@ def _evaluate(from_x: Tensor, h: Tensor, from_h: Tensor, nodes: Tensor, plan: Pl
                     activate_(op, z)
             torch.lerp(source, value, gate, out=target)
         carried = torch.mean(state[1:] if mean else state[list(plan.outputs)], 0, out=out)
+    return outputs
+
+
+def _stream(from_x: Tensor, h: Tensor, from_h: Tensor, nodes: Tensor, plan: Plan) -> Tensor:
+    """The same for few streams by a kernel that reads every matrix once a step, as it lies."""
+    steps, streams, double = from_x.shape
+    sources, ops, level = [0], [kernels.COLUMNS.index("tanh")], [0, 1]
+    for group in plan.groups:
+        sources += [group.source] * group.size
+        for op, low, high in group.runs:
+            ops += [kernels.COLUMNS.index(op)] * (high - low)
+        level.append(group.start + group.size)
+    matrices = [from_h.contiguous(), *(nodes[i].contiguous() for i in plan.nodes)]
+    from_x, h = from_x.contiguous(), h.contiguous()
+    state = from_x.new_empty(len(sources), streams, double // 2)
+    outputs = from_x.new_empty(steps, streams, double // 2)
+    numbers = (level, sources, ops, plan.outputs, [m.data_ptr() for m in matrices])
+    tables = [torch.tensor(row, dtype=torch.int64) for row in numbers]
+    kernels.function("evaluate", h.dtype)(
+        steps, streams, double // 2, len(level) - 1, len(plan.outputs),
+        *(t.data_ptr() for t in (*tables, from_x, h, state, outputs)), torch.get_num_threads(),
+    )  # fmt: skip
     return outputs
 
 

@@ -1,4 +1,4 @@
-"""`kernels.cpp`, compiled by the compiler of the machine and called without copies.
+"""`kernels_*.cpp`, compiled by the compiler of the machine and called without copies.
 
 Legend: B streams, H hidden, U units computed, n computed edges of a node, M rows, V words.
 
@@ -24,7 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = tuple(
+    Path(__file__).with_name(name)
+    for name in ("kernels_mixture.cpp", "kernels_rows.cpp", "kernels.h")
+)
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
 # -fno-math-errno and -fno-trapping-math let roots and comparisons become vector instructions;
 # nothing here may reorder a sum but where the source says so, nor assume that there are no NaNs.
@@ -37,7 +40,7 @@ PART = 16  # streams, or rows of logits, whose sums are taken together
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of threads
     "mix": "iiiippppp", "mix_back": "iiiippppppp", "reach": "iiiipppp", "normalise": "iiiidppppp",
-    "normalise_back": "iiipppp", "losses": "iipppdppi",
+    "normalise_back": "iiipppp", "losses": "iipppdppi", "evaluate": "iiiiippppppppp",
 }  # fmt: skip
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
 
@@ -71,7 +74,9 @@ def built() -> Built:
         return Built(None, str(error))
     for name, signature in _SIGNATURES.items():
         for kind in _NAMES.values():
-            function = getattr(library, f"{name}_{kind}")
+            function = getattr(library, f"{name}_{kind}", None)
+            if function is None:  # `evaluate` never rounds
+                continue
             function.restype = None
             function.argtypes = [*(_TYPES[letter] for letter in signature), ctypes.c_int]
     return Built(library, "")
@@ -84,17 +89,17 @@ def _compiled(compiler: str) -> Path:
         OSError: where the compiler cannot be run or the file not be written.
         subprocess.CalledProcessError: where it does not compile.
     """
-    source = SOURCE.read_bytes()
+    sources = [path.read_bytes() for path in SOURCES]
     flags = [*FLAGS, *_for_processor(), *_openmp()]
     version = _run([compiler, "--version"])
-    key = repr((source, compiler, flags, version, _processor())).encode()
+    key = repr((sources, compiler, flags, version, _processor())).encode()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnnas"
     target = cache / f"kernels-{hashlib.sha256(key).hexdigest()[:16]}.so"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             fresh = Path(folder) / target.name
-            _run([compiler, str(SOURCE), "-o", str(fresh), *flags])
+            _run([compiler, *map(str, SOURCES[:2]), "-o", str(fresh), *flags])
             fresh.replace(target)  # whole or not at all: others may be doing the same
     return target
 
@@ -146,6 +151,9 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     normalise: B, H, U, roll, epsilon, raw, mask or 0, → state, rstd (H), inner: the first U units
         times the mask. The state's units are rolled by `roll`, as torch.roll does.
     normalise_back: B, H, roll, slope, state, rstd, → the gradient of raw.
+    evaluate: T, B, H, levels, outputs; the first node of every level and the end, the first state
+        being node 0; sources, operations (as COLUMNS counts), outputs, addresses of the matrices
+        (H, 2H); from_x (T, B, 2H), h (B, H), → states (N+1, B, H), results (T, B, H).
     losses: M, V, logits (without bias), bias, targets, scale, → nats (M) in float64, and if the
         last argument is 1: scale times the gradient, in the logits' place, its sum over the rows
         added to by_word (V).

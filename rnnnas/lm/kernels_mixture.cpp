@@ -1,73 +1,9 @@
-// The element-wise work between a cell's matrix products, each stage in one pass over memory.
-// Compiled on the user's machine by kernels.py, which says what every function computes.
-//
-// Legend: B streams (rows), H hidden units, U of them computed, n computed edges of a node.
-// S the type of states and sums, P the type of products. All arrays are dense, rows first.
-// Sums over streams are taken in parts that do not depend on the number of threads, so that this
-// number changes no result.
+// The element-wise work of the cell under a mixture between its matrix products, each stage in one
+// pass over memory.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "kernels.h"
 
 namespace {
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline float widen(bf16 x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof bits);
-    return result;
-}
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-
-inline void narrow(float x, bf16 &out) {  // to the nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    out.bits = uint16_t(x != x ? 0x7fc0u : rounded);
-}
-inline void narrow(float x, float &out) { out = x; }
-inline void narrow(double x, double &out) { out = x; }
-
-// exp(x) = 2^k 2^f with |f| <= 1/2, by Taylor's polynomial. The relative error is about 2e-7, and
-// 1.2e-6 at the ends, e^-87 and e^88, where it stops: a float holds these still. NaN stays.
-inline float power(float x) {
-    const float magic = 0x1.8p23f + 127;  // adding it leaves k + 127 in the lowest bits
-    float y = x < -87.0f ? -87.0f : x;
-    y = y > 88.0f ? 88.0f : y;
-    float shifted = y * 1.44269504f + magic;
-    float f = y * 1.44269504f - (shifted - magic);
-    float p = 1.5403530e-4f;  // log(2)^n / n!
-    p = p * f + 1.3333558e-3f;
-    p = p * f + 9.6181291e-3f;
-    p = p * f + 5.5504109e-2f;
-    p = p * f + 2.4022651e-1f;
-    p = p * f + 6.9314718e-1f;
-    p = p * f + 1.0f;
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits <<= 23;
-    float scale;
-    std::memcpy(&scale, &bits, sizeof bits);
-    return p * scale;
-}
-inline double power(double x) { return std::exp(x); }
-
-// sigmoid and tanh of one argument, by one exponential.
-template <class S> inline void both(S z, S &sigmoid, S &tanh) {
-    S e = power(-z);
-    sigmoid = S(1) / (S(1) + e);
-    tanh = S(2) / (S(1) + e * e) - S(1);
-}
-
-enum { MASS, TANH, RELU, SIGMOID, IDENTITY, COLUMNS };  // of an edge's shares
 
 template <class S> inline S mixed(const S *p, S z, S sigmoid, S tanh) {
     S kept = p[IDENTITY] != 0 ? p[IDENTITY] * z : S(0);  // an infinity times zero is no number
@@ -99,8 +35,6 @@ void mix(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int64_t *
         }
     }
 }
-
-enum { PART = 16 };  // streams whose sums are taken together
 
 template <class S, class P>
 void mix_back(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int64_t *source,
@@ -257,50 +191,6 @@ void normalise_back(int64_t rows, int64_t hidden, int64_t roll, const S *slope, 
     }
 }
 
-template <class S, class P>
-void losses(int64_t rows, int64_t words, P *logits, const S *bias, const int64_t *targets, S scale,
-            double *nats, S *by_word, int wanted, int threads) {
-    int64_t parts = (rows + PART - 1) / PART;
-    std::vector<S> sums(wanted ? parts * words : 0);
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<S> line(words);
-#pragma omp for schedule(static)
-        for (int64_t part = 0; part < parts; part++)
-            for (int64_t b = part * PART; b < std::min(rows, (part + 1) * PART); b++) {
-                P *l = logits + b * words;
-                S most = -INFINITY, mass = 0, *x = line.data();
-                int lost = 0;
-#pragma omp simd reduction(max : most) reduction(| : lost)
-                for (int64_t v = 0; v < words; v++) {
-                    x[v] = S(widen(l[v])) + bias[v];
-                    most = x[v] > most ? x[v] : most;
-                    lost |= x[v] != x[v];
-                }
-                S hit = x[targets[b]] - most;
-#pragma omp simd reduction(+ : mass)
-                for (int64_t v = 0; v < words; v++) {
-                    x[v] = power(x[v] - most);
-                    mass += x[v];
-                }
-                nats[b] = lost ? NAN : std::log(double(mass)) - double(hit);
-                if (!wanted) continue;
-                S share = (lost ? S(NAN) : scale) / mass;
-                S *sum = sums.data() + part * words;
-                x[targets[b]] -= mass;
-#pragma omp simd
-                for (int64_t v = 0; v < words; v++) {
-                    S slope = x[v] * share;
-                    sum[v] += slope;
-                    narrow(slope, l[v]);
-                }
-            }
-    }
-    for (int64_t part = 0; wanted && part < parts; part++)
-#pragma omp simd
-        for (int64_t v = 0; v < words; v++) by_word[v] += sums[part * words + v];
-}
-
 }  // namespace
 
 #define EXPORT(NAME, S, P)                                                                         \
@@ -330,11 +220,6 @@ void losses(int64_t rows, int64_t words, P *logits, const S *bias, const int64_t
                                           const S *slope, const S *state, const S *rstd, S *total, \
                                           int threads) {                                           \
         normalise_back(rows, hidden, roll, slope, state, rstd, total, threads);                    \
-    }                                                                                              \
-    extern "C" void losses_##NAME(int64_t rows, int64_t words, P *logits, const S *bias,           \
-                                  const int64_t *targets, double scale, double *nats, S *by_word,  \
-                                  int wanted, int threads) {                                       \
-        losses(rows, words, logits, bias, targets, S(scale), nats, by_word, wanted, threads);      \
     }
 
 EXPORT(float32, float, float)

@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.relax.*": [
         "nas.relax.base", "nas.relax.choices", "nas.relax.sampling", "nas.space",
     ],
+    "nas.chain": [],
     "nas.evolution": ["nas.genotype", "nas.space"],
     "nas.cost": ["nas.genotype", "nas.relax.base", "nas.space"],
     "nas.curvature": ["nas.architect", "nas.relax.base"],
@@ -23,13 +24,13 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.methods": ["nas.relax.base", "nas.genotype"],
     "nas.architect": ["nas.relax.base", "optim", "ranks"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base", "ranks"],
-    "cnn.*": ["cnn.*", "nas.genotype", "nas.relax.base", "nas.space"],
+    "cnn.*": ["cnn.*", "nas.chain", "nas.genotype", "nas.relax.base", "nas.space"],
     "data.*": ["data.*"],
     "optim": [],
     "settings": [],
     "columns": [],
-    "layout": ["columns", "nas.genotype"],
-    "draw": ["layout", "nas.genotype"],
+    "layout": ["cnn.dense_genes", "columns", "nas.genotype"],
+    "draw": ["cnn.dense_genes", "layout", "nas.genotype"],
     "raster": ["layout", "nas.genotype"],
     "content": [],
     "progress": [], "signals": [], "published": ["config"],
@@ -49,11 +50,12 @@ MAY_IMPORT: dict[str, list[str]] = {
         "settings", "stages", "stopping",
     ],
     "image_config": [
-        "cnn.model", "cnn.space", "data.augment", "data.batches", "nas.genotype", "nas.methods",
-        "nas.relax.base", "optim", "settings", "stages",
+        "cnn.dense*", "cnn.model", "cnn.space", "data.augment", "data.batches", "nas.cost",
+        "nas.genotype", "nas.methods", "nas.relax.base", "optim", "settings", "stages",
     ],
     "tasks.base": [
-        "cnn.model", "data.streams", "lm.model", "loop", "nas.relax.base", "steps",
+        "cnn.dense", "cnn.model", "data.streams", "lm.model", "loop", "nas.genotype",
+        "nas.relax.base", "steps",
     ],
     "tasks.text": [
         "config", "data.store", "data.streams", "derive", "lm.model", "loop", "nas.*", "ranks",
@@ -64,7 +66,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     "tasks.pick": ["config", "data.*", "image_config", "ranks", "tasks.*"],
     "classify": [
-        "cnn.model", "config", "data.*", "files", "image_config", "steps", "tasks.images",
+        "cnn.dense", "cnn.model", "config", "data.*", "files", "image_config", "steps", "tasks.images",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",

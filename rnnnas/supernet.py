@@ -15,7 +15,7 @@ from rnnnas.derive import PolicyCells, mixtures_of, strategy_of, try_cells
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport
 from rnnnas.nas.architect import Architect
-from rnnnas.nas.cost import MICROSECOND, Price
+from rnnnas.nas.cost import MICROSECOND, LatencyPrice, Price
 from rnnnas.nas.evolution import Strategy
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import method_of
@@ -100,7 +100,7 @@ class SearchJob:
             return None
         net, order = self.net, self.config.order
         if isinstance(self.relaxation, Policy):
-            factor = None if self.price is None else self.price.reward_factor
+            factor = self.price.reward_factor if isinstance(self.price, LatencyPrice) else None
             return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)
         return Architect(
             net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
@@ -227,7 +227,8 @@ class SearchJob:
     def genotype(self) -> Genotype:
         """The cell that was chosen, or else the one that the alphas stand for now."""
         stopped = None if self.watch is None else self.watch.genotype
-        return self.chosen or stopped or self.task.derive(self.relaxation, self.alphas, self.net.space)
+        found = self.chosen or stopped
+        return found or self.task.derive(self.relaxation, self.alphas, self.net.space)
 
     def mixtures_of(self, genotype: Genotype) -> Mixtures:
         """The mixtures under which the network computes `genotype` and nothing else."""
@@ -324,6 +325,7 @@ def _draw(
 
     for name, space in spaces.items():
         title = "alphas" if len(spaces) == 1 else f"alphas/{name}"
-        run.image(title, raster.table_image(scores[name].tolist(), space.labels, space.ops, title), step)
+        table = scores[name].tolist()
+        run.image(title, raster.table_image(table, space.labels, space.ops, title), step)
     if changed:
         run.image("cell", raster.cell_image(genotype), step)

@@ -66,7 +66,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     "tasks.pick": ["config", "data.*", "image_config", "ranks", "tasks.*"],
     "classify": [
-        "cnn.dense", "cnn.model", "config", "data.*", "files", "image_config", "steps", "tasks.images",
+        "cnn.dense", "cnn.model", "config", "data.*", "files", "image_config", "steps",
+        "tasks.images",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
@@ -94,13 +95,17 @@ MAY_IMPORT: dict[str, list[str]] = {
     "latency": [
         "config", "files", "lm.fused", "lm.model", "nas.cost", "nas.genotype", "nas.space", "ranks",
     ],
+    "dense_latency": [
+        "cnn.dense*", "cnn.ops", "config", "data.images", "files", "image_config", "latency",
+        "nas.chain", "nas.cost", "nas.genotype", "nas.relax.base",
+    ],
     "supernet": [
         "config", "data.corpus", "data.streams", "derive", "lm.model", "loop", "nas.*", "optim",
         "perturb", "ranks", "raster", "run", "shared", "stages", "steps", "tasks.*", "watch",
     ],
     "search": [
-        "blackbox", "config", "data.*", "derive", "files", "latency", "loop", "nas.*", "ranks",
-        "run", "shared", "supernet", "tasks.*",
+        "blackbox", "config", "data.*", "dense_latency", "derive", "files", "latency", "loop",
+        "nas.*", "ranks", "run", "shared", "supernet", "tasks.*",
     ],
     "train": [
         "config", "data.*", "derive", "evaluate", "files", "loop", "nas.genotype", "optim",

@@ -49,7 +49,7 @@ def show(
     """
     from rnnnas import draw
     from rnnnas.cnn import zoo as images
-    from rnnnas.nas.genotype import BASELINES, ZOO
+    from rnnnas.nas.genotype import BASELINES, RECURRENT, ZOO
     from rnnnas.nas.space import genotype_of
 
     if genotype.upper() in BASELINES:
@@ -60,6 +60,7 @@ def show(
     upper = genotype.upper()
     image = genotype.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
     cell = (images.genotype_of if image else genotype_of)(genotype, seed=1)
+    image = image or RECURRENT not in cell.cells
     known = images.published(genotype) if image else ZOO.get(genotype)
     title = genotype
     if form == "json":

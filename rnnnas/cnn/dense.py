@@ -23,7 +23,7 @@ from rnnnas.cnn.ops import DERIVED, SEARCH, Conv, Linear, Norm, Norms
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture
-from rnnnas.nas.space import RowSpace
+from rnnnas.nas.space import CellSpace
 from rnnnas.types import Batch, Carry, Loss
 
 
@@ -62,7 +62,8 @@ class InvertedResidual(nn.Module):
         out = F.relu6(self.first(self.widen(x), train))
         out = F.relu6(self.second(self.depthwise(out), train))
         out = self.third(self.narrow(out), train)
-        return x + out if self.residual else out
+        total: Tensor = x + out if self.residual else out
+        return total
 
 
 class ConvNorm(nn.Module):
@@ -105,7 +106,7 @@ class DenseNet(nn.Module):
         self.config = config
         self.layout = blocks if isinstance(blocks, Layout) else None
         self.genotype = blocks if isinstance(blocks, Genotype) else None
-        self.space: Mapping[str, RowSpace] = {} if self.layout is None else self.layout.spaces()
+        self.space: Mapping[str, CellSpace] = {} if self.layout is None else self.layout.spaces()
         # As in the other network: ends keep their scale in a search, operations do not.
         norms = DERIVED if self.genotype else Norms(affine=True, running=False)
         self.layers = nn.ModuleList()

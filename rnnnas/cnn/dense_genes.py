@@ -89,8 +89,8 @@ def parts_of(genotype: Genotype) -> list[Part]:
                 "parts are chains of operations, named stem_w16_s1, block2_w24_s2, end_w128_s1",
             )
         kind = match[1].rstrip("0123456789")
-        sizes = (int(match[key] or 0) for key in ("number", "width", "stride"))
-        part = Part(kind, *sizes, ops)
+        number, width, stride = (int(match[key] or 0) for key in ("number", "width", "stride"))
+        part = Part(kind, number, width, stride, ops)
         if kind == BLOCK:
             for op in ops:
                 mbconv_sizes(op)

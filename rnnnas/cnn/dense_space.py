@@ -142,9 +142,7 @@ class Layout:
 
     def rows(self, block: int, source: int) -> list[int]:
         """The rows of the layers into `block` from `source`: a head's, or all stacked ones."""
-        return [
-            row for row, x in enumerate(self.layers) if (x.block, x.source) == (block, source)
-        ]
+        return [row for row, x in enumerate(self.layers) if (x.block, x.source) == (block, source)]
 
     def spaces(self) -> dict[str, RowSpace]:
         """The choices: of each layer an operation (L, O), of each block the next one (N, M).
@@ -174,9 +172,9 @@ class Layout:
             scores: tables (L, O) of layers and (N, M) of routes, these probabilities; what is not
                 allowed has the lowest.
         """
-        allowed = self.spaces()[LAYERS].allowed
+        space = self.spaces()[LAYERS]
         best = [
-            self.ops[max((o for o, able in enumerate(allowed[row]) if able), key=values.__getitem__)]
+            self.ops[max(space.choices(row), key=values.__getitem__)]
             for row, values in enumerate(scores[LAYERS])
         ]
         path = likeliest(scores[ROUTES])

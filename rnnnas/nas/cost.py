@@ -271,7 +271,7 @@ def priced(
 
 
 class Price(Protocol):
-    """What latency adds to the alphas' objective: an `architect.Outer`, and a policy's factor."""
+    """What latency adds to the alphas' objective: an `architect.Outer`."""
 
     def expected(self, mixtures: Mixtures) -> Tensor:
         """Expected seconds, a scalar, differentiable in the mixtures' weights."""
@@ -281,9 +281,6 @@ class Price(Protocol):
 
     def __call__(self, value: Tensor, mixtures: Mixtures) -> Tensor:
         """The loss `value` with its price."""
-
-    def reward_factor(self, mixtures: Mixtures) -> float:
-        """What a policy's reward is multiplied by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,12 +66,13 @@ def _at(size: Size, scale: int) -> Size:
 class DenseTable:
     """Seconds of layers, by `str(Timed)`, and what they were measured on.
 
-    device: "cpu" or "cuda". processor: its name. images: B. date: UTC.
+    device: "cpu" or "cuda". processor: its name. images: B. size: of them, (h, w). date: UTC.
     """
 
     device: str
     processor: str
     images: int
+    size: Size
     date: str
     seconds: Mapping[str, float]
 
@@ -96,9 +97,11 @@ def read_dense_table(path: Path) -> DenseTable:
         seconds = {str(name): float(value) for name, value in plain["seconds"].items()}
         if not all(0 <= value < float("inf") for value in seconds.values()):
             raise ValueError("a value is no number of seconds")
+        height, width = map(int, plain["size"])
         return DenseTable(
             device=str(plain["device"]), processor=str(plain["processor"]),
-            images=int(plain["images"]), date=str(plain["date"]), seconds=seconds,
+            images=int(plain["images"]), size=(height, width), date=str(plain["date"]),
+            seconds=seconds,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -144,8 +147,37 @@ def measure_layers(
         device=device.type,
         processor=processor(device),
         images=images,
+        size=size,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         seconds=found,
+    )
+
+
+def seconds_of(cells: Mapping[str, CellGene], table: DenseTable) -> float:
+    """Predicted seconds of a batch in a derived network: the sum of its layers'.
+
+    Raises:
+        UsageError: where the table lacks one of them.
+    """
+    stem, *blocks, end = parts_of(Genotype(cells=cells))
+    inputs, scale, total = stem.width, 1, 0.0
+    for part in blocks:
+        for place, op in enumerate(part.ops):
+            stride = 1 if place else part.stride
+            sizes = (inputs, part.width, stride)
+            total += table.of(Timed(op, *sizes, *_at(table.size, scale)))
+            inputs, scale = part.width, scale * stride
+    ends = _ends(stem.width, inputs, end.width, scale, table.size)
+    return total + sum(map(table.of, ends))
+
+
+def report(genotype: Genotype, table: DenseTable) -> str:
+    """One line: the predicted latency of a derived network; raises as `seconds_of`."""
+    seconds = seconds_of(genotype.cells, table)
+    height, width = table.size
+    return (
+        f"predicted {1000 * seconds:.2f} ms a batch ({table.device}, {table.images} images of "
+        f"{height} x {width}, forward)"
     )
 
 
@@ -153,11 +185,10 @@ def measure_layers(
 class DensePrice:
     """The chained cost of dense blocks, and its price: an `architect.Outer`; see `nas.cost.Price`.
 
-    size: of the images. ref: seconds.
+    ref: seconds.
     """
 
     layout: Layout
-    size: Size
     table: DenseTable
     weight: float
     form: Form
@@ -170,9 +201,8 @@ class DensePrice:
         Raises:
             UsageError: where the table lacks a layer, or as `check_form` says.
         """
-        price = cls(
-            layout=layout, size=size, table=table, weight=config.weight, form=config.form,
-        )  # fmt: skip
+        table = replace(table, size=size)  # a table of other images lacks layers of this size
+        price = cls(layout=layout, table=table, weight=config.weight, form=config.form)
         uniform = {
             name: Mixture(torch.tensor(space.allowed, dtype=torch.float64))
             for name, space in layout.spaces().items()
@@ -184,13 +214,13 @@ class DensePrice:
     @cached_property
     def _ends(self) -> float:
         """Seconds of stem and end, which every network has."""
-        return sum(map(self.table.of, _layout_ends(self.layout, self.size)))
+        return sum(map(self.table.of, _layout_ends(self.layout, self.table.size)))
 
     @cached_property
     def _seconds(self) -> list[list[float]]:
         """(L, O), 0 for skips and for what is not allowed."""
         table = [[0.0] * len(self.layout.ops) for _ in self.layout.layers]
-        for row, o, timed in _everything(self.layout, self.size):
+        for row, o, timed in _everything(self.layout, self.table.size):
             table[row][o] = self.table.of(timed)
         return table
 
@@ -217,16 +247,7 @@ class DensePrice:
 
     def of_cells(self, cells: Mapping[str, CellGene]) -> float:
         """Predicted seconds of a batch in a derived network."""
-        stem, *blocks, end = parts_of(Genotype(cells=cells))
-        inputs, scale, total = stem.width, 1, 0.0
-        for part in blocks:
-            for place, op in enumerate(part.ops):
-                stride = 1 if place else part.stride
-                sizes = (inputs, part.width, stride)
-                total += self.table.of(Timed(op, *sizes, *_at(self.size, scale)))
-                inputs, scale = part.width, scale * stride
-        ends = _ends(stem.width, inputs, end.width, scale, self.size)
-        return total + sum(map(self.table.of, ends))
+        return seconds_of(cells, self.table)
 
     def __call__(self, value: Tensor, mixtures: Mixtures) -> Tensor:
         return priced(value, self.expected(mixtures), self.weight, self.form, self.ref)

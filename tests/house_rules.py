@@ -128,10 +128,9 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
     "cli.*": [
-        "cli.*", "bench", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files", "image_config", "latency", "nas.genotype", "nas.methods", "nas.space", "ranks",
-        "search",
-        "study.*", "train",
+        "cli.*", "bench", "board", "cnn.dense_genes", "cnn.zoo", "config", "data.corpus", "demo",
+        "dense_latency", "draw", "evaluate", "files", "image_config", "latency", "nas.genotype",
+        "nas.methods", "nas.space", "ranks", "search", "study.*", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip

@@ -162,7 +162,7 @@ def begun(images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
 
 
 def plainly(net: DenseNet, images: Tensor, mixtures: Mapping[str, Mixture]) -> Tensor:
-    """Scores under mixtures, by the sums of section 3.2: every operation of every layer."""
+    """Scores under mixtures, by plain sums: every operation of every layer."""
     weights = dict(net.named_parameters())
     layers, routes = mixtures[LAYERS].weights, mixtures[ROUTES].weights
 

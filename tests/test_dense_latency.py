@@ -14,7 +14,13 @@ from test_chain import chains
 from test_dense import LAYOUT, SMALL, softmaxes
 
 from rnnnas.cnn.dense_space import LAYERS, ROUTES, Layout
-from rnnnas.dense_latency import DensePrice, DenseTable, measure_layers, read_dense_table
+from rnnnas.dense_latency import (
+    DensePrice,
+    DenseTable,
+    measure_layers,
+    read_dense_table,
+    report,
+)
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.nas.cost import LatencyConfig
 from rnnnas.nas.relax.base import Mixture
@@ -31,7 +37,9 @@ def table() -> DenseTable:
         for op in LAYOUT.ops[:-1]:
             names.add(f"{op} {x.inputs}>{x.outputs} s{x.stride} {SIDES[x.scale]}")
     seconds = {name: 1e-4 * (1 + (11 * k) % 17) for k, name in enumerate(sorted(names))}
-    return DenseTable(device="cpu", processor="made up", images=8, date="", seconds=seconds)
+    return DenseTable(
+        device="cpu", processor="made up", images=8, size=SIZE, date="", seconds=seconds
+    )
 
 
 def price(**settings: Any) -> DensePrice:
@@ -85,6 +93,7 @@ def test_a_derived_network_costs_what_its_one_hot_mixture_does() -> None:
             one_hot[ROUTES][i, j - i - 1] = 1
         expected = price().expected({name: Mixture(t) for name, t in one_hot.items()})
         assert price().of_cells(found.cells) == pytest.approx(float(expected), rel=1e-12)
+        assert f"predicted {1000 * float(expected):.2f} ms a batch" in report(found, table())
 
 
 def test_the_price_is_lambda_log_cost_over_log_tau() -> None:
@@ -122,6 +131,8 @@ def test_a_measured_table_has_every_layer_and_comes_back(tmp_path: Path) -> None
     path = tmp_path / "latency.json"
     path.write_text(json.dumps(asdict(found)), encoding="utf-8")
     assert read_dense_table(path) == found
+    with pytest.raises(UsageError, match="no layer '.* 8x8'"):
+        DensePrice.of(LatencyConfig(weight=1.0), LAYOUT, (8, 8), found)
     wide = Layout(replace(SMALL, end=7))
     with pytest.raises(UsageError, match="no layer 'conv_1x1 5>7 s1 3x2'"):
         DensePrice.of(LatencyConfig(weight=1.0), wide, SIZE, found)

@@ -98,9 +98,13 @@ def test_a_price_finds_faster_networks(squares: ImageCorpus, tmp_path: Path) -> 
     # Stem, end, and a head each of two blocks: from 0 over 1 or 2 to 3.
     assert result["latency_us"] == pytest.approx(4000.0)
     assert json.loads((tmp_path / "fast/latency.json").read_text()) == table
+    line = "predicted 4.00 ms a batch (cpu, 16 images of 16 x 16, forward)"
+    assert line in run("show", str(tmp_path / "fast")).stdout
+    shown = run("show", str(tmp_path / "fast"), "--latency", str(tmp_path / "table/latency.json"))
+    assert "predicted" in shown.stdout and line not in shown.stdout
 
 
-@pytest.mark.parametrize("method", ["darts-1st", "gdas", "proxyless", "pc-darts", "snas"])
+@pytest.mark.parametrize("method", ["darts", "gdas", "proxyless", "pc-darts", "snas"])
 def test_other_methods_search_it(method: str, squares: ImageCorpus, tmp_path: Path) -> None:
     config = search_config("epochs=1", "alphas.warmup=0", method=method)
     result = search(config, squares, tmp_path / "run", device=CPU, quiet=True)
@@ -139,6 +143,7 @@ def test_search_train_eval_show(squares: ImageCorpus, tmp_path: Path) -> None:
     assert "  end         8" in shown and "mbconv_3x3_e" in shown
     assert run("show", out, "--format", "svg").stdout.startswith("<svg")
     assert "recurrent" in run("show", out, "--measure", code=2).stderr
+    assert "predicted" not in shown
     quick = options(["epochs=1", "batches.limit=2", "batches.size=16"])
     trained = run("train", *words, "--genotype", out, *quick, "--json",
                   "--out", str(tmp_path / "t"))  # fmt: skip

@@ -1,7 +1,7 @@
 """The network of densely connected blocks: under mixtures, for search, and derived.
 
 Legend: B images, C channels, h and w pixels, P (L, O) and R (N, M) the mixtures of layers and
-routes. Fang et al., CVPR 2020, section 3.2; see `dense_space.py`.
+routes. Fang et al., CVPR 2020; see `dense_space.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rnnnas.types import Batch, Carry, Loss
 
 
 class InvertedResidual(nn.Module):
-    """mbconv_kxk_ee (Sandler et al. 2018, section 3.3).
+    """mbconv_kxk_ee (MobileNetV2: Sandler et al. 2018).
 
     A 1x1 convolution to e times the channels, one of every channel by itself with kernel k, a 1x1
     convolution to the outputs; each normalised, the first two followed by ReLU6. The input is added

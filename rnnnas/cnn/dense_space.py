@@ -2,7 +2,7 @@
 
 Blocks 0 (the stem), 1, ..., N of growing width, grouped by their scale: by how much their output
 is smaller than the image, a side. Block i leads on to block j where j - i ≤ M and its output is
-halved at most once on the way (section 3.2). Block j has for every block i that leads to it a head
+halved at most once on the way. Block j has for every block i that leads to it a head
 layer, which brings i's output to j's width and scale, and after the heads, whose outputs are added
 by the routes' probabilities, K stacked layers. Every network takes one route, from 0 to N.
 
@@ -164,7 +164,7 @@ class Layout:
         }  # fmt: skip
 
     def derive(self, scores: Mapping[str, Sequence[Sequence[float]]]) -> Genotype:
-        """The likeliest route's blocks, and in their layers the best operations (section 3.4).
+        """The likeliest route's blocks, and in their layers the best operations.
 
         A layer that is skipped is left out. Ties go to the earlier operation.
 

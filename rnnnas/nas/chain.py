@@ -15,7 +15,7 @@ from torch import Tensor
 def expected_cost(own: Tensor, entry: Tensor, shares: Tensor) -> Tensor:
     """What a chain costs on average: a scalar, differentiable in all arguments.
 
-    The chained cost of DenseNAS (Fang et al. 2020, section 3.3.2), from the last block backward:
+    The chained cost of DenseNAS (Fang et al., CVPR 2020), from the last block backward:
     c_N = own_N and c_i = own_i + Σ_k p_ik (entry_ik + c_(i+1+k)). It is c_0, the mean over all
     chains by their probabilities, of which there may be exponentially many.
 
@@ -36,8 +36,8 @@ def expected_cost(own: Tensor, entry: Tensor, shares: Tensor) -> Tensor:
 def likeliest(shares: Sequence[Sequence[float]]) -> list[int]:
     """The chain of the largest product of probabilities, as block numbers from 0 to N.
 
-    From the last block backward, b_N = 0 and b_i = max_k log p_ik + b_(i+1+k) (Viterbi; the
-    paper's section 3.4); ties go to the nearer block.
+    From the last block backward, b_N = 0 and b_i = max_k log p_ik + b_(i+1+k) (Viterbi; so
+    the paper derives too); ties go to the nearer block.
     """
     last = len(shares)
     best = [0.0] * (last + 1)

@@ -39,7 +39,7 @@ class LatencyConfig:
     weight: 0 for none; more makes slow cells worse. form: "add" minimises
     L + weight (E - ref) / ref, "mul" L (log E / log ref)^weight, with E and ref in microseconds
     (ProxylessNAS, equation 6 and its code's `add#linear` and `mul#log`), "log" L + weight log E /
-    log ref (DenseNAS, section 3.3.2, with ref as its τ). A policy's rewards are
+    log ref (DenseNAS: Fang et al. 2020, with ref as its τ). A policy's rewards are
     multiplied by (ref / latency)^weight instead, whatever the form (its equation 8). ref: seconds
     a time step; 0 for the mean of random cells by the table. table: a file of
     `rnnnas bench latency`; "" for the one in its default place, or else one measured when the

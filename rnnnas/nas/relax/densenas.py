@@ -24,7 +24,7 @@ from rnnnas.nas.space import CellSpace, RowSpace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseNas(Relaxation):
-    """Sections 3.3 and 3.4: options are drawn by softmax(α), routes are all taken.
+    """Options are drawn by softmax(α), routes are all taken.
 
     In a weight step one option of each choice is drawn, and has weight 1. In a step of the alphas
     two are drawn without replacement, and their weights are the softmax over the two. `adjust`

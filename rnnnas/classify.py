@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rnnnas import config as configs
+from rnnnas.cnn.dense import DenseNet, derived_network
 from rnnnas.cnn.model import TOP, ConvNet
 from rnnnas.data.batches import InOrder
 from rnnnas.data.corpus import check_unchanged, open_images
@@ -27,7 +28,7 @@ class Classifier:
     running statistics. classes: names in the order of the scores; mean, std: a value a channel.
     """
 
-    net: ConvNet
+    net: ConvNet | DenseNet
     config: ImageTrainConfig
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -54,7 +55,7 @@ def rebuild(content: Mapping[str, Any], path: Path, device: torch.device) -> Cla
         if content["genotype"] != config.genotype:
             raise UsageError("its genotype is not the one of its settings")
         classes = tuple(content["classes"])
-        net = ConvNet(config.model, config.network, len(classes), generator=torch.Generator())
+        net = derived_network(config.model, config.network, len(classes), torch.Generator())
         net.load_state_dict(content["weights"])
         return Classifier(
             net=net.to(device),

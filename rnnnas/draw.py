@@ -6,6 +6,7 @@ import re
 import textwrap
 from html import escape
 
+from rnnnas.cnn.dense_genes import is_dense, parts_of
 from rnnnas.layout import (
     FILLS,
     INK,
@@ -20,6 +21,7 @@ from rnnnas.layout import (
     arrange_all,
     colour,
     graph,
+    graph_of,
 )
 from rnnnas.nas.genotype import RECURRENT, CellGene, Genotype
 
@@ -32,9 +34,11 @@ def as_text(genotype: Genotype, title: str = "") -> str:
     A recurrent cell is a tree that starts at s0: on every branch the operation, then the state it
     makes; '*' marks the states whose mean is the output; the level is the number of operations
     since s0. Its short form, which `read_genotype` accepts, follows. A cell of an image network
-    is a list of its states, each with the sum it is.
+    is a list of its states, each with the sum it is. A network of dense blocks is a list of these.
     """
     parts = [_wrap(" ".join(title.split()))] if title.strip() else []
+    if is_dense(genotype.cells):
+        return "\n\n".join([*parts, _blocks(genotype)]) + "\n"
     for name, cell in genotype.cells.items():
         g = graph(cell)
         parts.append(_tree(name, cell, g) if cell.inputs == 1 else _sums(name, cell, g))
@@ -99,6 +103,20 @@ def _sums(name: str, cell: CellGene, g: Graph) -> str:
     return "\n".join(lines)
 
 
+def _blocks(genotype: Genotype) -> str:
+    found = parts_of(genotype)
+    layers = sum(len(part.ops) for part in found[1:-1])
+    lines = [f"dense network: {len(found) - 2} blocks, {layers} layers", ""]
+    lines.append("block  channels   size  operations, one after the other")
+    scale = 1
+    for part in found:
+        scale *= part.stride
+        size = "1" if scale == 1 else f"1/{scale}"
+        row = f"{part.number or part.kind:>5}  {part.width:8}  {size:>5}  {', '.join(part.ops)}"
+        lines.append(_wrap(row, " " * 24))
+    return "\n".join(lines)
+
+
 def as_svg(genotype: Genotype, title: str = "") -> str:
     """The cells as one SVG document: edges in their operation's colour, with its name.
 
@@ -109,7 +127,7 @@ def as_svg(genotype: Genotype, title: str = "") -> str:
     width, height = _number(picture.width), _number(picture.height)
     kinds = " and ".join(genotype.cells)
     name = _plain(" ".join(title.split()) or f"{kinds} cell")
-    label = f"{name}: {'; '.join(_spoken(cell) for cell in genotype.cells.values())}"
+    label = f"{name}: {'; '.join(_spoken(*named) for named in genotype.cells.items())}"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img" aria-label="{_attribute(label)}" '
@@ -187,9 +205,9 @@ def _centred(box: Box) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="middle">{"".join(spans)}</text>'
 
 
-def _spoken(cell: CellGene) -> str:
+def _spoken(name: str, cell: CellGene) -> str:
     """A cell as one sentence for a screen reader."""
-    g = graph(cell)
+    g = graph_of(name, cell)
     steps = [f"{e.target} = {e.op} of {e.source}" for e in g.edges if e.kind == "op"]
     output = next(e.target for e in g.edges if e.kind == "concat")
     states = ", ".join(e.source for e in g.edges if e.kind == "concat")
@@ -223,7 +241,7 @@ def as_dot(genotype: Genotype, title: str = "") -> str:
         '  edge [fontname="Helvetica"];',
     ]
     for name, cell in genotype.cells.items():
-        g = graph(cell)
+        g = graph_of(name, cell)
         lines.append(f"  subgraph {_quoted(f'cluster_{name}')} {{")
         lines.append(f"    label={_quoted(name)};")
         for state, text in g.texts.items():

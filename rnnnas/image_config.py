@@ -5,14 +5,18 @@ As in `config`, which reads them from presets; here an image corpus takes the pl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
+from rnnnas.cnn.dense import check_settings
+from rnnnas.cnn.dense_genes import is_dense
+from rnnnas.cnn.dense_space import DenseConfig
 from rnnnas.cnn.model import CnnConfig
 from rnnnas.cnn.space import NORMAL, OPERATIONS, REDUCE, check_genotype
 from rnnnas.data.augment import AugmentConfig
 from rnnnas.data.batches import BatchConfig
 from rnnnas.errors import UsageError
+from rnnnas.nas.cost import LatencyConfig
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import METHODS, LimitConfig, method_of
 from rnnnas.optim import ImageAlphaConfig, ImageWeightConfig
@@ -26,11 +30,13 @@ class ImageSearchConfig(MethodChoice):
     """One search on images. epochs: passes over the images that weights are trained on, or
     `batches.limit` batches each; valid_images: of the validation split that are measured after an
     epoch, 0 for all; save_seconds: between saved states; relax: the method's own settings; derive:
-    how cells are read off the alphas.
+    how cells are read off the alphas; space: of the two cells of DARTS, or of densely connected
+    blocks, whose sizes are `dense`; latency: its price, of dense blocks.
     """
 
     corpus: str
     method: str = "darts"
+    space: Literal["cells", "dense"] = "cells"
     seed: int = 1
     epochs: int = 50
     valid_images: int = 0
@@ -43,6 +49,8 @@ class ImageSearchConfig(MethodChoice):
     stages: ImageStageConfig = field(default_factory=ImageStageConfig)
     relax: dict[str, Any] = field(default_factory=dict)
     derive: LimitConfig = field(default_factory=LimitConfig)
+    dense: DenseConfig = field(default_factory=DenseConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
         assert self.relaxation is not None  # refuses an unknown method or setting of one
@@ -63,13 +71,41 @@ class ImageSearchConfig(MethodChoice):
             if value != only:
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         at_least(epochs=(self.epochs, 1), valid_images=(self.valid_images, 0))
-        self.derive.check((NORMAL, REDUCE), OPERATIONS[1:])
+        self._check_space()
         assert self.plan  # refuses stages that do not fit
+
+    def _check_space(self) -> None:
+        """Refuse what the other space alone has."""
+        if self.space == "cells":
+            self.derive.check((NORMAL, REDUCE), OPERATIONS[1:])
+            if self.latency.weight:
+                raise UsageError(
+                    f"latency.weight = {self.latency.weight} is for dense blocks: image cells have "
+                    "no table of latencies",
+                    "add --set space=dense, or leave it out",
+                )
+            return
+        check_settings(self.model)
+        if self.derive.limits:
+            raise UsageError("derive.limits is for cells: dense blocks have none")
+        if method_of(self.method).alphas != "gradient":
+            raise UsageError(f"method {self.method!r} draws cells, and dense blocks make none")
+        if method_of(self.method).staged or self.stages.ops:
+            raise UsageError(
+                "stages prune cells: a search of dense blocks has one stage",
+                "take --method densenas, without stages.ops",
+            )
 
     def _idle(self) -> set[str]:
         keys = MethodChoice._idle(self)
         if method_of(self.method).order == "first":
             keys.add("alphas.second_order")
+        if self.space == "dense":
+            keys |= {"model.channels", "model.layers", "model.nodes"}
+        else:
+            keys |= {f"dense.{f.name}" for f in fields(DenseConfig)}
+        if not self.latency.weight:
+            keys |= {"latency.form", "latency.ref", "latency.table"}
         return keys
 
     @property
@@ -102,6 +138,8 @@ class ImageTrainConfig:
         if not self.genotype:
             raise UsageError("the setting 'genotype' is missing")
         check_genotype(Genotype.from_plain(self.genotype))
+        if is_dense(self.genotype):
+            check_settings(self.model)
         for name, value, only in (
             ("partial", self.model.partial, 1),
             ("skip_dropout", self.model.skip_dropout, 0.0),
@@ -112,13 +150,15 @@ class ImageTrainConfig:
 
     @property
     def network(self) -> Genotype:
-        """What `ConvNet` is built of."""
+        """What the network is built of."""
         return Genotype.from_plain(self.genotype)
 
     @property
     def idle(self) -> frozenset[str]:
         """Dotted keys of settings that change nothing in the result of this training."""
         keys = {"save_seconds", "model.nodes"}
+        if is_dense(self.genotype):
+            keys |= {"model.channels", "model.layers"}
         if not self.model.auxiliary:
             keys.add("model.auxiliary_weight")
         return frozenset(keys)

@@ -119,7 +119,7 @@ def default_path(device: torch.device, hidden: int, streams: int) -> Path:
 # Measuring
 
 
-def _alternating(
+def alternating(
     runs: Mapping[K, Callable[[], object]], device: torch.device, seconds: float
 ) -> dict[K, list[float]]:
     """Seconds of each of `runs`, in rounds, so that a slow minute of the machine meets all alike.
@@ -148,7 +148,7 @@ def _alternating(
     return taken
 
 
-def _least(times: dict[K, list[float]], share: int) -> dict[K, float]:
+def least(times: dict[K, list[float]], share: int) -> dict[K, float]:
     return {key: min(values) / share for key, values in times.items()}
 
 
@@ -201,23 +201,23 @@ def measure_table(
     say("windows of the fast cell")
     cells = {k: _cell([0] * k) for k in sizes} | {0: _cell(list(range(length)))}
     runs = {k: _window(c, hidden, streams, steps, device, low) for k, c in cells.items()}
-    whole = _least(_alternating(runs, device, seconds), steps)
+    whole = least(alternating(runs, device, seconds), steps)
     one = max(0.0, whole[0] - whole[1]) / (length - 1)
     first = whole[1] - one
     groups = [one, *(max(0.0, whole[k] - first) for k in sizes[1:])]
     say("products")
     alone = {k: _product(k, hidden, streams, device, low, steps) for k in sizes}
-    bare = _least(_alternating(alone, device, seconds / 4), steps)
+    bare = least(alternating(alone, device, seconds / 4), steps)
     products = [min(bare[k], group) for k, group in zip(sizes, groups, strict=True)]
     say("activations")
     ops = [op for op in RECURRENT_OPS if op != NONE]
     pieces = {
         (op, k): _activation(op, k, hidden, streams, device, steps) for op in ops for k in sizes
     }
-    acts = _least(_alternating(pieces, device, seconds / 4), steps)
+    acts = least(alternating(pieces, device, seconds / 4), steps)
     return LatencyTable(
         device=device.type,
-        processor=_processor(device),
+        processor=processor(device),
         dtype="bfloat16" if low else "float32",
         hidden=hidden,
         streams=streams,
@@ -260,7 +260,7 @@ def _activation(
     return run
 
 
-def _processor(device: torch.device) -> str:
+def processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -276,7 +276,7 @@ def measure_cell(
     """
     low = table.dtype == "bfloat16"
     run = _window(cell, table.hidden, table.streams, table.steps, device, low)
-    times = _alternating({0: run}, device, seconds)[0]
+    times = alternating({0: run}, device, seconds)[0]
     return statistics.median(times) / table.steps, min(times) / table.steps
 
 

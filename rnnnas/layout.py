@@ -15,6 +15,7 @@ import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rnnnas.cnn.dense_genes import is_dense
 from rnnnas.columns import Columns, Item, join, order, settle
 from rnnnas.nas.genotype import CellGene, Genotype
 
@@ -163,14 +164,18 @@ class Graph:
     edges: tuple[Edge, ...]
 
 
-def graph(cell: CellGene) -> Graph:
+def graph(cell: CellGene, *, recurrent: bool = True) -> Graph:
     """The states of `cell` with their inputs and output, in order, and the edges between them.
 
     One input state makes a recurrent cell: x_t and h_{t-1} enter s0, at level 0, and the output is
     h_t, the mean. Two make a cell of an image network: c_{k-2} and c_{k-1}, at level 0, and c_k.
+    Where a cell of one input is not `recurrent`, it is a block of an image network: in, out.
     """
     edges = []
-    if cell.inputs == 1:
+    if cell.inputs == 1 and not recurrent:
+        texts, kinds, levels = {"in": "in"}, {"in": "input"}, {"in": 0}
+        names, output, meaning = ["in"], "out", "out"
+    elif cell.inputs == 1:
         texts = {"x_t": "x_{t}", "h_{t-1}": "h_{t-1}", "s0": "s_{0}"}
         kinds = {"x_t": "input", "h_{t-1}": "input", "s0": "node"}
         levels = {"x_t": -1, "h_{t-1}": -1, "s0": 0}
@@ -191,6 +196,11 @@ def graph(cell: CellGene) -> Graph:
     texts[output], kinds[output] = meaning, "output"
     levels[output] = 1 + max(levels.values())
     return Graph(texts=texts, kinds=kinds, levels=levels, edges=tuple(edges))
+
+
+def graph_of(name: str, cell: CellGene) -> Graph:
+    """`graph` of the cell of that name in a genotype."""
+    return graph(cell, recurrent=not is_dense({name: cell}))
 
 
 def _columns(g: Graph) -> tuple[Columns, dict[str, Item], list[list[Item]]]:
@@ -251,7 +261,7 @@ def _level(g: Graph, chains: list[list[Item]]) -> list[list[Item]]:
 
 def arrange(name: str, cell: CellGene, top: float) -> Drawing:
     """Lay out one cell below `top`, its left edge at the margin."""
-    g = graph(cell)
+    g = graph_of(name, cell)
     columns, items, chains = _columns(g)
     order(columns)
     settle(columns, _level(g, chains))

@@ -11,6 +11,7 @@ from rnnnas import config as configs
 from rnnnas.blackbox import CandidateJob
 from rnnnas.config import AnySearch, SearchConfig
 from rnnnas.data.corpus import Corpus, check_unchanged
+from rnnnas.dense_latency import pricing
 from rnnnas.derive import cell_text
 from rnnnas.errors import UsageError
 from rnnnas.files import content_digest, write_json
@@ -85,6 +86,7 @@ def search(
     text = config if isinstance(config, SearchConfig) else None  # what images have not
     priced = text if text is not None and text.latency.weight else None
     table = None if priced is None else given_table(priced, device)
+    dense = pricing(config, corpus, device)
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
     }  # fmt: skip
@@ -93,6 +95,8 @@ def search(
             return finished(run, ranks)
         if isinstance(job, SearchJob) and priced is not None:
             job.set_price(run_price(priced, run.folder, table, device, ranks))
+        if isinstance(job, SearchJob) and dense is not None:
+            job.set_price(dense(run.folder))
         title = f"search {config.method} on {config.corpus}"
         seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and job.scored is not None:

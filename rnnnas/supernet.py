@@ -15,10 +15,10 @@ from rnnnas.derive import PolicyCells, mixtures_of, strategy_of, try_cells
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position, StepReport
 from rnnnas.nas.architect import Architect
-from rnnnas.nas.cost import MICROSECOND, LatencyPrice
+from rnnnas.nas.cost import MICROSECOND, LatencyPrice, Price
 from rnnnas.nas.evolution import Strategy
 from rnnnas.nas.genotype import Genotype
-from rnnnas.nas.methods import derive, method_of
+from rnnnas.nas.methods import method_of
 from rnnnas.nas.policy import Reinforce
 from rnnnas.nas.relax.base import Mixture, Mixtures, Spaces
 from rnnnas.nas.relax.sampling import Policy
@@ -65,7 +65,7 @@ class SearchJob:
         self.relaxation = config.relaxation
         self.plan = config.plan
         self.task = search_task(config, corpus, device, ranks)
-        self.price: LatencyPrice | None = None
+        self.price: Price | None = None
         self._build(0, self.task.spaces)
         self.train, self.alpha = self.task.train, self.task.alpha
         self.valid: Readable = self.task.valid
@@ -103,7 +103,7 @@ class SearchJob:
             return None
         net, order = self.net, self.config.order
         if isinstance(self.relaxation, Policy):
-            factor = None if self.price is None else self.price.reward_factor
+            factor = self.price.reward_factor if isinstance(self.price, LatencyPrice) else None
             return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)
         return Architect(
             net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
@@ -115,7 +115,7 @@ class SearchJob:
         """What a finite difference is taken by: it needs more precision than a weight step."""
         return net.in_float32() if self.config.order == "finite" else None
 
-    def set_price(self, price: LatencyPrice) -> None:
+    def set_price(self, price: Price) -> None:
         """Price latency in what the alphas minimise; before the first step."""
         self.price = price
         self.architect = self._architect()
@@ -212,8 +212,8 @@ class SearchJob:
         values = {f"valid_{name}": value for name, value in score.measured.items()}
         if self.architect is None:  # that of a random cell
             return values
-        every = torch.cat(list(scores.values()))
-        entropy = float(-(every * every.clamp_min(1e-12).log()).sum(-1).mean())
+        every = [(table * table.clamp_min(1e-12).log()).sum(-1) for table in scores.values()]
+        entropy = float(-torch.cat(every).mean())
         genotype = self.genotype()
         _draw(run, at.step, self.net.space, scores, genotype, genotype != self.drawn)
         self.drawn = genotype
@@ -232,10 +232,7 @@ class SearchJob:
         """The cell that was chosen, or else the one that the alphas stand for now."""
         stopped = None if self.watch is None else self.watch.genotype
         found = self.chosen or stopped
-        if found is not None:
-            return found
-        limits = None if isinstance(self.config, SearchConfig) else self.config.derive.limits
-        return derive(self.relaxation, self.alphas, self.net.space, limits)
+        return found or self.task.derive(self.relaxation, self.alphas, self.net.space)
 
     def mixtures_of(self, genotype: Genotype) -> Mixtures:
         """The mixtures under which the network computes `genotype` and nothing else."""
@@ -331,8 +328,8 @@ def _draw(
     from rnnnas import raster
 
     for name, space in spaces.items():
-        rows = [f"s{source} > s{target}" for source, target in space.edges]
         title = "alphas" if len(spaces) == 1 else f"alphas/{name}"
-        run.image(title, raster.table_image(scores[name].tolist(), rows, space.ops, title), step)
+        table = scores[name].tolist()
+        run.image(title, raster.table_image(table, space.labels, space.ops, title), step)
     if changed:
         run.image("cell", raster.cell_image(genotype), step)

@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.relax.*": [
         "nas.relax.base", "nas.relax.choices", "nas.relax.sampling", "nas.space",
     ],
+    "nas.chain": [],
     "nas.evolution": ["nas.genotype", "nas.space"],
     "nas.cost": ["nas.genotype", "nas.relax.base", "nas.space"],
     "nas.curvature": ["nas.architect", "nas.relax.base"],
@@ -23,13 +24,13 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nas.methods": ["nas.relax.base", "nas.genotype"],
     "nas.architect": ["nas.relax.base", "optim", "ranks"],
     "lm.*": ["lm.*", "nas.genotype", "nas.space", "nas.relax.base", "ranks"],
-    "cnn.*": ["cnn.*", "nas.genotype", "nas.relax.base", "nas.space"],
+    "cnn.*": ["cnn.*", "nas.chain", "nas.genotype", "nas.relax.base", "nas.space"],
     "data.*": ["data.*"],
     "optim": [],
     "settings": [],
     "columns": [],
-    "layout": ["columns", "nas.genotype"],
-    "draw": ["layout", "nas.genotype"],
+    "layout": ["cnn.dense_genes", "columns", "nas.genotype"],
+    "draw": ["cnn.dense_genes", "layout", "nas.genotype"],
     "raster": ["layout", "nas.genotype"],
     "content": [],
     "progress": [], "signals": [], "published": ["config"],
@@ -51,11 +52,12 @@ MAY_IMPORT: dict[str, list[str]] = {
         "settings", "stages", "stopping",
     ],
     "image_config": [
-        "cnn.model", "cnn.space", "data.augment", "data.batches", "nas.genotype", "nas.methods",
-        "optim", "search_config", "settings", "stages",
+        "cnn.dense*", "cnn.model", "cnn.space", "data.augment", "data.batches", "nas.cost",
+        "nas.genotype", "nas.methods", "optim", "search_config", "settings", "stages",
     ],
     "tasks.base": [
-        "cnn.model", "data.streams", "lm.model", "loop", "nas.relax.base", "steps",
+        "cnn.dense", "cnn.model", "data.streams", "lm.model", "loop", "nas.genotype",
+        "nas.relax.base", "steps",
     ],
     "tasks.text": [
         "config", "data.store", "data.streams", "derive", "lm.model", "loop", "nas.*", "ranks",
@@ -66,7 +68,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     ],
     "tasks.pick": ["config", "data.*", "image_config", "ranks", "tasks.*"],
     "classify": [
-        "cnn.model", "config", "data.*", "files", "image_config", "steps", "tasks.images",
+        "cnn.dense", "cnn.model", "config", "data.*", "files", "image_config", "steps",
+        "tasks.images",
     ],
     "adapt": [
         "config", "data.store", "data.streams", "files", "lm.cache", "lm.dynamic", "lm.model",
@@ -94,14 +97,18 @@ MAY_IMPORT: dict[str, list[str]] = {
     "latency": [
         "config", "files", "lm.fused", "lm.model", "nas.cost", "nas.genotype", "nas.space", "ranks",
     ],
+    "dense_latency": [
+        "cnn.dense*", "cnn.ops", "config", "data.images", "files", "image_config", "latency",
+        "nas.chain", "nas.cost", "nas.genotype", "nas.relax.base",
+    ],
     "supernet": [
         "config", "data.corpus", "data.streams", "derive", "lm.model", "loop", "nas.*", "optim",
         "perturb", "programs", "ranks", "raster", "run", "shared", "stages", "steps", "tasks.*",
         "watch",
     ],
     "search": [
-        "blackbox", "config", "data.*", "derive", "files", "latency", "loop", "nas.*", "ranks",
-        "run", "shared", "supernet", "tasks.*",
+        "blackbox", "config", "data.*", "dense_latency", "derive", "files", "latency", "loop",
+        "nas.*", "ranks", "run", "shared", "supernet", "tasks.*",
     ],
     "train": [
         "config", "data.*", "derive", "evaluate", "files", "loop", "nas.genotype", "optim",
@@ -128,9 +135,9 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
     "cli.*": [
-        "cli.*", "bench*", "board", "cnn.zoo", "config", "data.corpus", "demo", "draw", "evaluate",
-        "files", "image_config", "latency", "lm.kernels", "nas.genotype", "nas.methods",
-        "nas.space", "ranks", "search", "study.*", "train",
+        "cli.*", "bench*", "board", "cnn.dense_genes", "cnn.zoo", "config", "data.corpus", "demo",
+        "dense_latency", "draw", "evaluate", "files", "image_config", "latency", "lm.kernels",
+        "nas.genotype", "nas.methods", "nas.space", "ranks", "search", "study.*", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip

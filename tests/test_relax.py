@@ -18,7 +18,8 @@ from rnnnas.nas.space import CellSpace
 
 # What the weights of a mixture are. "edge": shares that sum to 1 on each edge; "node": shares that
 # sum to 1 over a node's edges; "path": exactly one weight of 1 a choice (a node's where it keeps
-# one edge, else an edge's), all others exactly 0; "gates": anything in [0, 1] each.
+# one edge, else an edge's), all others exactly 0; "choice": shares that sum to 1 in each choice;
+# "gates": anything in [0, 1] each.
 PROMISES = {
     "darts": "edge",
     "darts-1st": "edge",
@@ -28,12 +29,14 @@ PROMISES = {
     "pc-darts": "node",
     "p-darts": "edge",
     "proxyless": "path",
+    "densenas": "choice",
     "drnas": "edge",
     "node-softmax": "node",
     "fair-darts": "gates",
     "sdarts-rs": "edge",
     "sdarts-adv": "edge",
 }
+CHOICES = ("path", "choice")
 STEPS: tuple[Step, ...] = ("weights", "alphas")
 
 
@@ -43,7 +46,7 @@ def keeps_promise(promise: str, space: CellSpace, weights: Tensor) -> None:
     some = torch.tensor([any(row) for row in space.allowed])
     rows = weights.sum(-1)[some]
     nodes = torch.stack([weights[list(space.rows(n))].sum() for n in range(space.nodes)])
-    sums = nodes if promise == "node" or (promise == "path" and space.keep == 1) else rows
+    sums = nodes if promise == "node" or (promise in CHOICES and space.keep == 1) else rows
     if promise != "gates":
         close = 1e-9 if weights.dtype == DOUBLE else 1e-5
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=close)
@@ -122,14 +125,14 @@ class TestEveryMethod:
         relaxation = METHODS[method].relaxation()
         # Near each other: a method that draws two paths a step gets around to all of them.
         alphas = alphas_of(method, spaces, 0.1)
-        for seed in range(300 if method == "proxyless" else 20):
+        for seed in range(300 if method in ("proxyless", "densenas") else 20):
             random_slopes(relaxation.mix(alphas, spaces, 0.5, seeded(seed), "alphas"), 100 + seed)
         for name, alpha in alphas.items():
             grad = alpha.grad
             assert grad is not None
             if name in spaces:
                 allowed = torch.tensor(spaces[name].allowed)
-                if PROMISES[method] == "path" and spaces[name].keep == 1:
+                if PROMISES[method] in CHOICES and spaces[name].keep == 1:
                     allowed[:, spaces[name].ops.index("none")] = False  # never a node's only path
                 rivals = allowed & (allowed.sum(-1, keepdim=True) > 1)
             else:  # of each edge, as PC-DARTS' betas: rivals are the node's other edges

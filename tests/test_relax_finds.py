@@ -140,7 +140,7 @@ def shares_found(name: str) -> dict[str, float]:
     stages = plan(StageConfig(), staged=method.staged, operations=len(OPS), hidden=1, dropouth=0.0)
     spaces = dict(SPACES)
     alphas: dict[str, Tensor] = {}
-    steps = SAMPLING if name in ("gdas", "proxyless") else STEPS
+    steps = SAMPLING if name in ("gdas", "proxyless", "densenas") else STEPS
     for i, stage in enumerate(stages):
         if i:
             scores = method.relaxation().scores(alphas, spaces)

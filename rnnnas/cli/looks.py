@@ -50,7 +50,8 @@ def show(
     """
     from rnnnas import draw
     from rnnnas.cnn import zoo as images
-    from rnnnas.nas.genotype import BASELINES, ZOO
+    from rnnnas.cnn.dense_genes import is_dense
+    from rnnnas.nas.genotype import BASELINES, RECURRENT, ZOO
     from rnnnas.nas.space import genotype_of
 
     if genotype.upper() in BASELINES:
@@ -61,6 +62,8 @@ def show(
     upper = genotype.upper()
     image = genotype.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
     cell = (images.genotype_of if image else genotype_of)(genotype, seed=1)
+    dense = is_dense(cell.cells)
+    image = image or RECURRENT not in cell.cells
     known = images.published(genotype) if image else ZOO.get(genotype)
     title = genotype
     if form == "json":
@@ -70,8 +73,11 @@ def show(
     if form == "text" and known is not None:
         kind = "error in %" if image else "validation/test"
         text += f"\n{known.source}\npublished: {known.results} ({kind})"
-    if (table is not None or measure) and (image or form != "text"):
+    timed = dense and not measure  # layers are timed one by one, in a search
+    if (table is not None or measure) and (form != "text" or image and not timed):
         raise UsageError("--latency and --measure are for recurrent cells shown as text")
+    if form == "text" and timed:
+        text += _dense_latency(cell, genotype, table)
     if form == "text" and not image:
         text += _latency(cell, genotype, table, device if measure else None)
     _give(text, out)
@@ -100,6 +106,16 @@ def _latency(cell: Any, reference: str, table: Path | None, device: str | None) 
             line = f"{path} says nothing of it: {error.cause}"
         text += f"\n{line}"
     return text
+
+
+def _dense_latency(network: Any, reference: str, table: Path | None) -> str:
+    """The same of a network of dense blocks, by the table that is named or the run's own."""
+    path = table or Path(reference) / "latency.json"
+    if table is None and not path.is_file():
+        return ""
+    from rnnnas.dense_latency import read_dense_table, report
+
+    return f"\n{report(network, read_dense_table(path))}"
 
 
 def _default_tables() -> list[Path]:

@@ -259,17 +259,23 @@ class ConvNet(nn.Module):
                 the running statistics where there are any.
         """
         scores, beside = self._scores(batch.inputs, mixtures, noise)
-        value = F.cross_entropy(scores, batch.targets)
-        penalty = value.new_zeros(())
         smooth = self.config.label_smoothing if noise is not None else 0.0
-        if smooth:
-            penalty = penalty + F.cross_entropy(scores, batch.targets, label_smoothing=smooth)
-            penalty = penalty - value
-        if beside is not None:
-            side = F.cross_entropy(beside, batch.targets, label_smoothing=smooth)
-            penalty = penalty + self.config.auxiliary_weight * side
-        count, right = len(batch.targets), _right(scores.detach(), batch.targets)
-        return Loss(value=value, count=count, carry=None, penalty=penalty, right=right)
+        loss = image_loss(scores, batch.targets, smooth)
+        if beside is None:
+            return loss
+        side = F.cross_entropy(beside, batch.targets, label_smoothing=smooth)
+        return loss._replace(penalty=loss.penalty + self.config.auxiliary_weight * side)
+
+
+def image_loss(scores: Tensor, targets: Tensor, smooth: float) -> Loss:
+    """The cross entropy of scores (B, K); its penalty is what label smoothing adds to it."""
+    value = F.cross_entropy(scores, targets)
+    penalty = value.new_zeros(())
+    if smooth:
+        penalty = penalty + F.cross_entropy(scores, targets, label_smoothing=smooth)
+        penalty = penalty - value
+    right = _right(scores.detach(), targets)
+    return Loss(value=value, count=len(targets), carry=None, penalty=penalty, right=right)
 
 
 def _right(scores: Tensor, targets: Tensor) -> Tensor:

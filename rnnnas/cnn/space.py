@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rnnnas.cnn.dense_genes import is_dense, parts_of
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import NONE, CellSpace
@@ -35,6 +36,9 @@ def check_genotype(genotype: Genotype) -> Genotype:
     Raises:
         UsageError: where it is of another kind of network, or an operation is unknown.
     """
+    if is_dense(genotype.cells):
+        parts_of(genotype)
+        return genotype
     if set(genotype.cells) != {NORMAL, REDUCE}:
         raise UsageError(
             f"this genotype has cells {sorted(genotype.cells)}; an image network needs "

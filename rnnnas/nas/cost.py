@@ -29,6 +29,7 @@ from rnnnas.nas.relax.base import Mixtures, Spaces
 from rnnnas.nas.space import NONE, CellSpace
 
 MICROSECOND = 1e-6
+Form = Literal["add", "mul", "log"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,8 @@ class LatencyConfig:
 
     weight: 0 for none; more makes slow cells worse. form: "add" minimises
     L + weight (E - ref) / ref, "mul" L (log E / log ref)^weight, with E and ref in microseconds
-    (ProxylessNAS, equation 6 and its code's `add#linear` and `mul#log`). A policy's rewards are
+    (ProxylessNAS, equation 6 and its code's `add#linear` and `mul#log`), "log" L + weight log E /
+    log ref (DenseNAS: Fang et al. 2020, with ref as its τ). A policy's rewards are
     multiplied by (ref / latency)^weight instead, whatever the form (its equation 8). ref: seconds
     a time step; 0 for the mean of random cells by the table. table: a file of
     `rnnnas bench latency`; "" for the one in its default place, or else one measured when the
@@ -45,7 +47,7 @@ class LatencyConfig:
     """
 
     weight: float = 0.0
-    form: Literal["add", "mul"] = "add"
+    form: Form = "add"
     ref: float = 0.0
     table: str = ""
 
@@ -230,6 +232,57 @@ def mean_cost(costs: Costs, space: CellSpace) -> float:
     return float(costs.expected(weights, space))
 
 
+def check_form(form: Form, ref: float, floor: float) -> None:
+    """Raises UsageError where a latency may lie below a microsecond, where logarithms are negative.
+
+    ref, floor: seconds; no network costs less than `floor`.
+    """
+    if form != "add" and min(ref, floor) <= MICROSECOND:
+        raise UsageError(
+            f"latency.form = {form!r} takes logarithms of microseconds: cells of less than one "
+            "have no price in it",
+            "take --set latency.form=add",
+        )
+
+
+def priced(
+    value: Tensor,
+    expected: Tensor,
+    weight: float,
+    form: Form,
+    ref: float,
+    mean: Callable[[Tensor], Tensor] = lambda value: value,
+) -> Tensor:
+    """What the alphas minimise: the loss `value` under the price `LatencyConfig` describes.
+
+    Args:
+        expected: E in seconds. mean: of a value over the processes that share a run.
+    """
+    expected = expected.to(value.dtype)
+    if form == "add":
+        return value + weight * (expected - ref) / ref
+    logs = torch.log(expected / MICROSECOND) / math.log(ref / MICROSECOND)
+    if form == "log":
+        return value + weight * logs
+    factor = logs**weight
+    # As a product, but where processes share a batch the factor's slope is that of the whole
+    # batch's loss, as it is on one process.
+    return value * factor.detach() + mean(value.detach()) * (factor - factor.detach())
+
+
+class Price(Protocol):
+    """What latency adds to the alphas' objective: an `architect.Outer`."""
+
+    def expected(self, mixtures: Mixtures) -> Tensor:
+        """Expected seconds, a scalar, differentiable in the mixtures' weights."""
+
+    def of_cells(self, cells: Mapping[str, CellGene]) -> float:
+        """Predicted seconds of what was derived."""
+
+    def __call__(self, value: Tensor, mixtures: Mixtures) -> Tensor:
+        """The loss `value` with its price."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyPrice:
     """What latency adds to the alphas' objective: an `architect.Outer`, and a policy's factor.
@@ -240,7 +293,7 @@ class LatencyPrice:
     costs: Mapping[str, Costs]
     spaces: Spaces
     weight: float
-    form: Literal["add", "mul"]
+    form: Form
     ref: float
     mean: Callable[[Tensor], Tensor] = lambda value: value
 
@@ -262,12 +315,7 @@ class LatencyPrice:
             costs[name].check(space)
         ref = config.ref or sum(mean_cost(costs[name], space) for name, space in spaces.items())
         floor = sum(costs[name].floor for name in spaces)
-        if config.form == "mul" and min(ref, floor) <= MICROSECOND:
-            raise UsageError(
-                "latency.form = 'mul' takes logarithms of microseconds: cells of less than one "
-                "have no price in it",
-                "take --set latency.form=add",
-            )
+        check_form(config.form, ref, floor)
         return cls(
             costs=costs, spaces=spaces, weight=config.weight, form=config.form, ref=ref, mean=mean
         )
@@ -285,14 +333,8 @@ class LatencyPrice:
         return sum(self.costs[name].of_cell(cells[name]) for name in self.spaces)
 
     def __call__(self, value: Tensor, mixtures: Mixtures) -> Tensor:
-        expected = self.expected(mixtures).to(value.dtype)
-        if self.form == "add":
-            return value + self.weight * (expected - self.ref) / self.ref
-        logs = torch.log(expected / MICROSECOND) / math.log(self.ref / MICROSECOND)
-        factor = logs**self.weight
-        # As a product, but where processes share a batch the factor's slope is that of the whole
-        # batch's loss, as it is on one process.
-        return value * factor.detach() + self.mean(value.detach()) * (factor - factor.detach())
+        expected = self.expected(mixtures)
+        return priced(value, expected, self.weight, self.form, self.ref, self.mean)
 
     def reward_factor(self, mixtures: Mixtures) -> float:
         """(ref / latency)^weight of drawn cells: a policy's reward is multiplied by it."""

@@ -60,6 +60,7 @@ METHODS: dict[str, Method] = {
         "p_darts.PDarts", "DARTS in stages on a shrinking space (Chen et al. 2019)", staged=True
     ),
     "proxyless": Method("proxyless.Proxyless", "binary gates, two paths (Cai et al. 2019)"),
+    "densenas": Method("densenas.DenseNas", "one path, for alphas two (Fang et al. 2020)"),
     "proxyless-reinforce": Method(
         "categorical.Categorical", "ProxylessNAS by REINFORCE (the same)", alphas="policy"
     ),

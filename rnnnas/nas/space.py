@@ -59,6 +59,11 @@ class CellSpace:
         start = node * self.inputs + node * (node - 1) // 2
         return range(start, start + self.inputs + node)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the rows of a table are called."""
+        return tuple(f"s{source} > s{target}" for source, target in self.edges)
+
     def _check_shape(self, name: str, table: Sequence[Sequence[object]]) -> None:
         edges, ops = len(self.edges), len(self.ops)
         if len(table) != edges or any(len(row) != ops for row in table):
@@ -171,6 +176,62 @@ class CellSpace:
                     ways[degree] += ways[degree - 1] * len(self.choices(edge))
             total *= ways[self.keep]
         return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSpace(CellSpace):
+    """Choices that are made apart, one a row, of which no cell is made; see `row_space`.
+
+    To a relaxation each row is the only edge of a node that keeps all of them, so that methods for
+    cells serve here too. What a choice of each row comes to, who made the space knows.
+
+    names: of the rows. drawn: whether a method that draws should draw here; where not, every
+    option of a row takes part by its probability.
+    """
+
+    names: tuple[str, ...]
+    drawn: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edges", tuple((row, row) for row in range(self.nodes)))
+        self._check_shape("allowed", self.allowed)
+        for name, row in zip(self.names, self.allowed, strict=True):
+            if not any(row):
+                raise UsageError(f"nothing is left to choose at {name}")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.names
+
+    def rows(self, node: int) -> range:
+        return range(node, node + 1)
+
+    def discretise(self, scores: Sequence[Sequence[float]]) -> CellGene:
+        raise UsageError("choices of rows make no cell")
+
+    def sample(self, rng: random.Random) -> CellGene:
+        raise UsageError("choices of rows make no cell")
+
+    def count(self) -> int:
+        return math.prod(len(self.choices(row)) for row in range(self.nodes))
+
+
+def row_space(
+    names: tuple[str, ...],
+    ops: tuple[str, ...],
+    allowed: tuple[tuple[bool, ...], ...],
+    *,
+    drawn: bool = True,
+) -> RowSpace:
+    """A space of one choice a row. allowed: (rows, O).
+
+    Raises:
+        UsageError: where a row allows nothing, or the table has another shape.
+    """
+    # Two: with one, the choice of a node would be that of one edge and one operation together.
+    return RowSpace(
+        inputs=2, nodes=len(names), ops=ops, keep=2, allowed=allowed, names=names, drawn=drawn
+    )
 
 
 RECURRENT_OPS = ("none", "tanh", "relu", "sigmoid", "identity")

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from rnnnas.cnn.dense import DenseNet
 from rnnnas.cnn.model import ConvNet
 from rnnnas.data.streams import Streams
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position
-from rnnnas.nas.relax.base import Spaces
+from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
 from rnnnas.steps import Readable
 from rnnnas.types import Batch, Noise
 
-Net: TypeAlias = RecurrentLM | ConvNet
+Net: TypeAlias = RecurrentLM | ConvNet | DenseNet
 
 
 class AlphaBatch(NamedTuple):
@@ -64,6 +66,9 @@ class SearchTask(Task, Protocol):
 
     def network(self, stage: int, spaces: Spaces, generator: torch.Generator) -> Net:
         """A fresh network of a stage, on the CPU."""
+
+    def derive(self, relaxation: Relaxation, alphas: Alphas, spaces: Spaces) -> Genotype:
+        """The architecture that the alphas stand for in what is left of the spaces."""
 
     def alpha_batch(self, at: Position, start: int, steps: int) -> AlphaBatch:
         """The batch of the alpha step `at`; start: that of the one before, 0 in a new epoch."""

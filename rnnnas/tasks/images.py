@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from rnnnas.cnn.dense import DenseNet, derived_network
+from rnnnas.cnn.dense_space import Layout
 from rnnnas.cnn.model import ConvNet
 from rnnnas.cnn.noise import SILENCE
 from rnnnas.cnn.ops import MOMENTUM
@@ -22,7 +24,9 @@ from rnnnas.data.streams import Streams
 from rnnnas.errors import UsageError
 from rnnnas.image_config import ImageSearchConfig, ImageTrainConfig
 from rnnnas.loop import Position
-from rnnnas.nas.relax.base import Spaces
+from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.methods import derive
+from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
 from rnnnas.steps import generator as generator_of
 from rnnnas.tasks.base import AlphaBatch, Net
 from rnnnas.types import Batch, Noise
@@ -83,7 +87,10 @@ class ImageSearch(_Pictures):
     ) -> None:
         self.config: ImageSearchConfig = config
         self.classes = len(corpus.classes)
+        self.layout = Layout(config.dense) if config.space == "dense" else None
         self.spaces: Spaces = image_spaces(config.model.nodes)
+        if self.layout is not None:
+            self.spaces = self.layout.spaces()
         train, other = corpus.splits["train"], corpus.splits["valid"]
         # A single-level method has no use for images of the alphas' own.
         if config.alphas.text == "held-out" and config.relaxation.level == "valid":
@@ -106,9 +113,17 @@ class ImageSearch(_Pictures):
         self.alpha_seed = int.from_bytes(digest[:4], "little")
 
     def network(self, stage: int, spaces: Spaces, generator: torch.Generator) -> Net:
+        if self.layout is not None:
+            return DenseNet(self.config.model, self.layout, self.classes, generator=generator)
         now = self.config.plan[stage]
         sizes = replace(self.config.model, layers=now.layers, skip_dropout=now.skip_dropout)
         return ConvNet(sizes, spaces, self.classes, generator=generator)
+
+    def derive(self, relaxation: Relaxation, alphas: Alphas, spaces: Spaces) -> Genotype:
+        if self.layout is None:
+            return derive(relaxation, alphas, spaces, self.config.derive.limits)
+        scores = relaxation.scores({name: a.detach() for name, a in alphas.items()}, spaces)
+        return self.layout.derive({name: table.tolist() for name, table in scores.items()})
 
     def alpha_batch(self, at: Position, start: int, steps: int) -> AlphaBatch:
         """One a step; only whole batches, so that all alpha steps weigh images alike."""
@@ -154,7 +169,7 @@ class ImageTraining(_Pictures):
 
     def network(self, generator: torch.Generator) -> Net:
         config, classes = self.config, len(self.corpus.classes)
-        return ConvNet(config.model, config.network, classes, generator=generator)
+        return derived_network(config.model, config.network, classes, generator)
 
     def noise(
         self, net: Any, batch: Batch, generator: torch.Generator, progress: float

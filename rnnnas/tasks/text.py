@@ -16,8 +16,9 @@ from rnnnas.data.streams import Streams, window_lengths
 from rnnnas.derive import scoring_streams, search_texts
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.loop import Position
-from rnnnas.nas.genotype import RECURRENT
-from rnnnas.nas.relax.base import Spaces
+from rnnnas.nas.genotype import RECURRENT, Genotype
+from rnnnas.nas.methods import derive
+from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
 from rnnnas.nas.space import recurrent_space
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.tasks.base import AlphaBatch, Net
@@ -74,6 +75,9 @@ class TextSearch(_Text):
             generator=generator,
             ranks=self.ranks,
         )
+
+    def derive(self, relaxation: Relaxation, alphas: Alphas, spaces: Spaces) -> Genotype:
+        return derive(relaxation, alphas, spaces)
 
     def alpha_batch(self, at: Position, start: int, steps: int) -> AlphaBatch:
         steps = min(steps, self.alpha.length - 1)

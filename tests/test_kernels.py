@@ -117,6 +117,26 @@ def test_rounded_products_change_kernels_no_more_than_torch(
 
 
 @needed
+def test_tensors_need_not_be_dense() -> None:
+    made = cell(9, torch.float64, streams=6, hidden=4)
+    wanted = slopes(unroll, made)
+    spread = tuple(
+        t.transpose(-1, -2).contiguous().transpose(-1, -2) if isinstance(t, Tensor) else t
+        for t in made
+    )
+    leaves = [t.detach().requires_grad_() for t in (*spread[:4], spread[5])]
+    assert not leaves[1].is_contiguous()
+    inputs, h, first, nodes, mixture = leaves
+    out = unroll(inputs, h, first, nodes, made[4], mixture, *spread[6:])
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    # The slope that comes back is not dense either.
+    weight = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    got = [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
+    for one, other in zip(wanted, got, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
+@needed
 def test_a_loss_that_is_lost_stays_lost() -> None:
     """No value that is not a number becomes one on the way."""
     for place in (0, 1):  # in the gate's half of a product, in the candidate's

@@ -118,7 +118,7 @@ class _MixedUnroll(torch.autograd.Function):
         total = POOL.take(h, streams, hidden)
         start, work = _work_of(h, plan, units, mask, ranks)
         roll = units % hidden
-        carried = h.contiguous()
+        h = carried = h.contiguous()  # kernels take addresses of dense tensors
         for t in range(steps):
             slot = t if keep else 0
             states, rstd, zero = window.states[slot], window.rstd[slot], window.zero[slot]

@@ -70,7 +70,7 @@ def built() -> Built:
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or [f"{compiler} failed"]
         return Built(None, lines[0])
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where there is no home
         return Built(None, str(error))
     for name, signature in _SIGNATURES.items():
         for kind in _NAMES.values():

@@ -24,6 +24,7 @@ from rnnnas import config as configs
 from rnnnas.bench import apart, cost, timed
 from rnnnas.cnn.model import ConvNet
 from rnnnas.cnn.space import image_spaces
+from rnnnas.errors import UsageError
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
@@ -61,8 +62,21 @@ VARIANTS = {
 
 
 def config_of(form: Form, settings: tuple[str, ...]) -> Any:
-    """The search of preset cifar10-darts, first order, on `IMAGES` images, unless settings say
-    otherwise."""
+    """The search of preset cifar10-darts, first order, on `IMAGES` images.
+
+    Args:
+        settings: of other sizes. What is compared is no setting.
+
+    Raises:
+        UsageError: where one is.
+    """
+    for setting in settings:
+        key = setting.partition("=")[0].strip()
+        if key in ("space", "method", "model.path", "model.precision"):
+            raise UsageError(
+                f"{key} is no setting of `bench cnn`, which compares forms of one step itself",
+                "set sizes, e.g. model.channels=8 or batches.size=32",
+            )
     chosen = (f"batches.size={IMAGES}", *settings, f"model.path={form.path}")
     return configs.resolve(
         "image-search",

@@ -144,11 +144,7 @@ class SearchConfig(MethodChoice):
 
     def _idle(self) -> set[str]:
         keys = MethodChoice._idle(self) | {*WITHOUT_RESULT}
-        if self.method == "darts-1st":
-            keys.add("alphas.second_order")
-        if not self.latency.weight:
-            keys |= {"latency.form", "latency.ref", "latency.table"}
-        elif method_of(self.method).alphas == "policy":
+        if self.latency.weight and method_of(self.method).alphas == "policy":
             keys.add("latency.form")
         if self.derive.by == "scores":
             keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}

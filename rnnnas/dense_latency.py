@@ -136,11 +136,13 @@ def measure_layers(
     """The table of every layer of the space: the least of several rounds each."""
     wanted = {timed for _, _, timed in _everything(layout, size)} | {*_layout_ends(layout, size)}
     runs: dict[str, Callable[[], object]] = {}
+    inputs: dict[tuple[int, ...], torch.Tensor] = {}  # one a shape: at 224 pixels they are large
     for timed in sorted(wanted):
         shape = (images, timed.inputs, timed.height, timed.width)
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
-        x = x.contiguous(memory_format=torch.channels_last)
-        runs[str(timed)] = partial(timed.module().to(device), x, False)
+        if shape not in inputs:
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
+            inputs[shape] = x.contiguous(memory_format=torch.channels_last)
+        runs[str(timed)] = partial(timed.module().to(device), inputs[shape], False)
     with torch.no_grad():
         found = least(alternating(runs, device, seconds), 1)
     return DenseTable(

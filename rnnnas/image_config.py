@@ -90,22 +90,18 @@ class ImageSearchConfig(MethodChoice):
             raise UsageError("derive.limits is for cells: dense blocks have none")
         if method_of(self.method).alphas != "gradient":
             raise UsageError(f"method {self.method!r} draws cells, and dense blocks make none")
-        if method_of(self.method).staged or self.stages.ops:
+        if method_of(self.method).staged or self.stages != ImageStageConfig():
             raise UsageError(
                 "stages prune cells: a search of dense blocks has one stage",
-                "take --method densenas, without stages.ops",
+                "take --method densenas, without settings of stages",
             )
 
     def _idle(self) -> set[str]:
-        keys = MethodChoice._idle(self)
-        if method_of(self.method).order == "first":
-            keys.add("alphas.second_order")
+        keys = MethodChoice._idle(self) | {"model.auxiliary_weight"}
         if self.space == "dense":
             keys |= {"model.channels", "model.layers", "model.nodes"}
         else:
             keys |= {f"dense.{f.name}" for f in fields(DenseConfig)}
-        if not self.latency.weight:
-            keys |= {"latency.form", "latency.ref", "latency.table"}
         return keys
 
     @property
@@ -122,7 +118,7 @@ class ImageSearchConfig(MethodChoice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTrainConfig:
-    """One training of a pair of cells on images. epochs: as of a search."""
+    """One training of a pair of cells, or of dense blocks, on images. epochs: as of a search."""
 
     corpus: str
     genotype: dict[str, Any] = field(default_factory=dict)

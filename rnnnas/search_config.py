@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from rnnnas.nas.cost import LatencyConfig
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.relax.base import Relaxation
 from rnnnas.optim import AlphaConfig
@@ -17,6 +18,7 @@ class MethodChoice:
     method: str
     relax: dict[str, Any]
     alphas: AlphaConfig
+    latency: LatencyConfig
 
     @property
     def from_scratch(self) -> bool:
@@ -40,4 +42,14 @@ class MethodChoice:
 
     def _idle(self) -> set[str]:
         """The same, of those that depend on other settings."""
-        return {"alphas.held_out"} if self.alphas.text == "valid" else set()
+        method, keys = method_of(self.method), set[str]()
+        single = self.relaxation.level == "train"  # weights and alphas learn from one text
+        if single or self.alphas.text == "valid":
+            keys.add("alphas.held_out")
+        if single:
+            keys.add("alphas.text")
+        if method.order == "first":
+            keys.add("alphas.second_order")
+        if not self.latency.weight:
+            keys |= {"latency.form", "latency.ref", "latency.table"}
+        return keys

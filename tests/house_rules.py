@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "stopping": [],
     "programs": ["lm.pool"],
     "steps": ["nas.relax.base", "optim", "programs", "ranks"],
-    "search_config": ["nas.methods", "nas.relax.base", "optim", "settings"],
+    "search_config": ["nas.cost", "nas.methods", "nas.relax.base", "optim", "settings"],
     "config": [
         "cnn.zoo", "data.streams", "image_config", "lm.*", "nas.cost", "nas.evolution",
         "nas.genotype", "nas.methods", "nas.perturbation", "nas.space", "optim", "search_config",
@@ -147,6 +147,7 @@ EVERYONE = ["errors", "types", ""]
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
     "columns": set(), "layout": set(), "draw": set(), "cnn.space": set(), "cnn.zoo": set(),
+    "cnn.dense_genes": set(), "cnn.dense_space": set(),
     "cnn.*": {"torch"}, "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"},
     "types": {"torch"}, "stages": set(), "stopping": set(), "steps": {"torch"},
     "programs": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},

@@ -159,6 +159,8 @@ def test_search_train_eval_show(squares: ImageCorpus, tmp_path: Path) -> None:
     [
         (["--method", "p-darts"], "stages prune cells"),
         (["--set", "stages.ops=[5, 3]"], "stages prune cells"),
+        (["--set", "stages.skip_dropout=[0.1]"], "stages prune cells"),
+        (["--set", "stages.layers=[3]"], "stages prune cells"),
         (["--method", "proxyless-reinforce"], "draws cells, and dense blocks make none"),
         (["--set", "model.partial=2"], "no place in a network of dense blocks"),
         (["--set", "dense.reach=0"], "dense.reach = 0 must be at least 1"),

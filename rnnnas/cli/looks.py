@@ -75,7 +75,10 @@ def show(
         text += f"\n{known.source}\npublished: {known.results} ({kind})"
     timed = dense and not measure  # layers are timed one by one, in a search
     if (table is not None or measure) and (form != "text" or image and not timed):
-        raise UsageError("--latency and --measure are for recurrent cells shown as text")
+        raise UsageError(
+            "--latency is for recurrent cells and dense blocks shown as text, --measure for "
+            "recurrent cells"
+        )
     if form == "text" and timed:
         text += _dense_latency(cell, genotype, table)
     if form == "text" and not image:

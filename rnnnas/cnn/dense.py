@@ -28,7 +28,7 @@ from rnnnas.types import Batch, Carry, Loss
 
 
 class InvertedResidual(nn.Module):
-    """mbconv_kxk_ee (MobileNetV2: Sandler et al. 2018).
+    """mbconv_kxk_ee (MobileNetV2: Sandler et al. 2018; e1 has its first convolution here too).
 
     A 1x1 convolution to e times the channels, one of every channel by itself with kernel k, a 1x1
     convolution to the outputs; each normalised, the first two followed by ReLU6. The input is added
@@ -221,7 +221,8 @@ def check_settings(config: CnnConfig) -> None:
     ):  # fmt: skip
         if getattr(config, name) != only:
             raise UsageError(
-                f"model.{name} = {getattr(config, name)} has no place in a network of dense blocks"
+                f"model.{name} = {getattr(config, name)} has no place in a network of dense blocks",
+                "take --preset cifar10-dense, or leave the setting out",
             )
 
 

@@ -169,15 +169,17 @@ class Layout:
         A layer that is skipped is left out. Ties go to the earlier operation.
 
         Args:
-            scores: tables (L, O) of layers and (N, M) of routes, these probabilities; what is not
-                allowed has the lowest.
+            scores: tables (L, O) of layers and (N, M) of routes, which are taken relative to each
+                row's sum; what is not allowed has the lowest.
         """
         space = self.spaces()[LAYERS]
         best = [
             self.ops[max(space.choices(row), key=values.__getitem__)]
             for row, values in enumerate(scores[LAYERS])
         ]
-        path = likeliest(scores[ROUTES])
+        # Of scores that do not sum to 1 (FairDARTS'), long routes would have the smaller products.
+        routes = [[value / (sum(row) or 1.0) for value in row] for row in scores[ROUTES]]
+        path = likeliest(routes)
         parts = [Part(STEM, 0, self.config.stem, 1, (STEM_OP,))]
         for i, j in zip(path, path[1:], strict=False):
             ops = [best[row] for row in (*self.rows(j, i), *self.rows(j, j))]

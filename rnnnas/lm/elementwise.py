@@ -190,7 +190,8 @@ class Compiled(Elementwise):
     def _prepare(self, like: Tensor) -> None:
         streams, hidden = like.shape
         rows, units = streams, self.units
-        self._mask = self.mask.contiguous() if self.mask.dim() else None
+        whole = (streams, self.units)
+        self._mask = self.mask.expand(whole).contiguous() if self.mask.dim() else None
         self._masked = 0 if self._mask is None else self._mask.data_ptr()
         self._threads = torch.get_num_threads()
         self._tables, self._sources, self._sums = [], [], []

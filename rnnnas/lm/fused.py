@@ -105,7 +105,7 @@ def unroll(
     width = inputs.shape[-1]
     from_x = project(masked(inputs, mask_x), first[:width], low)
     if not torch.is_grad_enabled() and not low and mask_h is None:
-        streamed = len(h) <= STREAMED and kernels.usable(h)
+        streamed = len(h) <= STREAMED and kernels.usable(h, from_x, first, nodes)
         evaluate = _stream if streamed else _evaluate
         return evaluate(from_x, h, first[width:], nodes, plan(cell))
     mask = h.new_ones(()) if mask_h is None else mask_h
@@ -165,14 +165,15 @@ def _stream(from_x: Tensor, h: Tensor, from_h: Tensor, nodes: Tensor, plan: Plan
         for op, low, high in group.runs:
             ops += [kernels.COLUMNS.index(op)] * (high - low)
         level.append(group.start + group.size)
-    matrices = [from_h.contiguous(), *(nodes[i].contiguous() for i in plan.nodes)]
-    from_x, h = from_x.contiguous(), h.contiguous()
-    state = from_x.new_empty(len(sources), streams, double // 2)
-    outputs = from_x.new_empty(steps, streams, double // 2)
+    hidden = double // 2
+    matrices = [kernels.dense(m, hidden, double) for m in (from_h, *(nodes[i] for i in plan.nodes))]
+    from_x, h = from_x.contiguous(), kernels.dense(h, streams, hidden)
+    state = from_x.new_empty(len(sources), streams, hidden)
+    outputs = from_x.new_empty(steps, streams, hidden)
     numbers = (level, sources, ops, plan.outputs, [m.data_ptr() for m in matrices])
     tables = [torch.tensor(row, dtype=torch.int64) for row in numbers]
     kernels.function("evaluate", h.dtype)(
-        steps, streams, double // 2, len(level) - 1, len(plan.outputs),
+        steps, streams, hidden, len(level) - 1, len(plan.outputs),
         *(t.data_ptr() for t in (*tables, from_x, h, state, outputs)), torch.get_num_threads(),
     )  # fmt: skip
     return outputs

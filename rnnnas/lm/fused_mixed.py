@@ -90,10 +90,10 @@ class _Window:
 
 
 def _work_of(
-    like: Tensor, plan: list[Node], units: int, mask: Tensor, ranks: Ranks, slopes: bool = False
+    form: type[Elementwise], like: Tensor, plan: list[Node], units: int, mask: Tensor,
+    ranks: Ranks, slopes: bool = False,
 ) -> tuple[Elementwise, Elementwise]:  # fmt: skip
     """What lies between the products: of the first state, and of the nodes."""
-    form = Compiled if usable(like) else Elementwise
     first = form(like, [start_of(like)], like.shape[1], mask, ranks)
     return first, form(like, plan, units, mask, ranks, slopes)
 
@@ -107,6 +107,7 @@ class _MixedUnroll(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         steps, streams, double = from_x.shape
         hidden, units = double // 2, nodes.shape[1]
+        h = h.contiguous()  # kernels take addresses of dense tensors
         keep = keep and any(ctx.needs_input_grad)
         # A device hides its memory's latency by itself: there only launches count.
         most = max(1, BLOCK // (streams * units)) if h.device.type == "cpu" else space.nodes
@@ -116,9 +117,11 @@ class _MixedUnroll(torch.autograd.Function):
         outputs = from_x.new_empty(steps, streams, hidden)
         inner = POOL.take(matrices, len(plan) + 1, streams, units)  # states times the mask
         total = POOL.take(h, streams, hidden)
-        start, work = _work_of(h, plan, units, mask, ranks)
+        tensors = (h, from_x, from_h, nodes, weights, mask)
+        form = Compiled if usable(*tensors, low=low) else Elementwise
+        start, work = _work_of(form, h, plan, units, mask, ranks)
         roll = units % hidden
-        h = carried = h.contiguous()  # kernels take addresses of dense tensors
+        carried = h
         for t in range(steps):
             slot = t if keep else 0
             states, rstd, zero = window.states[slot], window.rstd[slot], window.zero[slot]
@@ -138,7 +141,7 @@ class _MixedUnroll(torch.autograd.Function):
         work.close()
         if keep:
             ctx.save_for_backward(h, from_h, nodes, weights, mask, outputs)
-            ctx.window, ctx.plan, ctx.low, ctx.ranks = window, plan, low, ranks
+            ctx.window, ctx.plan, ctx.low, ctx.ranks, ctx.form = window, plan, low, ranks, form
         else:
             window.give_back()
         return outputs
@@ -164,7 +167,7 @@ class _MixedUnroll(torch.autograd.Function):
         inner = POOL.take(matrices, count + 1, streams, units)
         widest = max(len(node.sources) for node in plan)
         reached = POOL.take(matrices, widest, streams, units)
-        start, work = _work_of(h, plan, units, mask, ranks, need_weights)
+        start, work = _work_of(ctx.form, h, plan, units, mask, ranks, need_weights)
         mask_u = mask[:, :units] if mask.dim() else mask
         roll = units % hidden
         onward = torch.zeros_like(h)  # the gradient of h from the step after

@@ -38,8 +38,9 @@ inline void narrow(float x, bf16 &out) {  // to the nearest, ties to even
 inline void narrow(float x, float &out) { out = x; }
 inline void narrow(double x, double &out) { out = x; }
 
-// exp(x) = 2^k 2^f with |f| <= 1/2, by Taylor's polynomial. The relative error is about 2e-7, and
-// 1.2e-6 at the ends, e^-87 and e^88, where it stops: a float holds these still. NaN stays.
+// exp(x) = 2^k 2^f with |f| <= 1/2, by Taylor's polynomial. With fused multiplication and addition
+// the relative error is 4e-7 for |x| < 10, and 1.5e-6 at the ends, e^-87 and e^88, where it stops: a
+// float holds these still. NaN stays.
 inline float power(float x) {
     const float magic = 0x1.8p23f + 127;  // adding it leaves k + 127 in the lowest bits
     float y = x < -87.0f ? -87.0f : x;
@@ -71,6 +72,8 @@ template <class S> inline void both(S z, S &sigmoid, S &tanh) {
 
 enum { MASS, TANH, RELU, SIGMOID, IDENTITY, COLUMNS };  // of an edge's shares
 
-enum { PART = 16 };  // streams, or rows of logits, whose sums are taken together
+#ifndef PART
+#error "kernels.py says what PART is"
+#endif
 
 }  // namespace

@@ -4,7 +4,8 @@ Legend: B streams, H hidden, U units computed, n computed edges of a node, M row
 
 torch's own operations read and write memory once each; between two products of the cell there are
 a dozen. One pass does them all. Where no compiler is found, or for another device than the CPU,
-torch's operations run instead, with the same values (`elementwise.py`, `loss.py`).
+torch's operations run instead, with the same values (`elementwise.py`, `loss.py`). As with torch's
+own threads, a process that has used them must not be forked and go on using them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +40,7 @@ FLAGS = (
 )  # fmt: skip
 COLUMNS = ("mass", "tanh", "relu", "sigmoid", "identity")  # of an edge's shares and sums
 PART = 16  # streams, or rows of logits, whose sums are taken together
+KEPT_SECONDS = 30 * 24 * 3600  # that libraries of other versions stay in the cache
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of threads
     "mix": "iiiippppp", "mix_back": "iiiippppppp", "reach": "iiiipppp", "normalise": "iiiidppppp",
@@ -59,17 +63,16 @@ def built() -> Built:
         return Built(None, f"{SWITCH} says so")
     if platform.system() != "Linux":
         return Built(None, "they are compiled on Linux only")
-    compiler = os.environ.get("CXX") or next(
-        filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None
+    compiler = shlex.split(os.environ.get("CXX", "")) or next(
+        ([name] for name in ("g++", "c++", "clang++") if shutil.which(name)), []
     )
-    if compiler is None:
+    if not compiler:
         return Built(None, "no C++ compiler was found (g++, c++ or clang++)")
     try:
-        path = _compiled(compiler)
-        library = ctypes.CDLL(str(path))
+        library = _loaded(compiler)
     except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or [f"{compiler} failed"]
-        return Built(None, lines[0])
+        lines = error.stderr.strip().splitlines() or [f"{compiler[0]} failed"]
+        return Built(None, next((line for line in lines if "error" in line), lines[-1]))
     except (OSError, RuntimeError) as error:  # the latter where there is no home
         return Built(None, str(error))
     for name, signature in _SIGNATURES.items():
@@ -82,7 +85,15 @@ def built() -> Built:
     return Built(library, "")
 
 
-def _compiled(compiler: str) -> Path:
+def _loaded(compiler: list[str]) -> ctypes.CDLL:
+    """The library; compiled once more where the file that is there cannot be loaded."""
+    try:
+        return ctypes.CDLL(str(_compiled(compiler)))
+    except OSError:
+        return ctypes.CDLL(str(_compiled(compiler, anew=True)))
+
+
+def _compiled(compiler: list[str], anew: bool = False) -> Path:
     """The library's file. Its name stands for all that it depends on, this processor too.
 
     Raises:
@@ -90,22 +101,26 @@ def _compiled(compiler: str) -> Path:
         subprocess.CalledProcessError: where it does not compile.
     """
     sources = [path.read_bytes() for path in SOURCES]
-    flags = [*FLAGS, *_for_processor(), *_openmp()]
-    version = _run([compiler, "--version"])
+    flags = [*FLAGS, f"-DPART={PART}", *_for_processor(), *_openmp()]
+    version = _run([*compiler, "--version"])
     key = repr((sources, compiler, flags, version, _processor())).encode()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnnas"
     target = cache / f"kernels-{hashlib.sha256(key).hexdigest()[:16]}.so"
-    if not target.exists():
+    if anew or not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             fresh = Path(folder) / target.name
-            _run([compiler, *map(str, SOURCES[:2]), "-o", str(fresh), *flags])
+            _run([*compiler, *map(str, SOURCES[:2]), "-o", str(fresh), *flags])
             fresh.replace(target)  # whole or not at all: others may be doing the same
+        for old in cache.glob("kernels-*.so"):
+            if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+                old.unlink(missing_ok=True)
     return target
 
 
 def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+    return done.stdout
 
 
 def _processor() -> str:
@@ -130,11 +145,27 @@ def _openmp() -> list[str]:
     return [str(found[0])] if found else []
 
 
-def usable(like: Tensor) -> bool:
-    """Whether there are kernels for tensors of `like`'s device and type."""
-    if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
+def usable(*tensors: Tensor, low: bool = False) -> bool:
+    """Whether there are kernels for these tensors, which must be of one type.
+
+    low: for products rounded to bfloat16, which have float32 about them.
+    """
+    like = tensors[0]
+    types = (torch.float32,) if low else (torch.float32, torch.float64)
+    if any(t.device.type != "cpu" or t.dtype != like.dtype for t in tensors):
         return False
-    return built().library is not None
+    return like.dtype in types and built().library is not None
+
+
+def dense(tensor: Tensor, *shape: int) -> Tensor:
+    """The tensor as a kernel takes it.
+
+    Raises:
+        ValueError: where its shape is another: a kernel would read beyond it.
+    """
+    if tensor.shape != shape:
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} instead of {shape}")
+    return tensor.contiguous()
 
 
 def function(name: str, product: torch.dtype) -> Callable[..., None]:

@@ -6,7 +6,7 @@ namespace {
 
 template <class S, class P>
 void losses(int64_t rows, int64_t words, P *logits, const S *bias, const int64_t *targets, S scale,
-            double *nats, S *by_word, int wanted, int threads) {
+            double *nats, S *by_word, int64_t wanted, int threads) {
     int64_t parts = (rows + PART - 1) / PART;
     std::vector<S> sums(wanted ? parts * words : 0);
 #pragma omp parallel num_threads(threads)
@@ -134,7 +134,7 @@ void evaluate(int64_t steps, int64_t streams, int64_t hidden, int64_t levels, in
 #define LOSSES(NAME, S, P)                                                                          \
     extern "C" void losses_##NAME(int64_t rows, int64_t words, P *logits, const S *bias,           \
                                   const int64_t *targets, double scale, double *nats, S *by_word,  \
-                                  int wanted, int threads) {                                       \
+                                  int64_t wanted, int threads) {                                       \
         losses(rows, words, logits, bias, targets, S(scale), nats, by_word, wanted, threads);      \
     }
 

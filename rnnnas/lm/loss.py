@@ -91,7 +91,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_b = torch.zeros_like(bias) if need_b else None
         total = outputs.new_zeros((), dtype=torch.float64)
         x_all, matrix = (outputs.bfloat16(), weight.bfloat16()) if low else (outputs, weight)
-        compiled = kernels.usable(outputs)
+        compiled = kernels.usable(outputs, weight, bias, low=low)
         rounded = POOL.take(matrix, size, len(weight)) if low else None
         whole = None if compiled else POOL.take(outputs, size, len(weight))
         for start in range(0, rows, CHUNK):
@@ -151,12 +151,13 @@ def _compiled(
     """The same, the gradient in the logits' place, its sum over the rows added to `by_word`."""
     nats = torch.empty(len(logits), dtype=torch.float64)
     by_word = torch.zeros_like(bias) if by_word is None else by_word
-    bias, targets = bias.contiguous(), targets.long().contiguous()
+    rows, words = logits.shape
+    bias, targets = kernels.dense(bias, words), kernels.dense(targets, rows).long()
     low, high = (int(end) for end in targets.aminmax())
-    if low < 0 or high >= len(bias):  # a kernel would write beyond its rows
-        raise IndexError(f"target {low if low < 0 else high} is not among {len(bias)} words")
+    if low < 0 or high >= words:  # a kernel would write beyond its rows
+        raise IndexError(f"target {low if low < 0 else high} is not among {words} words")
     kernels.function("losses", logits.dtype)(
-        *logits.shape, logits.data_ptr(), bias.data_ptr(), targets.data_ptr(), scale,
+        rows, words, logits.data_ptr(), bias.data_ptr(), targets.data_ptr(), scale,
         nats.data_ptr(), by_word.data_ptr(), wanted, torch.get_num_threads(),
     )  # fmt: skip
     return nats.sum()

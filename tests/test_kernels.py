@@ -16,6 +16,7 @@ import torch
 from plain_torch import without_kernels
 from torch import Tensor
 
+from rnnnas.cli.common import say_kernels
 from rnnnas.lm import fused, kernels
 from rnnnas.lm.cell import unroll as reference
 from rnnnas.lm.fused_mixed import unroll
@@ -338,3 +339,15 @@ def test_few_streams_are_evaluated_by_the_kernel(monkeypatch: pytest.MonkeyPatch
         with torch.no_grad():
             fused.unroll(x, h, torch.ones(6, 6), torch.ones(8, 3, 6), gene, None, None)
     assert seen == ["_stream", "_stream", "_evaluate"]
+
+
+def test_a_line_says_why_there_are_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "built", lambda: kernels.Built(None, "no C++ compiler was found"))
+    assert not kernels.usable(torch.ones(1))
+    say_kernels(torch.device("cuda"))
+    assert capsys.readouterr().err == ""
+    say_kernels(torch.device("cpu"))
+    told = capsys.readouterr().err
+    assert told == "note: without compiled kernels, hence slower: no C++ compiler was found\n"

@@ -233,7 +233,8 @@ def readme() -> str:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_and_its_settings_stand_in_the_readme(readme: str, method: str) -> None:
-    rows = [line for line in readme.splitlines() if line.startswith(f"| `{method}` |")]
+    told = readme.partition("\n## Compare methods")[0]  # its table has a row a method too
+    rows = [line for line in told.splitlines() if line.startswith(f"| `{method}` |")]
     assert len(rows) == 1
     fields = dataclasses.fields(METHODS[method].relaxation)  # type: ignore[arg-type]
     assert all(f"`{field.name}`" in rows[0] for field in fields)

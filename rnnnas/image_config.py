@@ -6,7 +6,7 @@ As in `config`, which reads them from presets; here an image corpus takes the pl
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rnnnas.cnn.dense import check_settings
 from rnnnas.cnn.dense_genes import is_dense
@@ -33,6 +33,8 @@ class ImageSearchConfig(MethodChoice):
     how cells are read off the alphas; space: of the two cells of DARTS, or of densely connected
     blocks, whose sizes are `dense`; latency: its price, of dense blocks.
     """
+
+    second: ClassVar[Literal["finite", "exact"]] = "exact"
 
     corpus: str
     method: str = "darts"

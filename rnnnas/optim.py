@@ -95,7 +95,9 @@ class AlphaConfig:
     warmup: share of the search in [0, 1) during which only weights move.
     text: what the alphas are trained on: the last `held_out` share of the training text, which
     the weights then do not see; or the validation text itself, as the DARTS paper does.
-    second_order: how a second-order search differentiates through the weight step.
+    second_order: how a second-order search differentiates through the weight step; "auto" is the
+    cheapest way that is right (benchmarks/README.md): the finite difference for cells on text, the
+    exact one for images, where the difference is mostly noise.
     """
 
     lr: float = 3e-3
@@ -104,7 +106,7 @@ class AlphaConfig:
     warmup: float = 0.0
     text: Literal["held-out", "valid"] = "held-out"
     held_out: float = 0.1
-    second_order: Literal["finite", "exact"] = "finite"
+    second_order: Literal["auto", "finite", "exact"] = "auto"
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or self.weight_decay < 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rnnnas.nas.cost import LatencyConfig
 from rnnnas.nas.methods import method_of
@@ -15,6 +15,7 @@ class MethodChoice:
     """A search's method: a name, its own settings, and how its alphas are moved."""
 
     __slots__ = ()
+    second: ClassVar[Literal["finite", "exact"]] = "finite"  # which order "auto" stands for
     method: str
     relax: dict[str, Any]
     alphas: AlphaConfig
@@ -28,7 +29,10 @@ class MethodChoice:
     @property
     def order(self) -> Literal["first", "finite", "exact"]:
         """The order of the hypergradient that the method and the alphas' settings ask for."""
-        return "first" if method_of(self.method).order == "first" else self.alphas.second_order
+        if method_of(self.method).order == "first":
+            return "first"
+        asked = self.alphas.second_order
+        return self.second if asked == "auto" else asked
 
     @property
     def relaxation(self) -> Relaxation:

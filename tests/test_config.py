@@ -272,6 +272,15 @@ def test_orders_follow_the_method() -> None:
     assert resolved("search", "alphas.second_order=exact", method="darts-1st").order == "first"
 
 
+@pytest.mark.parametrize(("kind", "auto"), [("search", "finite"), ("image-search", "exact")])
+def test_the_second_order_is_what_was_measured_to_be_cheap_and_right(kind: str, auto: str) -> None:
+    given = resolved(kind, method="darts")
+    assert given.alphas.second_order == "auto" and given.order == auto
+    assert resolved(kind, method="darts-1st").order == "first"
+    finite = resolved(kind, "alphas.second_order=finite", method="darts")
+    assert finite.order == "finite"
+
+
 # Round trips and presets
 
 

@@ -214,6 +214,27 @@ def test_a_dry_run_lists_jobs_and_estimates(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("count", "given", "slots", "threads"),
+    [(2, [], 2, 1), (1, [], 1, 1), (64, [], 4, 16), (64, ["--jobs", "3"], 3, 21)],
+)
+def test_jobs_share_out_the_cores(
+    home: Path, monkeypatch: pytest.MonkeyPatch, count: int, given: list[str], slots: int,
+    threads: int,
+) -> None:  # fmt: skip
+    """One job a core and 4 at most, unless it is said; the estimate is for that."""
+    monkeypatch.setattr("rnnnas.study.jobs.cores", lambda: count)
+    monkeypatch.setattr("rnnnas.study.estimate.torch.get_num_threads", lambda: 64)
+    seen: list[int] = []
+    monkeypatch.setattr("rnnnas.study.estimate.torch.set_num_threads", seen.append)
+    listed = {"jobs": [], "seconds": 60.0}
+    monkeypatch.setattr("rnnnas.study.estimate._estimate", lambda *args: listed)
+    line = ["study", "--corpus", "tiny", "--preset", "study-smoke", "--device", "cpu", *given]
+    result = CliRunner().invoke(main, [*line, "--dry-run"])
+    assert f"about 1 minutes, {slots} at a time" in result.output
+    assert seen == [threads, 64]
+
+
+@pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--seeds", "x"], "neither a number"),

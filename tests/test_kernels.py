@@ -17,12 +17,12 @@ from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.cli.common import say_kernels
-from rnnnas.lm import fused, kernels
+from rnnnas.lm import fused, kernels, products
 from rnnnas.lm.cell import unroll as reference
 from rnnnas.lm.fused_mixed import unroll
 from rnnnas.lm.loss import cross_entropy, cross_entropy_reference
 from rnnnas.lm.mixed import unroll_reference
-from rnnnas.lm.products import SMALL, multiply
+from rnnnas.lm.products import SMALL, accumulate, multiply
 from rnnnas.nas.genotype import RECURRENT, ZOO, Genotype
 from rnnnas.nas.space import recurrent_space
 
@@ -247,7 +247,12 @@ def test_a_target_beyond_the_vocabulary_is_refused(target: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("small", [True, False])
-def test_products(dtype: torch.dtype, small: bool) -> None:
+@pytest.mark.parametrize("wide_vectors", [True, False])
+def test_products(
+    dtype: torch.dtype, small: bool, wide_vectors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever library, wherever the factors lie; sums are added to what is there."""
+    monkeypatch.setattr(products, "_WIDE", wide_vectors)
     draws = torch.Generator().manual_seed(3)
     m, k, n = (4, 5, 6) if small else (200, 150, 130)
     assert (m * k * n > SMALL) is not small
@@ -261,6 +266,9 @@ def test_products(dtype: torch.dtype, small: bool) -> None:
         assert multiply(left, right, out=wide) is wide
         for got in (multiply(left, right), out, wide):
             assert float((got.double() - exact).abs().max()) < bound * k**0.5
+        for total in (torch.ones_like(out), torch.ones_like(wide)):
+            accumulate(total, left, right)
+            assert float((total.double() - 1 - exact).abs().max()) < bound * k**0.5
 
 
 def note(tmp_path: Path, **environment: str) -> str:

@@ -10,6 +10,8 @@ import click
 from rnnnas.cli.common import checkpoints, device_option, json_option, pick_device, print_json
 from rnnnas.errors import UsageError
 
+MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and network in memory
+
 
 @click.command()
 @click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`.")
@@ -20,8 +22,9 @@ from rnnnas.errors import UsageError
               help="Override one setting, e.g. short.epochs=2; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="The study's folder. The same command resumes it.")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
-              help="How many run at a time on this machine.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1),
+              help="How many run at a time on this machine, which share out its cores. "
+                   "[default: one a core, 4 at most; 1 on a GPU]")  # fmt: skip
 @click.option("--cluster", type=click.Choice(["local", "slurm"]), default="local",
               show_default=True,
               help="Where jobs run; slurm needs the extra rnnnas[slurm].")  # fmt: skip
@@ -33,8 +36,8 @@ from rnnnas.errors import UsageError
 @json_option
 def study(
     corpus: str, preset: str | None, methods: str | None, seeds: str | None,
-    settings: tuple[str, ...], out: Path | None, jobs: int, cluster: Any, partition: str | None,
-    fresh: bool, device: str, dry_run: bool, as_json: bool,
+    settings: tuple[str, ...], out: Path | None, jobs: int | None, cluster: Any,
+    partition: str | None, fresh: bool, device: str, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare search methods with one another and with random cells.
 
@@ -55,16 +58,17 @@ def study(
         flags["slurm"] = {"partition": partition}
     config = resolve_study(preset=preset, settings=settings, flags=flags)
     opened = open_corpus(config.corpus)
+    slots = jobs or _slots(device)
     if dry_run:
         from rnnnas.study.estimate import estimate
 
-        listed = estimate(config, opened, pick_device(device), slots=jobs)
+        listed = estimate(config, opened, pick_device(device), slots=slots)
         if as_json:
             print_json(listed)
             return
         for job in listed["jobs"]:
             click.echo(f"{job['name']:28} {job['steps']:>9,} steps  {job['seconds']:>9,.0f} s")
-        click.echo(f"about {listed['seconds'] / 60:,.0f} minutes, {jobs} at a time")
+        click.echo(f"about {listed['seconds'] / 60:,.0f} minutes, {slots} at a time")
         return
     from rnnnas.study.execute import study as run
     from rnnnas.study.report import table
@@ -72,7 +76,7 @@ def study(
     name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
     more = () if device == "auto" else ("--device", device)
     result = run(
-        config, opened, out or checkpoints() / name, cluster=cluster, slots=jobs, more=more,
+        config, opened, out or checkpoints() / name, cluster=cluster, slots=slots, more=more,
         fresh=fresh, say=lambda text: click.echo(text, err=True),
     )  # fmt: skip
     if as_json:
@@ -80,6 +84,15 @@ def study(
         return
     click.echo(table(result))
     click.echo(f"curves: rnnnas board {result['run']}", err=True)
+
+
+def _slots(device: str) -> int:
+    """How many jobs run at a time unless it is said: small networks gain little from a second core,
+    and several jobs would share one GPU.
+    """
+    from rnnnas.study.jobs import cores
+
+    return 1 if pick_device(device).type == "cuda" else min(cores(), MOST_JOBS)
 
 
 def _words(text: str | None) -> list[str] | None:

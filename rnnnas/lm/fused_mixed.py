@@ -23,7 +23,7 @@ from rnnnas.lm.elementwise import Compiled, Elementwise
 from rnnnas.lm.kernels import usable
 from rnnnas.lm.mixed import Paths, Route, routes
 from rnnnas.lm.pool import POOL
-from rnnnas.lm.products import multiply, project
+from rnnnas.lm.products import accumulate, multiply, project
 from rnnnas.nas.space import CellSpace
 from rnnnas.ranks import ALONE, Ranks
 
@@ -188,7 +188,7 @@ class _MixedUnroll(torch.autograd.Function):
                 multiply(rows, matrices[i].t(), out=back.view(-1, units))
                 work.reach(i, back, slopes)
                 if grad_nodes is not None:
-                    grad_nodes[i] += multiply(taken(inner, node).view(-1, units).t(), rows)
+                    accumulate(grad_nodes[i], taken(inner, node).view(-1, units).t(), rows)
             before = (h if t == 0 else outputs[t - 1]).unsqueeze(0)
             zero = window.zero[t]
             total = work.normalise_back(slopes[0], states[0], rstd[0], 0)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from rnnnas.errors import UsageError
 from rnnnas.lm import kernels
 from rnnnas.lm.pool import POOL
-from rnnnas.lm.products import multiply
+from rnnnas.lm.products import accumulate, multiply
 
 CHUNK = 512  # rows whose logits live at once
 
@@ -112,7 +112,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_x is not None:
                 grad_x[start : start + CHUNK] = multiply(factor, matrix)
             if grad_w is not None:
-                grad_w += multiply(factor.t(), x)
+                accumulate(grad_w, factor.t(), x)
         POOL.give(*(buffer for buffer in (whole, rounded) if buffer is not None))
         ctx.save_for_backward(*(g for g in (grad_x, grad_w, grad_b) if g is not None))
         ctx.present = (need_x, need_w, need_b)

@@ -21,6 +21,9 @@ _ONEDNN = (
     else None
 )
 SMALL = 2_000_000  # multiplications below which its cost a call eats the gain
+# With AVX-512 oneDNN is the faster one whatever lies in memory how. With AVX2 both are as fast, so
+# that the copies decide that it makes of factors and results (benchmarks/README.md).
+_WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -28,14 +31,31 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
     `out` may have another type than the factors.
     """
-    size = a.shape[0] * a.shape[1] * b.shape[1]
-    if _ONEDNN is not None and a.dtype == torch.float32 and a.device.type == "cpu" and size > SMALL:
+    if _suits_onednn(a, b, copied=out is not None):
+        assert _ONEDNN is not None
         product: Tensor = _ONEDNN(a, b.t(), None, "none", [], "")
     elif out is None or out.dtype == a.dtype:
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     else:
         product = torch.mm(a, b)
     return product if out is None else out.copy_(product)
+
+
+def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total (M, W) += a (M, K) times b (K, W), likewise; `total` may have another type."""
+    if total.dtype == a.dtype and not _suits_onednn(a, b, copied=True):
+        total.addmm_(a, b)
+    else:
+        total += multiply(a, b)
+
+
+def _suits_onednn(a: Tensor, b: Tensor, copied: bool) -> bool:
+    """copied: the product is wanted in a place of its own, where oneDNN does not write it."""
+    if _ONEDNN is None or a.dtype != torch.float32 or a.device.type != "cpu":
+        return False
+    if a.shape[0] * a.shape[1] * b.shape[1] <= SMALL:
+        return False
+    return _WIDE or not copied and a.is_contiguous() and b.t().is_contiguous()
 
 
 def project(inputs: Tensor, matrix: Tensor, low: bool) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.lm import loss
-from rnnnas.lm.products import multiply
+from rnnnas.lm.products import accumulate, multiply
 
 
 def log_probabilities(
@@ -107,11 +107,11 @@ class _Chunked(torch.autograd.Function):
             column = blame.view(-1, 1)
             slope *= column / mass
             slope.scatter_add_(1, target, -column)
-            grad_weight += multiply(slope.t(), latent)
+            accumulate(grad_weight, slope.t(), latent)
             grad_bias += slope.sum(0)
             inner = multiply(slope, weight) * (1 - latent.square())
             inner = inner.view(-1, count * width)
-            into_joined += multiply(x.t(), inner)
+            accumulate(into_joined, x.t(), inner)
             outer = shares.exp() / rows - blame
             grad_prior.addmm_(x.t(), outer)
             torch.addmm(inner @ joined.t(), outer, prior.t(), out=grad_x[part])

@@ -14,6 +14,7 @@ from rnnnas.data.streams import Streams
 from rnnnas.loop import Position
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.steps import EVALUATION_STEPS, evaluate, generator
+from rnnnas.study.jobs import threads_each
 from rnnnas.study.plan import (
     RANDOM,
     Sizes,
@@ -36,10 +37,20 @@ def estimate(
 ) -> dict[str, Any]:
     """Every job of a study with its steps and estimated seconds, as if nothing were done yet.
 
-    The seconds are those of this machine with one job at a time; several at a time are taken to
-    run as fast each, which they do where there are cores enough. Final trainings are of cells
-    that are not known yet: their names lack it.
+    The seconds are those of one job that has its share of this machine's cores, one of `slots`.
+    Final trainings are of cells that are not known yet: their names lack it.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, threads_each(slots)))
+    try:
+        return _estimate(config, corpus, device, slots)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _estimate(
+    config: StudyConfig, corpus: Corpus, device: torch.device, slots: int
+) -> dict[str, Any]:
     sizes = Sizes(corpus.splits)
     seconds = {m: search_seconds(search_config(config, m), corpus, device) for m in config.methods}
     trained: Mapping[str, float] = {

@@ -61,6 +61,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def threads_each(slots: int) -> int:
+    """Threads of each of `slots` jobs that share out this machine's cores."""
+    return max(1, cores() // slots)
+
+
 @final
 class LocalRunner:
     """`slots` processes at a time on this machine.
@@ -75,8 +80,7 @@ class LocalRunner:
         self._folder = folder
         self._slots = slots
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        threads = str(max(1, cores() // slots))
-        self._environment = {"OMP_NUM_THREADS": threads, **os.environ}
+        self._environment = {"OMP_NUM_THREADS": str(threads_each(slots)), **os.environ}
 
     def free(self) -> int:
         return self._slots - len(self._running)

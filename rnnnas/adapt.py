@@ -73,7 +73,7 @@ def evaluate_adapting(
         DivergedError: where the loss is not finite.
     """
     kept = _Kept(saved, digest, quiet)
-    work = Adapting(net, corpus, text.device, quiet)
+    work = Adapting(net, corpus, text.device, quiet, kept)
     report: dict[str, Any] = {}
     moving: DynamicConfig | None = None
     if dynamic:
@@ -134,9 +134,11 @@ class Adapting:
     """A network with what its adapting evaluations need, computed at first use."""
 
     def __init__(
-        self, net: RecurrentLM, corpus: Callable[[], Corpus], device: torch.device, quiet: bool
-    ) -> None:
+        self, net: RecurrentLM, corpus: Callable[[], Corpus], device: torch.device, quiet: bool,
+        kept: _Kept | None = None,
+    ) -> None:  # fmt: skip
         self._net, self._open, self._device, self._quiet = net, corpus, device, quiet
+        self._kept = kept
 
     @cached_property
     def _corpus(self) -> Corpus:
@@ -194,10 +196,15 @@ class Adapting:
         losses = {OFF: _loss(self.valid_plain)}  # no better than without: then without
 
         def loss(config: DynamicConfig) -> float:
+            known = self._kept.trial(config) if self._kept else None
+            if config not in losses and known is not None:
+                losses[config] = known
             if config not in losses:
                 values = (f"{name} {getattr(config, name):g}" for name in grids)
                 title = f"choose dynamic: {', '.join(values)}"
                 losses[config] = _loss(self.scores(self.valid, config, title))
+                if self._kept:
+                    self._kept.note(config, losses[config])
             return losses[config]
 
         grids = {"lr": LRS, "epsilon": EPSILONS, "decay": DECAYS}
@@ -258,10 +265,11 @@ def _perplexity(loss: float) -> float:
 
 @final
 class _Kept:
-    """Chosen parameters on disk: {"digest", "tried", "dynamic", "cache", "both"}.
+    """Chosen parameters on disk: {"digest", "tried", "trials", "dynamic", "cache", "both"}.
 
-    Those of another checkpoint, or chosen among other values, are chosen anew; so is what cannot
-    be read.
+    trials: the losses of dynamic evaluation on the validation text, so that what is stopped goes
+    on. What is another checkpoint's, or chosen among other values, is chosen anew; so is what
+    cannot be read.
     """
 
     def __init__(self, path: Path, digest: str, quiet: bool) -> None:
@@ -283,12 +291,30 @@ class _Kept:
         with suppress(UsageError, KeyError):
             return self._parsed(name, cls)
         self._content[name] = tune()
+        self._write(name)
+        return self._parsed(name, cls)
+
+    def trial(self, config: DynamicConfig) -> float | None:
+        """The loss that `note` was told for this configuration; None where there is none."""
+        trials = self._content.get("trials")
+        found = trials.get(_key(config)) if isinstance(trials, dict) else None
+        return float(found) if isinstance(found, int | float) else None
+
+    def note(self, config: DynamicConfig, loss: float) -> None:
+        """Keep a trial; one that was no number is made again."""
+        if not math.isfinite(loss):
+            return
+        trials = self._content.get("trials")
+        self._content["trials"] = {**(trials if isinstance(trials, dict) else {})}
+        self._content["trials"][_key(config)] = loss
+        self._write("trials")
+
+    def _write(self, name: str) -> None:
         try:
             write_json(self._path, self._content)
         except DiskError as error:  # the evaluation is not lost for that
             bar = Progress(name, 0, quiet=self._quiet)
             bar.line(f"the chosen parameters are not kept: {error.cause}")
-        return self._parsed(name, cls)
 
     def _parsed(self, name: str, cls: type[T]) -> tuple[T, dict[str, Any]]:
         report = self._content[name]
@@ -297,6 +323,10 @@ class _Kept:
         if to_plain(config) != settings:
             raise UsageError(f"settings of {name!r} are missing")
         return config, report
+
+
+def _key(config: DynamicConfig) -> str:
+    return " ".join(f"{name}={value!r}" for name, value in asdict(config).items())
 
 
 def _settings(report: Any) -> Any:

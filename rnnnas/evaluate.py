@@ -85,8 +85,9 @@ def _rebuild(content: dict[str, Any], path: Path, device: torch.device) -> Loade
             digest=content_digest(content),
         )
     except (KeyError, TypeError, RuntimeError, RnnnasError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(
-            f"{path} is intact but does not hold a trained recurrent cell: {error}",
+            f"{path} is intact but does not hold a trained recurrent cell: {reason}",
             "give the best.pt of a run of `rnnnas train`",
         ) from error
 

@@ -260,7 +260,8 @@ def drive(
             signum, due = ranks.most(stop.signum or 0, int(run.due()))
             if (signum or due) and not look():
                 continue
-            if due or at.epoch == job.epochs:
+            # With every epoch, too: what a divergence returns to must know of the best.pt there is.
+            if due or epoch_over:
                 save()
             try:
                 stop.check(save, run.folder, signum)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _DRAW_SECONDS = 0.1  # between two drawings of the bar
 _LINE_SECONDS = 10.0  # between two plain lines
+_LARGE = 1e9  # from here on in powers of ten
 _MEMORY_SECONDS = 60.0  # how far back the speed looks
 
 # How well-known values are written: (before, format, after); others by name.
@@ -185,6 +186,8 @@ class Progress:
 
 def _form(name: str, value: float | str) -> str:
     before, form, after = _FORMS.get(name, (name.replace("_", " ") + " ", ".4g", ""))
+    if not isinstance(value, str) and abs(value) >= _LARGE:  # of a run that is about to diverge
+        form = ".3g"
     return f"{before}{value}{after}" if isinstance(value, str) else f"{before}{value:{form}}{after}"
 
 

@@ -204,8 +204,8 @@ class SearchJob:
         with torch.no_grad():
             mixtures = self.relaxation.mix(self.alphas, self.net.space, self._progress(at), draws)
             scores = self.relaxation.scores(self.alphas, self.net.space)
-        if isinstance(self.relaxation, Policy):  # not of one draw, but of its likeliest cell
-            mixtures = self.mixtures_of(self.genotype())
+        if isinstance(self.relaxation, Policy) or self._draws_cells(mixtures):
+            mixtures = self.mixtures_of(self.genotype())  # of the likeliest cell, not of one draw
         net = self.task.alone(self.net)
         score = Score(**self.ranks.led(lambda: asdict(evaluate(net, self.valid, mixtures))))
         self.valid_score = score.measured[self.task.measure]
@@ -227,6 +227,11 @@ class SearchJob:
             values |= self.watch.look(at.epoch + 1, self.net, self.alphas, genotype, self.ranks)
             self.epochs = self.watch.stopped_at or self.epochs
         return values if len(self.plan) == 1 else {**values, "stage": self.stage + 1.0}
+
+    def _draws_cells(self, mixtures: Mixtures) -> bool:
+        """Whether the alphas' draws are cells as they are derived: one path a node."""
+        moved = self.architect is not None and isinstance(self.net, RecurrentLM)
+        return moved and all(mixture.paths is not None for mixture in mixtures.values())
 
     def genotype(self) -> Genotype:
         """The cell that was chosen, or else the one that the alphas stand for now."""

@@ -135,7 +135,8 @@ class TrainJob:
             run.save_best(self.checkpoint(at, score.measured[self.task.measure]))
             if at.epoch < self.config.epochs < self.epochs:
                 self.best_weights = {name: w.clone() for name, w in self.weights().items()}
-        if not averaged and averaging_starts(self.history, score.loss, self.config.weights.nonmono):
+        nonmono = self.config.weights.nonmono if math.isfinite(score.loss) else 0
+        if not averaged and averaging_starts(self.history, score.loss, nonmono):
             self.average = Average(dict(self.net.named_parameters()))
         self.history.append(score.loss)
         values = {f"valid_{name}": value for name, value in score.measured.items()}

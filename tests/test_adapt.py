@@ -314,6 +314,29 @@ def test_settings_are_chosen_once(best: Path, monkeypatch: pytest.MonkeyPatch) -
     assert set(json.loads(kept.read_text())) == {*content, "cache"}
 
 
+def test_a_choice_that_was_stopped_goes_on(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No trial is made twice, and what is chosen is what an undisturbed choice takes."""
+    made: list[DynamicConfig | None] = []
+    left = [3]
+    original = Adapting.scores
+
+    def scores(self: Any, streams: Any, config: Any, title: str) -> Any:
+        if title.startswith("choose"):
+            if len(made) == left[0]:
+                raise KeyboardInterrupt
+            made.append(config)
+        return original(self, streams, config, title)
+
+    monkeypatch.setattr(Adapting, "scores", scores)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_checkpoint(best, "test", device=CPU, **DYNAMIC)
+    left[0] = 1000
+    again = evaluate_checkpoint(best, "test", device=CPU, **DYNAMIC)
+    assert len(set(made)) == len(made) > 3
+    best.with_name("best.dynamic.json").unlink()
+    assert evaluate_checkpoint(best, "test", device=CPU, **DYNAMIC) == again
+
+
 @pytest.mark.parametrize("damage", ["digest", "tried", "words", "value", "kind", "missing", "gone"])
 def test_settings_that_do_not_fit_are_chosen_anew(best: Path, damage: str) -> None:
     first = evaluate_checkpoint(best, "test", device=CPU, **CACHE)

@@ -203,10 +203,10 @@ def test_a_dry_run_lists_jobs_and_estimates(home: Path) -> None:
     jobs = {job["name"]: job for job in listed["jobs"]}
     assert list(jobs) == [
         "search-darts-1st-s1", "search-darts-1st-s2", "train-darts-1st-s1", "train-darts-1st-s2",
-        "train-random-r1", "train-random-r2", "final-darts-1st", "final-random",
+        "train-random-r1", "train-random-r2", "final-darts-1st", "final-random-cells",
     ]  # fmt: skip
     assert jobs["search-darts-1st-s1"]["steps"] == 12
-    assert jobs["final-random"]["steps"] == 40
+    assert jobs["final-random-cells"]["steps"] == 40
     assert jobs["train-random-r1"]["command"][:4] == ["rnnnas", "train", "--corpus", "tiny"]
     assert all(0 < job["seconds"] < 600 for job in jobs.values())
     assert listed["seconds"] == pytest.approx(sum(j["seconds"] for j in jobs.values()) / 2)

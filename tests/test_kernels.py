@@ -359,3 +359,16 @@ def test_a_line_says_why_there_are_none(
     say_kernels(torch.device("cpu"))
     told = capsys.readouterr().err
     assert told == "note: without compiled kernels, hence slower: no C++ compiler was found\n"
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_line_says_that_bfloat16_is_imitated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], able: bool
+) -> None:
+    monkeypatch.setattr(kernels, "built", lambda: kernels.Built(None, ""))
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: able)
+    for precision in ("auto", "float32"):
+        say_kernels(torch.device("cpu"), precision)
+    assert capsys.readouterr().err == ""
+    say_kernels(torch.device("cpu"), "bfloat16")
+    assert ("no bfloat16 products" in capsys.readouterr().err) is not able

@@ -26,6 +26,7 @@ from rnnnas.files import load_content
 from rnnnas.loop import Position
 from rnnnas.nas.methods import METHODS, Method
 from rnnnas.search import search
+from rnnnas.steps import evaluate
 from rnnnas.supernet import SearchJob
 
 CPU = torch.device("cpu")
@@ -107,6 +108,34 @@ def test_presets_named_after_a_method_use_it() -> None:
     proxyless = configs.preset_table("quick-proxyless", "search")["alphas"]
     assert (proxyless["betas"], proxyless["weight_decay"]) == ([0.0, 0.999], 0.0)
     assert configs.preset_table("quick-pc-darts", "search")["alphas"]["warmup"] == 0.3
+
+
+def test_gdas_learns_in_a_cell_that_normalises(corpus: Corpus) -> None:
+    """As published it hardly does: what is drawn is a node's only addend, whose scale is lost."""
+
+    def slope(*settings: str) -> float:
+        job = SearchJob(config_of("gdas", "model.path=eager", *settings), corpus, CPU)
+        steps = job.lengths(0)[0]
+        batch = job.train.window(0, steps)
+        draws = torch.Generator().manual_seed(1)
+        mixtures = job.relaxation.mix(job.alphas, job.net.space, 0.5, draws, "alphas")
+        loss = job.net(batch, None, mixtures, job.net.noise(batch, draws))
+        return max(float(g.norm()) for g in torch.autograd.grad(loss.value, [*job.alphas.values()]))
+
+    assert slope("relax.reach=sampled") < 1e-6 < 1e-5 < slope()
+
+
+@pytest.mark.parametrize("method", ["gdas", "proxyless"])
+def test_a_search_that_draws_cells_reports_the_one_it_found(
+    method: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    """Not one draw, which would rank searches by their last throw."""
+    config = config_of(method)
+    result = search(config, corpus, tmp_path / "run", device=CPU, quiet=True)
+    job = SearchJob(config, corpus, CPU)
+    job.restore(load_content(tmp_path / "run/state.pt")["state"]["job"])
+    found = evaluate(job.net, job.valid, job.mixtures_of(job.genotype())).perplexity
+    assert result["valid_perplexity"] == pytest.approx(found, rel=1e-6)
 
 
 def test_the_help_lists_every_method() -> None:
@@ -273,6 +302,8 @@ def test_the_readme_adds_a_method_that_works(
                     test(test_relax.TestEveryMethod(), method="cool", kind=kind, **given)
                     ran += 1
     assert ran >= 40
+    for field in dataclasses.fields(module.Cool):
+        test_relax.test_settings_are_checked("cool", field.name)
     file = tmp_path / "cool.toml"
     file.write_text(preset, encoding="utf-8")
     config = configs.resolve("search", preset=None, file=file, settings=TINY,

@@ -12,6 +12,7 @@ from rnnnas.errors import UsageError
 from rnnnas.nas.methods import METHODS
 from rnnnas.nas.space import genotype_of
 from rnnnas.study.plan import (
+    RANDOM,
     Sizes,
     StudyConfig,
     command,
@@ -53,7 +54,7 @@ def test_the_jobs_of_a_plan() -> None:
 def test_random_cells_are_those_of_train_and_as_many_as_asked_for() -> None:
     config = plan(random_cells=5)
     assert random_cell(config, 7) == genotype_of("random:7", 0).to_text()
-    assert sum(job.method == "random" for job in first_jobs(config, SIZES)) == 5
+    assert sum(job.method == RANDOM for job in first_jobs(config, SIZES)) == 5
     small = plan("search.model.nodes=3")
     assert len(random_cell(small, 1).split()) == 3
 
@@ -64,6 +65,17 @@ def test_steps_are_those_of_the_runs() -> None:
     assert by_kind["search"] == 21
     # 20,000 tokens in 32 streams are 625 - 1 targets each: about 63 windows of 10 tokens.
     assert 55 <= by_kind["short"] <= 75
+
+
+def test_random_search_is_a_method_beside_the_random_cells() -> None:
+    """Each has jobs of its own; a name twice would train one cell for two."""
+    config = plan(methods=["random", "random-ws"])
+    jobs = first_jobs(config, SIZES)
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    assert {job.method for job in jobs} == {"random", "random-ws", RANDOM}
+    assert "train-random-s1" in names and "train-random-r1" in names
+    assert RANDOM not in METHODS
 
 
 def test_a_method_has_settings_of_its_own() -> None:
@@ -77,12 +89,16 @@ def test_a_method_has_settings_of_its_own() -> None:
     [
         ([], {"methods": ["dartz"]}, "did you mean 'darts'"),
         ([], {"methods": ["darts", "darts"]}, "without repetitions"),
-        ([], {"seeds": []}, "seeds"),
+        ([], {"seeds": []}, "at least one"),
         (["short.epochz=3"], {}, "epochz"),
         (["final.preset=quik"], {}, "did you mean 'quick'"),
         (["final.preset=7"], {}, "final.preset = 7"),
         (["retries=-1"], {}, "negative"),
         (["own.darts=3"], {}, "own.darts"),
+        (["own.dart.epochs=3"], {}, "did you mean 'darts'"),
+        (["search.method=gdas"], {}, "search.method = 'gdas'"),
+        (["short.seed=9"], {}, "short.seed = 9"),
+        (["own.darts-1st.corpus=ptb"], {}, "own.darts-1st.corpus"),
         (["seeds=[1.5]"], {}, "seeds"),
         (["seeds=3"], {}, "must be a list"),
     ],

@@ -105,7 +105,8 @@ def test_gdas_has_the_value_of_one_hot_and_the_slope_of_the_softmax(kind: str, r
     for name, space in SPACES[kind].items():
         spaces = {name: space}
         alpha = alphas_of("gdas", spaces)[name]
-        weights, paths = Gdas(reach=reach).mix({name: alpha}, spaces, progress, seeded(8))[name]
+        method = Gdas(reach=reach)
+        weights, paths = method.mix({name: alpha}, spaces, progress, seeded(8), "alphas")[name]
         p = drawn_softmax(alpha, space, tau, 8)
         best = [max(places, key=lambda at: p[at].item()) for places in choices_by_hand(space)]
         wanted = torch.zeros_like(p)
@@ -113,6 +114,8 @@ def test_gdas_has_the_value_of_one_hot_and_the_slope_of_the_softmax(kind: str, r
             wanted[e, o] = 1.0
         assert torch.equal(weights.detach(), wanted)  # not nearly: exactly
         assert paths == (tuple(sorted(best)) if reach == "sampled" else None)
+        lean = method.mix({name: alpha}, spaces, progress, seeded(8), "weights")[name]
+        assert torch.equal(lean.weights.detach(), wanted) and lean.paths == tuple(sorted(best))
         slopes = torch.randn(p.shape, dtype=DOUBLE, generator=seeded(9))
         (grad,) = torch.autograd.grad((weights * slopes).sum(), [alpha])
         used = slopes * wanted if reach == "sampled" else slopes
@@ -208,8 +211,10 @@ def test_proxyless_draws_pairs_without_replacement() -> None:
         assert abs(active[a, b] / count - r) < 4.5 * math.sqrt(r * (1 - r) / count)
 
 
+@pytest.mark.parametrize("stray", [0.0, 0.1])
 @pytest.mark.parametrize("kind", SPACES)
-def test_proxyless_leaves_all_other_probabilities(kind: str) -> None:
+def test_proxyless_leaves_all_other_probabilities(kind: str, stray: float) -> None:
+    """stray: how far an optimiser with momentum and decay moves what was not drawn."""
     spaces = SPACES[kind]
     alphas = alphas_of("proxyless", spaces)
     method = Proxyless()
@@ -218,6 +223,7 @@ def test_proxyless_leaves_all_other_probabilities(kind: str) -> None:
     moved = {}
     with torch.no_grad():
         for name, alpha in alphas.items():
+            alpha += stray * torch.randn(alpha.shape, dtype=DOUBLE, generator=seeded(5))
             for at in mixtures[name].paths or ():
                 alpha[at] += 0.5 * torch.randn((), dtype=DOUBLE, generator=seeded(sum(at)))
             moved[name] = alpha.clone()

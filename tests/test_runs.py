@@ -202,10 +202,13 @@ def test_seed_decides(corpus: Corpus, tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.parametrize("save_seconds", [0, 600])
 def test_divergence_rolls_back_halves_and_gives_up(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: int
 ) -> None:
-    """Two bad moments: overcome, with the step halved twice. A lasting one: exit 6 after three."""
+    """Two bad moments: overcome, with the step halved twice. A lasting one: exit 6 after three, and
+    a best.pt that no return to an earlier state has replaced by a worse one.
+    """
     original = TrainJob.step
     seen: list[float] = []
     bad = [25, 27]
@@ -221,7 +224,15 @@ def test_divergence_rolls_back_halves_and_gives_up(
         return report
 
     monkeypatch.setattr(TrainJob, "step", step)
-    config = train_config("epochs=2", "save_seconds=0")
+    kept: list[float] = []
+    write = TrainJob.checkpoint
+
+    def noted(self: Any, at: Any, measured: float) -> Any:
+        kept.append(measured)
+        return write(self, at, measured)
+
+    monkeypatch.setattr(TrainJob, "checkpoint", noted)
+    config = train_config("epochs=2", f"save_seconds={save_seconds}")
     result = train(config, corpus, tmp_path / "overcome", device=CPU)
     assert sorted(set(seen)) == [0.25, 0.5, 1.0]
     assert result["test_perplexity"] < 100
@@ -230,8 +241,10 @@ def test_divergence_rolls_back_halves_and_gives_up(
         lambda self, at, steps, f: original(self, at, steps, f)._replace(norm=float("inf"))
         if at.step >= 25 else original(self, at, steps, f),
     )  # fmt: skip
+    kept.clear()
     with pytest.raises(DivergedError) as error:
         train(config, corpus, tmp_path / "lasting", device=CPU)
+    assert kept == sorted(kept, reverse=True) and len(kept) == 1
     assert error.value.exit_code == 6
     # What was good before stays usable.
     assert load_checkpoint(tmp_path / "lasting/best.pt", CPU).metrics["epoch"] == 1

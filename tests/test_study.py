@@ -135,8 +135,9 @@ def test_a_study_goes_through_and_says_what_it_gave(tmp_path: Path) -> None:
     assert own["test"] == {"n": 1, "mean": 99.0, "sd": None, "low": None, "high": None}
     assert own["random_best_of_n"] == 115.0 and own["best_valid"] == 110.0
     assert own["seconds"] == {"search": 20.0, "short": 20.0, "final": 10.0}
-    assert result["methods"]["random"]["seconds"] == {"search": 0, "short": 20.0, "final": 10.0}
-    assert result["methods"]["random"]["cells"][0]["cell"] == random_cell(plan(), 1)
+    drawn = result["methods"]["random cells"]
+    assert drawn["seconds"] == {"search": 0, "short": 20.0, "final": 10.0}
+    assert drawn["cells"][0]["cell"] == random_cell(plan(), 1)
     assert result["tau"]["n"] == 2 and result["tau"]["needed"] is None
     assert result["failed"] == [] and result["seconds"] == 80.0
     stored = json.loads((folder / "study.json").read_text())
@@ -189,7 +190,7 @@ def test_more_seeds_and_methods_extend_a_study(tmp_path: Path) -> None:
     }  # fmt: skip
     assert result["methods"]["darts-1st"]["chosen"]["seed"] == 5
     assert result["methods"]["darts-1st"]["valid"]["n"] == 3
-    assert result["methods"]["random"]["planned"] == 6
+    assert result["methods"]["random cells"]["planned"] == 6
     assert "final-darts-1st-s1-t1" in result["superseded"]
     # Asked for less, it stays what it is.
     again, none, _ = execute(folder, plan(), give)
@@ -254,7 +255,7 @@ def test_a_method_that_failed_everywhere_stands_in_the_table(tmp_path: Path) -> 
     result, runner, _ = execute(tmp_path / "s", plan(), numbers(fails=fails))
     assert result["methods"]["darts-1st"]["chosen"] is None
     assert [n for n in runner.started if n.startswith("final")] == [
-        f"final-{result['methods']['random']['chosen']['name']}-t1"
+        f"final-{result['methods']['random cells']['chosen']['name']}-t1"
     ]
     row = next(line for line in table(result).splitlines() if line.startswith("darts-1st"))
     assert "0 of 2" in row and "failed" in row
@@ -337,7 +338,7 @@ def test_final_seeds_give_the_test_an_interval(tmp_path: Path) -> None:
         numbers(test={f"final-random-r1-t{k}": 90.0 + k for k in (1, 2, 3)},
                 valid={"train-random-r1": 50.0}),
     )  # fmt: skip
-    test = result["methods"]["random"]["test"]
+    test = result["methods"]["random cells"]["test"]
     assert (test["n"], test["mean"], test["sd"]) == (3, 92.0, 1.0)
     assert sum(n.startswith("final") for n in runner.started) == 6
 

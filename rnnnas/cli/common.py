@@ -69,10 +69,16 @@ def checkpoints() -> Path:
     return home() / "checkpoints"
 
 
-def say_kernels(device: torch.device) -> None:
-    """One line where the recurrent cells have to do without their compiled kernels."""
-    from rnnnas.lm.kernels import built
+def say_kernels(device: torch.device, precision: str = "auto") -> None:
+    """One line where the recurrent cells have to do without their compiled kernels, and one where
+    `precision` asks for what the processor can only imitate.
+    """
+    from rnnnas.lm.kernels import built, has_bfloat16
 
-    if device.type == "cpu" and built().reason:
-        reason = built().reason
+    if device.type != "cpu":
+        return
+    if reason := built().reason:
         click.echo(f"note: without compiled kernels, hence slower: {reason}", err=True)
+    if precision == "bfloat16" and not has_bfloat16():
+        click.echo("note: this processor has no bfloat16 products: imitating them is many times "
+                   "slower than model.precision=float32", err=True)  # fmt: skip

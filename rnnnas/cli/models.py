@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from rnnnas.cli.common import device_option, json_option, pick_device, print_json
+from rnnnas.errors import UsageError
 
 
 @click.command("eval")
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path),
               help="The best.pt of a training, or its run folder.")  # fmt: skip
-@click.option("--split", type=click.Choice(["train", "valid", "test"]), default="test",
-              show_default=True)  # fmt: skip
+@click.option("--split", type=click.Choice(["train", "valid", "test"]),
+              help="Of the corpus it was trained on.  [default: test]")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="Evaluate this file instead.")
 @click.option("--dynamic", is_flag=True,
               help="Dynamic evaluation: the weights learn from what was scored.")  # fmt: skip
@@ -23,7 +24,7 @@ from rnnnas.cli.common import device_option, json_option, pick_device, print_jso
 @device_option
 @json_option
 def evaluate(
-    checkpoint: Path, split: str, text: Path | None, dynamic: bool, cache: bool, device: str,
+    checkpoint: Path, split: str | None, text: Path | None, dynamic: bool, cache: bool, device: str,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Perplexity of a checkpoint, or of an image network its accuracy.
@@ -39,9 +40,14 @@ def evaluate(
     """
     from rnnnas.evaluate import evaluate_checkpoint
 
+    if split is not None and text is not None:
+        raise UsageError(
+            f"--split {split} and --text are two texts",
+            "leave one out: --text is a text of its own",
+        )
     path = checkpoint / "best.pt" if isdir(checkpoint) else checkpoint
     result = evaluate_checkpoint(
-        path, split, text=text, device=pick_device(device), dynamic=dynamic, cache=cache
+        path, split or "test", text=text, device=pick_device(device), dynamic=dynamic, cache=cache
     )
     if result.get("leak"):
         click.echo(

@@ -191,7 +191,7 @@ def _run(
 
     with joined(options["device"]) as (device, ranks):
         if ranks.leads and config.model.path == "fast" and not holds_images(config.corpus):
-            say_kernels(device)
+            say_kernels(device, config.model.precision)
         result = run(
             config,
             corpus,

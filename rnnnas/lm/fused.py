@@ -1,15 +1,15 @@
-"""The fast form of a derived cell: a plan of its products, and one autograd node a window.
+"""The fast form of a derived cell: one autograd node a window, its backward pass by hand.
 
 Legend: T steps, B streams, H hidden, N nodes. Same values and gradients as `cell.unroll`, which is
 the oracle. Nodes that take the same state are computed together: one batched product for their
 gates and candidates, written where they stay and overwritten by their own gradients on the way
 back. The gradients of all matrices are formed after the last step, from all T·B rows at once.
 With `low` every product takes its factors rounded to bfloat16; all else stays as it is.
+Where there are kernels, `fused_compiled.py` does the same in training.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,69 +18,14 @@ from torch.autograd.function import once_differentiable
 
 from rnnnas.lm import kernels
 from rnnnas.lm.cell import masked
+from rnnnas.lm.fused_compiled import CompiledUnroll
+from rnnnas.lm.plan import Group, Plan, plan
 from rnnnas.lm.pool import POOL
 from rnnnas.lm.products import multiply, project
 from rnnnas.nas.genotype import CellGene
 
 # Streams up to which an evaluation costs little more than reading the matrices once a step.
 STREAMED = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Nodes that take the same state, ordered by operation.
-
-    source: the slot of that state. start, size: the slots of their own states. runs: (operation,
-    first node, end) of each stretch with one operation, counted within the group.
-    """
-
-    source: int
-    start: int
-    size: int
-    runs: tuple[tuple[str, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How a derived cell is computed.
-
-    Slots number the states in the order in which they are computed: s0 is slot 0. groups: in an
-    order in which every source is known before it is needed, by depth. nodes: the genotype's node
-    (0-based) in slot i + 1. outputs: the slots whose mean is the output.
-    """
-
-    groups: tuple[Group, ...]
-    nodes: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-
-def plan(cell: CellGene) -> Plan:
-    """Group the nodes of a cell by predecessor and depth."""
-    depth = [0]
-    for ((_, source),) in cell.nodes:
-        depth.append(depth[source] + 1)
-    slot = {0: 0}
-    order: list[int] = []
-    groups: list[Group] = []
-    # A state's users lie one level below it, so going by depth knows every source in time.
-    for source in sorted(range(len(depth)), key=lambda state: (depth[state], state)):
-        users = [i for i, ((_, taken),) in enumerate(cell.nodes) if taken == source]
-        if not users:
-            continue
-        users.sort(key=lambda i: (cell.nodes[i][0].op, i))
-        start = len(order) + 1
-        runs: list[tuple[str, int, int]] = []
-        for k, i in enumerate(users):
-            op = cell.nodes[i][0].op
-            if runs and runs[-1][0] == op:
-                runs[-1] = (op, runs[-1][1], k + 1)
-            else:
-                runs.append((op, k, k + 1))
-            slot[i + 1] = start + k
-        order += users
-        groups.append(Group(source=slot[source], start=start, size=len(users), runs=tuple(runs)))
-    outputs = tuple(sorted(slot[state] for state in cell.concat))
-    return Plan(groups=tuple(groups), nodes=tuple(order), outputs=outputs)
 
 
 def unroll(
@@ -109,7 +54,9 @@ def unroll(
         evaluate = _stream if streamed else _evaluate
         return evaluate(from_x, h, first[width:], nodes, plan(cell))
     mask = h.new_ones(()) if mask_h is None else mask_h
-    outputs: Tensor = _DerivedUnroll.apply(  # type: ignore[no-untyped-call]
+    compiled = kernels.usable(h, from_x, first, nodes, mask, low=low)
+    form = CompiledUnroll if compiled else _DerivedUnroll
+    outputs: Tensor = form.apply(  # type: ignore[no-untyped-call]
         from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled(), low
     )
     return outputs

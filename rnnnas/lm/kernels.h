@@ -1,4 +1,4 @@
-// What both files of kernels need. They are compiled on the user's machine by kernels.py, which says
+// What all files of kernels need. They are compiled on the user's machine by kernels.py, which says
 // what every exported function computes.
 //
 // Legend: B streams (rows), H hidden units, U of them computed, n computed edges of a node.

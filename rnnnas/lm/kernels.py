@@ -4,8 +4,8 @@ Legend: B streams, H hidden, U units computed, n computed edges of a node, M row
 
 torch's own operations read and write memory once each; between two products of the cell there are
 a dozen. One pass does them all. Where no compiler is found, or for another device than the CPU,
-torch's operations run instead, with the same values (`elementwise.py`, `loss.py`). As with torch's
-own threads, a process that has used them must not be forked and go on using them.
+torch's operations run instead, with the same values (`elementwise.py`, `fused.py`, `loss.py`). As
+with torch's own threads, a process that has used them must not be forked and go on using them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("kernels_mixture.cpp", "kernels_rows.cpp", "kernels.h")
+    for name in ("kernels_mixture.cpp", "kernels_derived.cpp", "kernels_rows.cpp", "kernels.h")
 )
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
 # -fno-math-errno and -fno-trapping-math let roots and comparisons become vector instructions;
@@ -45,6 +45,7 @@ _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "
 _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of threads
     "mix": "iiiippppp", "mix_back": "iiiippppppp", "reach": "iiiipppp", "normalise": "iiiidppppp",
     "normalise_back": "iiipppp", "losses": "iipppdppi", "evaluate": "iiiiippppppppp",
+    "gate": "iiiippppppp", "gate_back": "iiippppppp", "mean": "iiiippppp", "spread": "iiiipppppp",
 }  # fmt: skip
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
 
@@ -110,7 +111,8 @@ def _compiled(compiler: list[str], anew: bool = False) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             fresh = Path(folder) / target.name
-            _run([*compiler, *map(str, SOURCES[:2]), "-o", str(fresh), *flags])
+            units = (str(path) for path in SOURCES if path.suffix == ".cpp")
+            _run([*compiler, *units, "-o", str(fresh), *flags])
             fresh.replace(target)  # whole or not at all: others may be doing the same
         for old in cache.glob("kernels-*.so"):
             if time.time() - old.stat().st_mtime > KEPT_SECONDS:
@@ -143,6 +145,12 @@ def _openmp() -> list[str]:
     """torch's own thread library, so that there is one set of threads and not two."""
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return [str(found[0])] if found else []
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 in hardware."""
+    supported: bool = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return supported
 
 
 def usable(*tensors: Tensor, low: bool = False) -> bool:
@@ -182,6 +190,24 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     normalise: B, H, U, roll, epsilon, raw, mask or 0, → state, rstd (H), inner: the first U units
         times the mask. The state's units are rolled by `roll`, as torch.roll does.
     normalise_back: B, H, roll, slope, state, rstd, → the gradient of raw.
+
+    Of a derived cell, with product (B, k, 2H) of the k nodes of one source, which the first state
+    gets from_x (B, 2H) added to, and 0 for what is not there:
+
+    gate: B, H, k, elements between two nodes' states, operations (as COLUMNS counts), product,
+        from_x or 0, source, mask or 0, → states, and times the mask (k, B, H) or 0.
+    gate_back: B, H, k, operations, product, from_x or 0, source, slopes of the nodes' states
+        (k, B, H), slope of the source, gradient (B, 2H) or 0: the product becomes its gradient,
+        which is also written unrounded where there is from_x; adds to the source's slope what
+        reaches it directly.
+    mean: B, H, outputs, elements between two states, outputs (slots, rising), states, mask or 0,
+        → their mean, and times the mask or 0.
+    spread: B, H, states, outputs, outputs (slots, rising), slope of the result, onward, back,
+        mask or 0, → slopes (N+1, B, H) of the states: slope + onward + back times mask, shared by
+        the outputs, else 0. onward becomes 0.
+
+    Of either:
+
     evaluate: T, B, H, levels, outputs; the first node of every level and the end, the first state
         being node 0; sources, operations (as COLUMNS counts), outputs, addresses of the matrices
         (H, 2H); from_x (T, B, 2H), h (B, H), → states (N+1, B, H), results (T, B, H).

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnnnas.errors import UsageError
-from rnnnas.lm import baseline, fused, fused_mixed, mixed, softmaxes
+from rnnnas.lm import baseline, fused, fused_mixed, kernels, mixed, softmaxes
 from rnnnas.lm import cell as derived
 from rnnnas.lm.baseline import Baseline
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
@@ -73,8 +73,7 @@ def low_precision(config: ModelConfig, device: torch.device) -> bool:
         return True
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    supported: bool = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return supported
+    return kernels.has_bfloat16()
 
 
 class RecurrentLM(nn.Module):

@@ -60,7 +60,7 @@ def _estimate(
     finals = final_jobs(config, dict.fromkeys((*config.methods, RANDOM), 1), sizes)
     jobs: list[dict[str, Any]] = [
         {
-            "name": job.name if job.kind != "final" else f"final-{job.method}",
+            "name": job.name if job.kind != "final" else f"final-{job.method.replace(' ', '-')}",
             "kind": job.kind,
             "command": ["rnnnas", *job.words],
             "steps": job.steps,

@@ -18,10 +18,13 @@ from rnnnas.config import SearchConfig, TrainConfig
 from rnnnas.data.streams import window_lengths
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
+from rnnnas.nas.methods import method_of
 from rnnnas.nas.space import recurrent_space
 
 DEFAULT_PRESET = "study-quick"
-RANDOM = "random"  # stands where a method's name stands for the random cells
+# Stands where a method's name stands for the random cells. No method's name: `random` is one.
+RANDOM = "random cells"
+BY_STUDY = ("corpus", "method", "seed", "genotype")  # what no stage says for itself
 Kind = Literal["search", "short", "final"]
 
 
@@ -56,13 +59,25 @@ class StudyConfig:
     def __post_init__(self) -> None:
         for name in ("methods", "seeds", "final_seeds"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if not values:
+                raise UsageError(f"{name} = [] must have at least one entry")
+            if len(set(values)) < len(values):
                 raise UsageError(f"{name} = {list(values)} must be a list without repetitions")
         if min(*self.seeds, *self.final_seeds, self.random_cells, self.retries) < 0:
             raise UsageError("seeds, final_seeds, random_cells and retries must not be negative")
         for method, table in self.own.items():
             if not isinstance(table, Mapping):
                 raise UsageError(f"own.{method} is a group of settings, not the value {table!r}")
+            method_of(method)
+        stages = {name: getattr(self, name) for name in ("search", "short", "final")}
+        own = {f"own.{method}": table for method, table in self.own.items()}
+        for where, table in {**stages, **own}.items():
+            for key in BY_STUDY:
+                if key in table:
+                    raise UsageError(
+                        f"{where}.{key} = {table[key]!r} has no place in a study, which sets it",
+                        "a study's own: --corpus, --methods, --seeds, --set final_seeds=[1,2]",
+                    )
 
     @property
     def randoms(self) -> int:
@@ -211,7 +226,7 @@ def final_jobs(config: StudyConfig, chosen: Mapping[str, int], sizes: Sizes) -> 
 
 def cell_name(method: str, seed: int) -> str:
     """'gdas-s2' for the cell of a search, 'random-r5' for a random one."""
-    return f"{method}-{'r' if method == RANDOM else 's'}{seed}"
+    return f"random-r{seed}" if method == RANDOM else f"{method}-s{seed}"
 
 
 def command(job: Job, folder: Path) -> tuple[str, ...]:

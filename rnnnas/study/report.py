@@ -168,7 +168,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     ]
     if seeds < 5:
         lines.append(
-            f"{seeds} seeds tell large differences only: where intervals overlap, nothing is shown."
+            ("One seed tells" if seeds == 1 else f"{seeds} seeds tell")
+            + " large differences only: where intervals overlap, nothing is shown."
         )
     tau = result["tau"]
     lines.append(_tau_note(tau["n"], tau["tau_b"], tau["needed"]))
@@ -215,7 +216,7 @@ def show_on_board(folder: Path, result: Mapping[str, Any]) -> None:
         DiskError: where they cannot be written.
     """
     for method, own in result["methods"].items():
-        place = folder / "summary" / method
+        place = folder / "summary" / method.replace(" ", "-")
         with disk_errors(place):
             place.mkdir(parents=True, exist_ok=True)
         cut_events(place, {})

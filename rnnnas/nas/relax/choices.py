@@ -91,6 +91,31 @@ def one_hot(picked: Tensor, options: int, like: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(picked, options).to(like.dtype)
 
 
+def settle(choices: Choices, alpha: Tensor, before: Tensor, mixture: Mixture) -> None:
+    """Undo what an optimiser did to options that were not drawn, and move a choice's drawn ones by
+    one amount, in place, so that Σ exp over these is what it was: every other option keeps its
+    probability, whatever the optimiser's momentum and weight decay.
+
+    Args:
+        alpha, before: (E, O), after and before the optimiser's step.
+        mixture: whose `paths` are what was drawn.
+    """
+    drawn = torch.zeros_like(alpha)
+    for edge, op in mixture.paths or ():
+        drawn[edge, op] = 1
+    picked = choices.take(drawn) > 0  # (G, M)
+    old, new = choices.take(before), choices.take(alpha)
+    shift = _mass(old, picked) - _mass(new, picked)  # (G, 1); of nothing drawn, not a number
+    moved = torch.where(picked, new + shift, old)
+    known = choices.put(torch.ones_like(moved), alpha) > 0
+    alpha.copy_(torch.where(known, choices.put(moved, alpha), alpha))
+
+
+def _mass(logits: Tensor, picked: Tensor) -> Tensor:
+    """The logarithm of Σ exp over what was picked. (G, M) → (G, 1)."""
+    return logits.masked_fill(~picked, -torch.inf).logsumexp(-1, keepdim=True)
+
+
 def choice_softmax(table: Tensor, space: CellSpace) -> Tensor:
     """The probability of each option within its choice, (E, O); zero where not allowed."""
     choices = choices_of(space, table.device)

@@ -18,7 +18,7 @@ from rnnnas.nas.relax.base import (
     Step,
     allowed_softmax,
 )
-from rnnnas.nas.relax.choices import Choices, choice_softmax, choices_of, gumbel
+from rnnnas.nas.relax.choices import Choices, choice_softmax, choices_of, gumbel, settle
 from rnnnas.nas.space import CellSpace, RowSpace
 
 
@@ -75,17 +75,8 @@ class DenseNas(Relaxation):
         for name, space in spaces.items():
             alpha = alphas[name]
             choices = _drawn(space, alpha)
-            if choices is None:
-                continue
-            drawn = torch.zeros_like(alpha)
-            for edge, op in mixtures[name].paths or ():
-                drawn[edge, op] = 1
-            picked = choices.take(drawn) > 0  # (G, M)
-            old, new = choices.take(before[name]), choices.take(alpha)
-            shift = _mass(old, picked) - _mass(new, picked)  # (G, 1)
-            moved = torch.where(picked, new + shift, old)
-            known = choices.put(torch.ones_like(moved), alpha) > 0
-            alpha.copy_(torch.where(known, choices.put(moved, alpha), alpha))
+            if choices is not None:
+                settle(choices, alpha, before[name], mixtures[name])
 
 
 def _drawn(space: CellSpace, like: torch.Tensor) -> Choices | None:
@@ -93,8 +84,3 @@ def _drawn(space: CellSpace, like: torch.Tensor) -> Choices | None:
     if isinstance(space, RowSpace) and not space.drawn:
         return None
     return choices_of(space, like.device)
-
-
-def _mass(logits: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
-    """The logarithm of Σ exp over what was picked. (G, M) → (G, 1)."""
-    return logits.masked_fill(~picked, -torch.inf).logsumexp(-1, keepdim=True)

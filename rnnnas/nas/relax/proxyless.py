@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces, Step
-from rnnnas.nas.relax.choices import choice_softmax, choices_of, gumbel, one_hot
+from rnnnas.nas.relax.choices import choice_softmax, choices_of, gumbel, one_hot, settle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +22,10 @@ class Proxyless(Relaxation):
     of the alphas two are drawn without replacement, and of the two one by their renormalised
     shares p: its gate g is 1, the other's 0, both are computed, and
     ∂L/∂α_i = Σ_j ∂L/∂g_j p_j (δ_ij - p_i) over the pair (equation 4). `adjust` then moves both
-    alphas by one amount, so that what the pair weighs against all other options stays as it was.
+    alphas by one amount, so that what the pair weighs against all other options stays as it was,
+    and undoes what the optimiser's momentum or weight decay did to those that were not drawn.
 
-    The optimiser should leave the alphas that were not drawn where they are: `alphas.betas`
-    (0, 0.999), `alphas.weight_decay` 0.
+    As published the optimiser has neither: `alphas.betas` (0, 0.999), `alphas.weight_decay` 0.
     """
 
     def mix(
@@ -61,18 +61,5 @@ class Proxyless(Relaxation):
 
     def adjust(self, alphas: Alphas, before: Alphas, mixtures: Mixtures, spaces: Spaces) -> None:
         for name, space in spaces.items():
-            alpha = alphas[name]
-            choices = choices_of(space, alpha.device)
-            drawn = torch.zeros_like(alpha)
-            for edge, op in mixtures[name].paths or ():
-                drawn[edge, op] = 1
-            picked = choices.take(drawn) > 0  # (G, M)
-            old, new = choices.take(before[name]), choices.take(alpha)
-            change = _mass(old, picked) - _mass(new, picked)  # (G, 1)
-            shift = torch.where(picked, change, 0.0)  # nothing of a choice that drew nothing
-            alpha += choices.put(shift, alpha)
-
-
-def _mass(logits: Tensor, picked: Tensor) -> Tensor:
-    """The logarithm of what the picked options weigh together. (G, M) → (G, 1)."""
-    return logits.masked_fill(~picked, -torch.inf).logsumexp(-1, keepdim=True)
+            choices = choices_of(space, alphas[name].device)
+            settle(choices, alphas[name], before[name], mixtures[name])

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 # What is tried. Dynamic evaluation goes downhill from its defaults, in lr, then in epsilon, then in
 # decay; the cache tries every combination, which costs little: the outputs are computed once.
-TARGETS = 20_000  # of the validation text, from its beginning: enough to tell neighbours apart
+TARGETS = 10_000  # of the validation text, from its beginning: enough to tell neighbours apart
 LRS = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 EPSILONS = (2e-5, 6e-5, 2e-4, 6e-4, 2e-3)
 DECAYS = (0.0, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

@@ -144,8 +144,6 @@ class SearchConfig(MethodChoice):
 
     def _idle(self) -> set[str]:
         keys = MethodChoice._idle(self) | {*WITHOUT_RESULT}
-        if self.latency.weight and method_of(self.method).alphas == "policy":
-            keys.add("latency.form")
         if self.derive.by == "scores":
             keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}
         elif not self.derive.tune_windows:

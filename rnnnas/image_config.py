@@ -31,7 +31,7 @@ class ImageSearchConfig(MethodChoice):
     `batches.limit` batches each; valid_images: of the validation split that are measured after an
     epoch, 0 for all; save_seconds: between saved states; relax: the method's own settings; derive:
     how cells are read off the alphas; space: of the two cells of DARTS, or of densely connected
-    blocks, whose sizes are `dense`; latency: its price, of dense blocks.
+    blocks, whose sizes are `dense`; latency: its price.
     """
 
     second: ClassVar[Literal["finite", "exact"]] = "exact"
@@ -80,11 +80,11 @@ class ImageSearchConfig(MethodChoice):
         """Refuse what the other space alone has."""
         if self.space == "cells":
             self.derive.check((NORMAL, REDUCE), OPERATIONS[1:])
-            if self.latency.weight:
+            if self.latency.weight and len(self.plan) > 1:
                 raise UsageError(
-                    f"latency.weight = {self.latency.weight} is for dense blocks: image cells have "
-                    "no table of latencies",
-                    "add --set space=dense, or leave it out",
+                    f"latency.weight = {self.latency.weight} is the price of one network, and this "
+                    f"search has {len(self.plan)} of them, one a stage",
+                    "take a method of one stage, as --method proxyless, without stages.ops",
                 )
             return
         check_settings(self.model)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rnnnas import cell_latency, dense_latency
 from rnnnas import config as configs
 from rnnnas.blackbox import CandidateJob
 from rnnnas.config import AnySearch, SearchConfig
 from rnnnas.data.corpus import Corpus, check_unchanged
-from rnnnas.dense_latency import pricing
+from rnnnas.data.images import ImageCorpus
 from rnnnas.derive import cell_text
 from rnnnas.errors import UsageError
 from rnnnas.files import content_digest, write_json
+from rnnnas.image_config import ImageSearchConfig
 from rnnnas.latency import given_table, run_price
 from rnnnas.loop import drive, finished
-from rnnnas.nas.cost import MICROSECOND
+from rnnnas.nas.cost import MICROSECOND, Price
 from rnnnas.nas.methods import method_of
 from rnnnas.ranks import ALONE, Ranks
 from rnnnas.run import Run
@@ -54,6 +57,18 @@ def job_of(
     return SearchJob(config, corpus, device, ranks)
 
 
+def _layers_price(
+    config: AnySearch, corpus: AnyCorpus, device: torch.device
+) -> Callable[[Path], Price] | None:
+    """What gives a search on images its price in a run folder; None where it has none."""
+    if not isinstance(config, ImageSearchConfig) or not config.latency.weight:
+        return None
+    assert isinstance(corpus, ImageCorpus)  # the job has refused others
+    if config.space == "dense":
+        return dense_latency.pricing(config, corpus, device)
+    return cell_latency.pricing(config, corpus, device)
+
+
 def search(
     config: AnySearch,
     corpus: AnyCorpus,
@@ -86,7 +101,7 @@ def search(
     text = config if isinstance(config, SearchConfig) else None  # what images have not
     priced = text if text is not None and text.latency.weight else None
     table = None if priced is None else given_table(priced, device)
-    dense = pricing(config, corpus, device)
+    layers = _layers_price(config, corpus, device)
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
     }  # fmt: skip
@@ -95,8 +110,8 @@ def search(
             return finished(run, ranks)
         if isinstance(job, SearchJob) and priced is not None:
             job.set_price(run_price(priced, run.folder, table, device, ranks))
-        if isinstance(job, SearchJob) and dense is not None:
-            job.set_price(dense(run.folder))
+        if isinstance(job, SearchJob) and layers is not None:
+            job.set_price(layers(run.folder))
         title = f"search {config.method} on {config.corpus}"
         seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and job.scored is not None:

@@ -56,4 +56,6 @@ class MethodChoice:
             keys.add("alphas.second_order")
         if not self.latency.weight:
             keys |= {"latency.form", "latency.ref", "latency.table"}
+        elif method.alphas == "policy":
+            keys.add("latency.form")
         return keys

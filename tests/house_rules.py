@@ -97,9 +97,14 @@ MAY_IMPORT: dict[str, list[str]] = {
     "latency": [
         "config", "files", "lm.fused", "lm.model", "nas.cost", "nas.genotype", "nas.space", "ranks",
     ],
+    "layer_latency": ["cnn.ops", "data.images", "files", "image_config", "latency"],
+    "cell_latency": [
+        "cnn.cell", "cnn.ends", "cnn.model", "cnn.ops", "cnn.space", "data.images", "image_config",
+        "layer_latency", "nas.cost", "nas.genotype", "nas.relax.base", "nas.space", "settings",
+    ],
     "dense_latency": [
-        "cnn.dense*", "cnn.ops", "config", "data.images", "files", "image_config", "latency",
-        "nas.chain", "nas.cost", "nas.genotype", "nas.relax.base",
+        "cnn.dense*", "cnn.ops", "data.images", "image_config", "layer_latency", "nas.chain",
+        "nas.cost", "nas.genotype", "nas.relax.base",
     ],
     "supernet": [
         "config", "data.corpus", "data.streams", "derive", "lm.model", "loop", "nas.*", "optim",
@@ -107,8 +112,8 @@ MAY_IMPORT: dict[str, list[str]] = {
         "watch",
     ],
     "search": [
-        "blackbox", "config", "data.*", "dense_latency", "derive", "files", "latency", "loop",
-        "nas.*", "ranks", "run", "shared", "supernet", "tasks.*",
+        "blackbox", "cell_latency", "config", "data.*", "dense_latency", "derive", "files",
+        "image_config", "latency", "loop", "nas.*", "ranks", "run", "shared", "supernet", "tasks.*",
     ],
     "train": [
         "config", "data.*", "derive", "evaluate", "files", "loop", "nas.genotype", "optim",
@@ -135,9 +140,10 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
     "cli.*": [
-        "cli.*", "bench*", "board", "cnn.dense_genes", "cnn.zoo", "config", "data.corpus", "demo",
-        "dense_latency", "draw", "evaluate", "files", "image_config", "latency", "lm.kernels",
-        "nas.genotype", "nas.methods", "nas.space", "ranks", "search", "study.*", "train",
+        "cli.*", "bench*", "board", "cell_latency", "cnn.dense_genes", "cnn.zoo", "config",
+        "data.corpus", "demo", "dense_latency", "draw", "evaluate", "files", "image_config",
+        "latency", "layer_latency", "lm.kernels", "nas.genotype", "nas.methods", "nas.space",
+        "ranks", "search", "study.*", "train",
     ],
     "__main__": ["cli"],
 }  # fmt: skip

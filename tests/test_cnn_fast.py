@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rnnnas.cnn import norm
 from rnnnas.cnn.depthwise import depthwise
 from rnnnas.cnn.model import CnnConfig, ConvNet
 from rnnnas.cnn.noise import SILENCE
@@ -19,6 +20,12 @@ from rnnnas.nas.relax.base import Mixture
 from rnnnas.types import Batch
 
 DOUBLE = torch.float64
+
+
+@pytest.fixture(autouse=True, params=[1, norm.LEAST], ids=["own norm", "torch's norm"])
+def least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The own batch normalisation serves images as small as these, or does not."""
+    monkeypatch.setattr(norm, "LEAST", request.param)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -172,6 +174,28 @@ def test_entries_change_widths_and_sizes() -> None:
     expected = normalised(convolve(x.clamp(min=0), narrow.conv.weight, (1, 1)))
     torch.testing.assert_close(narrow(x, True), expected)
     assert FactorisedReduction(6, 5, SEARCH, seeded(0)).double()(x, True).shape == (2, 5, 4, 4)
+
+
+REACH = """
+import torch
+from rnnnas.cnn.ops import Conv
+for inputs in (1, 2, 3, 4, 6):
+    conv = Conv(inputs, 4, (1, 1), torch.Generator().manual_seed(1), stride=(2, 2))
+    x = torch.randn(8, inputs, 16, 16).contiguous(memory_format=torch.channels_last)
+    for _ in range(60):
+        conv.weight.grad = None
+        conv(x).square().sum().backward()
+    own, seen = conv.weight.detach().double().flatten(1), x[:, :, ::2, ::2].double()
+    out = torch.einsum("oi,bihw->bohw", own, seen)
+    wanted = 2 * torch.einsum("bohw,bihw->oi", out, seen)
+    torch.testing.assert_close(conv.weight.grad.double().flatten(1), wanted, rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_few_channels_are_not_written_beyond_their_memory() -> None:
+    """torch's own gradient of this convolution ends its process; hence one of its own."""
+    done = subprocess.run([sys.executable, "-c", REACH], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_unknown_operations_are_refused() -> None:

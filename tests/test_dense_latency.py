@@ -14,14 +14,9 @@ from test_chain import chains
 from test_dense import LAYOUT, SMALL, softmaxes
 
 from rnnnas.cnn.dense_space import LAYERS, ROUTES, Layout
-from rnnnas.dense_latency import (
-    DensePrice,
-    DenseTable,
-    measure_layers,
-    read_dense_table,
-    report,
-)
+from rnnnas.dense_latency import DensePrice, measure_layers, report
 from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.layer_latency import LayerTable, read_layer_table
 from rnnnas.nas.cost import LatencyConfig
 from rnnnas.nas.relax.base import Mixture
 
@@ -30,14 +25,14 @@ SIZE = (9, 7)
 SIDES = {1: "9x7", 2: "5x4", 4: "3x2"}  # of images, halved and rounded up
 
 
-def table() -> DenseTable:
+def table() -> LayerTable:
     """A made-up second for every layer, of its own name."""
     names = {"conv_3x3 3>3 s1 9x7", "conv_1x1 5>6 s1 3x2"}
     for x in LAYOUT.layers:
         for op in LAYOUT.ops[:-1]:
             names.add(f"{op} {x.inputs}>{x.outputs} s{x.stride} {SIDES[x.scale]}")
     seconds = {name: 1e-4 * (1 + (11 * k) % 17) for k, name in enumerate(sorted(names))}
-    return DenseTable(
+    return LayerTable(
         device="cpu", processor="made up", images=8, size=SIZE, date="", seconds=seconds
     )
 
@@ -130,7 +125,7 @@ def test_a_measured_table_has_every_layer_and_comes_back(tmp_path: Path) -> None
     assert all(value > 0 for value in found.seconds.values()) and found.images == 2
     path = tmp_path / "latency.json"
     path.write_text(json.dumps(asdict(found)), encoding="utf-8")
-    assert read_dense_table(path) == found
+    assert read_layer_table(path) == found
     with pytest.raises(UsageError, match="no layer '.* 8x8'"):
         DensePrice.of(LatencyConfig(weight=1.0), LAYOUT, (8, 8), found)
     wide = Layout(replace(SMALL, end=7))
@@ -152,4 +147,4 @@ def test_what_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match="no table of the latencies of layers"):
-        read_dense_table(path)
+        read_layer_table(path)

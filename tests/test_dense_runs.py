@@ -164,7 +164,6 @@ def test_search_train_eval_show(squares: ImageCorpus, tmp_path: Path) -> None:
         (["--method", "proxyless-reinforce"], "draws cells, and dense blocks make none"),
         (["--set", "model.partial=2"], "no place in a network of dense blocks"),
         (["--set", "dense.reach=0"], "dense.reach = 0 must be at least 1"),
-        (["--set", "space=cells", "--set", "latency.weight=1"], "is for dense blocks"),
         (["--set", "latency.weight=1", "--set", "latency.table=nowhere.json"], "nowhere.json"),
     ],
 )

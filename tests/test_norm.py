@@ -79,7 +79,8 @@ def test_a_gradient_in_another_order_is_the_same() -> None:
         torch.testing.assert_close(own, slow, rtol=1e-10, atol=1e-10)
 
 
-def test_running_statistics_run_as_torchs_and_serve() -> None:
+def test_running_statistics_run_as_torchs_and_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "LEAST", 64 * 16 * 16)
     both = []
     for quick in (True, False):
         layer = Norm(12, DERIVED).double()
@@ -103,7 +104,10 @@ def test_a_large_mean_costs_no_digits_of_a_small_variance() -> None:
     torch.testing.assert_close(statistic.double(), exact, rtol=1e-5, atol=0)
 
 
-def test_it_serves_large_channels_last_images_in_full_precision_only() -> None:
+def test_it_serves_large_channels_last_images_in_full_precision_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(norm, "LEAST", 64 * 16 * 16)
     x = torch.zeros(64, 3, 16, 16).contiguous(memory_format=LAST)
     assert norm.suits(x) and norm.suits(x.double())
     assert not norm.suits(x.contiguous())
@@ -160,6 +164,7 @@ def test_a_quick_reductions_backward_pass_makes_one_image_of_full_size() -> None
 
 @pytest.mark.parametrize("path", ["fast", "reference"])
 def test_the_fast_path_alone_uses_both(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "LEAST", 16 * 32 * 32)
     seen: set[str] = set()
 
     def spied(module: Any, name: str) -> None:

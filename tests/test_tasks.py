@@ -93,6 +93,16 @@ def test_lengths_of_an_epoch(size: int, limit: int, expected: int, squares: Imag
     assert task.lengths(0) == task.lengths(3) == [1] * expected
 
 
+@pytest.mark.parametrize(("images", "batch", "expected"), [(9, 4, 8), (8, 4, 8), (7, 4, 7)])
+def test_no_image_of_a_search_is_evaluated_alone(
+    images: int, batch: int, expected: int, squares: ImageCorpus
+) -> None:
+    """It would be normalised by itself, and at one pixel could not be."""
+    settings = search_config(f"valid_images={images}", f"batches.evaluated={batch}")
+    sizes = [len(b.targets) for b in search_task(settings, squares, CPU, Ranks()).valid.read(1)]
+    assert sum(sizes) == expected and min(sizes) > 1
+
+
 def test_the_step_size_is_that_of_the_schedule(squares: ImageCorpus) -> None:
     """No share of a window's length is in it."""
     job = TrainJob(train_config("weights.lr=0.1", "weights.lr_end=0.01"), squares, CPU)
@@ -284,20 +294,58 @@ def test_the_recipes_of_the_paper_for_images() -> None:
     assert (train.epochs, train.batches.size, m.channels, m.layers) == (600, 96, 36, 20)
     assert (m.auxiliary, m.auxiliary_weight, m.drop_path) == (True, 0.4, 0.2)
     assert (a.cutout, a.crop_padding, a.flip) == (16, 4, True)
-    assert (train.weights.lr, train.weights.lr_end, train.weights.schedule) == (0.025, 0, "cosine")
+    w = train.weights
+    assert (w.lr, w.lr_end, w.schedule) == (0.025, 0, "cosine")
+    assert (w.momentum, w.weight_decay, w.clip) == (0.9, 3e-4, 5.0)
     large = of("imagenet", "image-train")
     assert (large.epochs, large.batches.size, large.model.channels) == (250, 128, 48)
     assert (large.model.layers, large.model.stem, large.model.label_smoothing) == (
         14, "imagenet", 0.1,
     )  # fmt: skip
-    assert large.weights.lr_end == pytest.approx(0.1 * 0.97**250, rel=1e-3)
-    assert large.weights.weight_decay == 3e-5
-    stages = of("cifar10-p-darts", "image-search").plan
-    assert [(s.ops, s.layers, s.skip_dropout) for s in stages] == [
+    m, w = large.model, large.weights
+    assert (m.auxiliary, m.auxiliary_weight, m.drop_path) == (True, 0.4, 0.0)
+    assert (w.lr, w.schedule) == (0.1, "exponential")
+    assert w.lr_end == pytest.approx(0.1 * 0.97**250, rel=1e-3)
+    assert (w.momentum, w.weight_decay, w.clip) == (0.9, 3e-5, 5.0)
+
+
+def test_the_recipes_of_other_methods_for_images() -> None:
+    """P-DARTS, PC-DARTS, GDAS and ProxylessNAS, as their papers and code have them."""
+    deep = of("cifar10-p-darts", "image-search")
+    assert [(s.ops, s.layers, s.skip_dropout) for s in deep.plan] == [
         (8, 5, 0.1), (5, 11, 0.4), (3, 17, 0.7),
     ]  # fmt: skip
+    assert (deep.method, deep.epochs, deep.batches.size) == ("p-darts", 3 * 25, 96)
+    assert deep.model.channels == 16
+    assert deep.derive.limits == {"normal": {"skip_connect": 2}}
     partial = of("cifar10-pc-darts", "image-search")
-    assert (partial.model.partial, partial.batches.size, partial.weights.lr) == (4, 256, 0.1)
+    assert (partial.method, partial.epochs, partial.batches.size) == ("pc-darts", 50, 256)
+    assert (partial.model.channels, partial.model.layers, partial.model.partial) == (16, 8, 4)
+    for config, lr, warmup in ((deep, 0.025, 10 / 25), (partial, 0.1, 15 / 50)):
+        w = config.weights
+        assert (w.lr, w.lr_end, w.schedule) == (lr, 0, "cosine")
+        assert (w.momentum, w.weight_decay, w.clip) == (0.9, 3e-4, 5.0)
+        assert config.alphas == ImageAlphaConfig(
+            lr=6e-4, betas=(0.5, 0.999), weight_decay=1e-3, held_out=0.5, warmup=warmup
+        )
+    one = of("cifar10-gdas", "image-search")
+    gates = of("cifar10-proxyless", "image-search")
+    for config, method, epochs, decay in (
+        (one, "gdas", 250, 5e-4), (gates, "proxyless", 50, 3e-4)
+    ):  # fmt: skip
+        assert (config.method, config.epochs, config.batches.size) == (method, epochs, 64)
+        assert (config.model.channels, config.model.layers) == (16, 8)
+        w = config.weights
+        assert (w.lr, w.lr_end, w.schedule) == (0.025, 0.001, "cosine")
+        assert (w.momentum, w.weight_decay, w.clip) == (0.9, decay, 5.0)
+    assert one.relax == {"tau_start": 10.0, "tau_end": 0.1, "reach": "sampled"}
+    assert one.alphas == ImageAlphaConfig(
+        lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3, held_out=0.5
+    )
+    assert gates.alphas == ImageAlphaConfig(
+        lr=1e-3, betas=(0.0, 0.999), weight_decay=0.0, held_out=0.5, warmup=40 / 160
+    )
+    assert gates.latency.weight == 0
 
 
 def test_defaults_are_those_of_images(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ def show(
 
     LSTM and GRU, which are no genotypes, are told of in a sentence. NASNet and AmoebaNet are cells
     of image networks; 'image:' before a name, as in image:DARTS_V2, says that such are meant.
-    The text tells the latency of a recurrent cell where `bench latency` has left a table.
+    The text tells the latency of a recurrent cell where `bench latency` has left a table, and of
+    an image network where a search with a price on latency has kept one.
 
     \b
     Examples:
@@ -50,7 +51,6 @@ def show(
     """
     from rnnnas import draw
     from rnnnas.cnn import zoo as images
-    from rnnnas.cnn.dense_genes import is_dense
     from rnnnas.nas.genotype import BASELINES, RECURRENT, ZOO
     from rnnnas.nas.space import genotype_of
 
@@ -62,7 +62,6 @@ def show(
     upper = genotype.upper()
     image = genotype.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
     cell = (images.genotype_of if image else genotype_of)(genotype, seed=1)
-    dense = is_dense(cell.cells)
     image = image or RECURRENT not in cell.cells
     known = images.published(genotype) if image else ZOO.get(genotype)
     title = genotype
@@ -73,14 +72,13 @@ def show(
     if form == "text" and known is not None:
         kind = "error in %" if image else "validation/test"
         text += f"\n{known.source}\npublished: {known.results} ({kind})"
-    timed = dense and not measure  # layers are timed one by one, in a search
-    if (table is not None or measure) and (form != "text" or image and not timed):
+    if (table is not None or measure) and (form != "text" or image and measure):
         raise UsageError(
-            "--latency is for recurrent cells and dense blocks shown as text, --measure for "
-            "recurrent cells"
+            "--latency is for what is shown as text, --measure for recurrent cells: layers of "
+            "image networks are timed one by one, in a search"
         )
-    if form == "text" and timed:
-        text += _dense_latency(cell, genotype, table)
+    if form == "text" and image:
+        text += _layers_latency(cell, genotype, table)
     if form == "text" and not image:
         text += _latency(cell, genotype, table, device if measure else None)
     _give(text, out)
@@ -111,14 +109,17 @@ def _latency(cell: Any, reference: str, table: Path | None, device: str | None) 
     return text
 
 
-def _dense_latency(network: Any, reference: str, table: Path | None) -> str:
-    """The same of a network of dense blocks, by the table that is named or the run's own."""
+def _layers_latency(network: Any, reference: str, table: Path | None) -> str:
+    """The same of an image network, by the table that is named or the run's own."""
     path = table or Path(reference) / "latency.json"
     if table is None and not path.is_file():
         return ""
-    from rnnnas.dense_latency import read_dense_table, report
+    from rnnnas import cell_latency, dense_latency
+    from rnnnas.cnn.dense_genes import is_dense
+    from rnnnas.layer_latency import read_layer_table
 
-    return f"\n{report(network, read_dense_table(path))}"
+    kind = dense_latency if is_dense(network.cells) else cell_latency
+    return f"\n{kind.report(network, read_layer_table(path))}"
 
 
 def _default_tables() -> list[Path]:

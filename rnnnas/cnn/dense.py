@@ -131,7 +131,7 @@ class DenseNet(nn.Module):
         self.end = ConvNorm(last, end, 1, norms, generator)
         self.classifier = Linear(end, classes, generator)
         for module in self.modules():
-            if isinstance(module, Conv):
+            if isinstance(module, (Conv, Norm)):
                 module.quick = config.path == "fast"
 
     def noise(self, batch: Batch, generator: torch.Generator, *, progress: float = 1.0) -> CnnNoise:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rnnnas.cnn import norm
 from rnnnas.cnn.cell import SKIP, MixedCell, by_edge, shuffle
 from rnnnas.cnn.ops import EPSILON, Identity, Pool
 from rnnnas.nas.relax.base import Mixture
@@ -112,4 +113,6 @@ def _term(
             return state.inner * mask[0][cell.identities.index(edge)] * (weight / mask[1])
         return weight * state.inner
     out = module.rectified(state.rectified(), train)
+    if norm.suits(out):
+        return norm.batch_norm(out, None, None, scale, None, 0.0, EPSILON)
     return F.batch_norm(out, None, None, scale, None, True, 0.0, EPSILON)

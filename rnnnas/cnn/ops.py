@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnnnas.cnn import norm
 from rnnnas.cnn.depthwise import depthwise
+from rnnnas.cnn.halves import halves
 from rnnnas.errors import UsageError
 
 EPSILON = 1e-5  # of the batch normalisation
@@ -43,8 +45,12 @@ def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> 
 
 
 class Norm(nn.Module):
-    """Batch normalisation over B, h and w."""
+    """Batch normalisation over B, h and w.
 
+    `quick` is set by the network: whether `rnnnas.cnn.norm` may serve.
+    """
+
+    quick = False
     mean: Tensor | None
     variance: Tensor | None
 
@@ -59,6 +65,13 @@ class Norm(nn.Module):
     def forward(self, x: Tensor, train: bool) -> Tensor:
         """Where `train`, by the statistics of this batch, which enter the running ones."""
         own = train or not self.norms.running
+        if self.quick and norm.suits(x):
+            if own:
+                return norm.batch_norm(
+                    x, self.mean, self.variance, self.weight, self.bias, MOMENTUM, EPSILON
+                )
+            assert self.mean is not None and self.variance is not None
+            return norm.by_running(x, self.mean, self.variance, self.weight, self.bias, EPSILON)
         return F.batch_norm(
             x, self.mean, self.variance, self.weight, self.bias, own, MOMENTUM, EPSILON
         )
@@ -94,6 +107,10 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         stride, padding, dilation = self.stride, self.padding, self.dilation
+        if self.weight.shape[2:].numel() == 1 and stride != (1, 1):
+            # The same pixels at stride 1. torch 2.13 writes beyond its memory in the gradient of a
+            # 1x1 kernel of stride 2 where images lie channels-last and have few channels.
+            x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
         quick = self.quick and self.groups > 1
         if quick and dilation == 2 and stride == (2, 2) and not any(n % 2 for n in padding):
             # Only every other pixel is ever met: of these it is a plain kernel, at stride 1.
@@ -145,13 +162,26 @@ class FactorisedReduction(nn.Module):
         self.norm = Norm(outputs, norms)
 
     def forward(self, x: Tensor, train: bool) -> Tensor:
-        out: Tensor = self.norm(self.rectified(x.relu(), train), train)
+        if self._quick(x):  # half of the pixels are never met: the ReLU need not see them
+            even, odd = halves(x)
+            out: Tensor = self.norm(self._joined(even.relu(), odd.relu()), train)
+            return out
+        out = self.norm(self.rectified(x.relu(), train), train)
         return out
 
     def rectified(self, r: Tensor, train: bool) -> Tensor:
         """What follows the ReLU, up to the normalisation."""
+        if self._quick(r):
+            return self._joined(*halves(r))
         shifted = F.pad(r[:, :, 1:, 1:], (0, r.shape[3] % 2, 0, r.shape[2] % 2))
         return torch.cat([self.even(r), self.odd(shifted)], 1)
+
+    def _quick(self, x: Tensor) -> bool:
+        return self.even.quick and x.device.type == "cpu"
+
+    def _joined(self, even: Tensor, odd: Tensor) -> Tensor:
+        """Of the pixels (B, C, h', w') that both convolutions see: see `halves`."""
+        return torch.cat([F.conv2d(even, self.even.weight), F.conv2d(odd, self.odd.weight)], 1)
 
 
 class Separable(nn.Module):

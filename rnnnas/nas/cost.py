@@ -43,9 +43,9 @@ class LatencyConfig:
     them, the same weight would pull 3.55 times as hard. A policy's rewards are
     multiplied by (ref / latency)^weight instead, whatever the form (its equation 8). ref: seconds
     a time step, or of images a batch; 0 for the mean of random cells by the table, or of uniform
-    choices among dense blocks. table: a file of `rnnnas bench latency`, or of dense blocks a
-    search's latency.json; "" for the one in its default place, where there is one, or else one
-    measured when the search begins.
+    choices among dense blocks. table: a file of `rnnnas bench latency`, or of images, cells and
+    dense blocks alike, a search's latency.json; "" for the one in its default place, where there
+    is one, or else one measured when the search begins.
     """
 
     weight: float = 0.0
@@ -101,6 +101,41 @@ class OperationCosts:
     def expected(self, weights: Tensor, space: CellSpace) -> Tensor:
         price = weights.new_tensor([self.seconds.get(op, 0.0) for op in space.ops])
         return self.fixed + (choice_shares(weights, space) * price).sum()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeCosts:
+    """Cells whose operations cost more on some edges than on others: their sum, as above.
+
+    space: of the cells. seconds: (E, O), of an operation on an edge, wherever the network has such
+    a cell, all together. fixed: of all else.
+    """
+
+    space: CellSpace
+    seconds: tuple[tuple[float, ...], ...]
+    fixed: float = 0.0
+
+    @property
+    def floor(self) -> float:
+        return self.fixed
+
+    def check(self, space: CellSpace) -> None:
+        if (space.edges, space.ops, space.keep) != (
+            self.space.edges, self.space.ops, self.space.keep,
+        ):  # fmt: skip
+            raise UsageError("this table of latencies is for cells with other edges or operations")
+
+    def of_cell(self, cell: CellGene) -> float:
+        rows, column = self.space.rows, self.space.ops.index
+        return self.fixed + sum(
+            self.seconds[rows(node)[gene.source]][column(gene.op)]
+            for node, genes in enumerate(cell.nodes)
+            for gene in genes
+        )
+
+    def expected(self, weights: Tensor, space: CellSpace) -> Tensor:
+        shares = choice_shares(weights, space)
+        return self.fixed + (shares * weights.new_tensor(self.seconds)).sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,7 +105,10 @@ class ImageSearch(_Pictures):
         self.train = images_of(corpus, train, size, side, device)
         self.alpha = images_of(corpus, other, min(size, len(other)), side, device)
         valid = corpus.splits["valid"]
-        valid = valid.part(0, min(config.valid_images or len(valid), len(valid)))
+        count = min(config.valid_images or len(valid), len(valid))
+        if count > 1 and count % config.batches.evaluated == 1:
+            count -= 1  # a last batch of one image could not be normalised by itself
+        valid = valid.part(0, count)
         judged = images_of(corpus, valid, config.batches.evaluated, side, device)
         self.valid = InOrder(judged, side)
         # Another order than the weights': both halves lie class by class in the same sequence.

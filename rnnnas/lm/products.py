@@ -44,7 +44,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total (M, W) += a (M, K) times b (K, W), likewise; `total` may have another type."""
     if total.dtype == a.dtype and not _suits_onednn(a, b, copied=True):
-        total.addmm_(a, b)
+        torch.addmm(total, a, b, out=total)
     else:
         total += multiply(a, b)
 

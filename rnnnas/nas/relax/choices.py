@@ -108,7 +108,7 @@ def settle(choices: Choices, alpha: Tensor, before: Tensor, mixture: Mixture) ->
     shift = _mass(old, picked) - _mass(new, picked)  # (G, 1); of nothing drawn, not a number
     moved = torch.where(picked, new + shift, old)
     known = choices.put(torch.ones_like(moved), alpha) > 0
-    alpha.copy_(torch.where(known, choices.put(moved, alpha), alpha))
+    alpha.copy_(torch.where(known, choices.put(moved, alpha), before))
 
 
 def _mass(logits: Tensor, picked: Tensor) -> Tensor:

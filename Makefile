@@ -2,6 +2,8 @@
 # package index: they create .venv, install, and run.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run with a thread each, this many at a time.
+JOBS ?= 2
 
 .PHONY: demo test slow lint clean
 
@@ -9,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/rnnnas demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow

@@ -168,7 +168,10 @@ GRADIENT = [
         ("proxyless-reinforce", [1], 3.0),
         # Where every edge has a softmax of its own the same price needs more than 24 steps.
         ("darts-1st", [0, 1], 300.0),
-        *(pytest.param(m, [0, 1, 2], 300.0, marks=pytest.mark.slow, id=f"{m}-slow") for m in GRADIENT),
+        *(
+            pytest.param(m, [0, 1, 2], 300.0, marks=pytest.mark.slow, id=f"{m}-slow")
+            for m in GRADIENT
+        ),
     ],
 )
 def test_a_price_on_latency_finds_faster_cells(

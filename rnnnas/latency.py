@@ -1,8 +1,8 @@
 """Latency on this machine: tables that are measured, kept and read, and cells that are timed.
 
 A table is measured with the fast cell itself, on cells that are made for it: "stars", whose k
-nodes all take s0, and a chain. What a window of T steps takes is divided by T, the input's product
-for all steps included. Legend: T steps, B streams, H hidden, N nodes.
+nodes all take s0 by one operation, and a chain. What a window of T steps takes is divided by T, the
+input's product for all steps included. Legend: T steps, B streams, H hidden, N nodes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from rnnnas.config import SearchConfig
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.files import read_json, write_json
-from rnnnas.lm.fused import activate_, unroll
+from rnnnas.lm.fused import unroll
 from rnnnas.lm.model import low_precision
 from rnnnas.nas.cost import MICROSECOND, LatencyPrice, RecurrentCosts
 from rnnnas.nas.genotype import RECURRENT, CellGene, Gene
@@ -33,6 +33,7 @@ K = TypeVar("K", bound=Hashable)
 
 RUN_FILE = "latency.json"  # the table that a search was priced by, in its run folder
 _ROUNDS = 5  # at least, of each window
+_CHAIN = ("chain", 0)
 _ANEW = "measure one: rnnnas bench latency"
 
 
@@ -172,8 +173,8 @@ def _window(
     return run
 
 
-def _cell(sources: list[int]) -> CellGene:
-    nodes = tuple((Gene("identity", source),) for source in sources)
+def _cell(sources: list[int], op: str = "identity") -> CellGene:
+    nodes = tuple((Gene(op, source),) for source in sources)
     return CellGene(nodes=nodes, concat=tuple(range(1, len(sources) + 1)))
 
 
@@ -187,8 +188,10 @@ def measure_table(
     """The table for `model.hidden`, `model.nodes`, `windows.streams` and `.bptt` on `device`.
 
     The least of several rounds each. s0 and the groups come from whole windows of the fast cell:
-    a chain of n nodes takes first + n g_1, a star of k first + g_k. Products and activations are
-    timed by themselves; what is left of a group is its rest.
+    a chain of n nodes takes first + n g_1, a star of k first + g_k. An activation is what a star
+    takes more with it than with the identity, which costs nothing: measured for 1 and for all N
+    nodes, in between on the straight line. Products are timed by themselves; what is left of a
+    group is its rest.
 
     Args:
         seconds: of rounds of windows, about; large sizes take longer.
@@ -198,23 +201,22 @@ def measure_table(
     low = low_precision(config.model, device)
     sizes = range(1, count + 1)
     length = max(4, count)
+    ops = [op for op in RECURRENT_OPS if op != NONE]
     say("windows of the fast cell")
-    cells = {k: _cell([0] * k) for k in sizes} | {0: _cell(list(range(length)))}
-    runs = {k: _window(c, hidden, streams, steps, device, low) for k, c in cells.items()}
+    cells = {("identity", k): _cell([0] * k) for k in sizes}
+    cells |= {(op, k): _cell([0] * k, op) for op in ops for k in {1, count}}
+    cells[_CHAIN] = _cell(list(range(length)))
+    runs = {key: _window(c, hidden, streams, steps, device, low) for key, c in cells.items()}
     whole = least(alternating(runs, device, seconds), steps)
-    one = max(0.0, whole[0] - whole[1]) / (length - 1)
-    first = whole[1] - one
-    groups = [one, *(max(0.0, whole[k] - first) for k in sizes[1:])]
+    star = {k: whole["identity", k] for k in sizes}
+    dearer = {(op, k): max(0.0, whole[op, k] - star[k]) for op in ops for k in (1, count)}
+    one = max(0.0, whole[_CHAIN] - star[1]) / (length - 1)
+    first = star[1] - one
+    groups = [one, *(max(0.0, star[k] - first) for k in sizes[1:])]
     say("products")
     alone = {k: _product(k, hidden, streams, device, low, steps) for k in sizes}
     bare = least(alternating(alone, device, seconds / 4), steps)
     products = [min(bare[k], group) for k, group in zip(sizes, groups, strict=True)]
-    say("activations")
-    ops = [op for op in RECURRENT_OPS if op != NONE]
-    pieces = {
-        (op, k): _activation(op, k, hidden, streams, device, steps) for op in ops for k in sizes
-    }
-    acts = least(alternating(pieces, device, seconds / 4), steps)
     return LatencyTable(
         device=device.type,
         processor=processor(device),
@@ -227,7 +229,7 @@ def measure_table(
             first=first,
             products=tuple(products),
             rests=tuple(g - p for g, p in zip(groups, products, strict=True)),
-            activations={op: tuple(acts[op, k] for k in sizes) for op in ops},
+            activations={op: _between(dearer[op, 1], dearer[op, count], count) for op in ops},
         ),
     )
 
@@ -248,16 +250,9 @@ def _product(
     return run
 
 
-def _activation(
-    op: str, k: int, hidden: int, streams: int, device: torch.device, repeats: int
-) -> Callable[[], object]:
-    values = torch.randn(k, streams, hidden, device=device)
-
-    def run() -> None:
-        for _ in range(repeats):
-            activate_(op, values)
-
-    return run
+def _between(one: float, all_: float, count: int) -> tuple[float, ...]:
+    """From what one node and all `count` take, what 1 to `count` do: on a straight line."""
+    return tuple(one + (all_ - one) * i / max(1, count - 1) for i in range(count))
 
 
 def processor(device: torch.device) -> str:

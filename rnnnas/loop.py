@@ -25,6 +25,10 @@ from rnnnas.signals import StopRequest
 ROLLBACKS = 3  # how often a run may diverge and start again with half the step
 
 
+class LostError(Exception):
+    """The loss on validation text is not finite: the run has diverged, though no step showed it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
     """Where a run stands: the window that comes next. start: its first token in each stream;
@@ -73,7 +77,11 @@ class Job(Protocol):
         """Do the window `at`; `lr_factor` scales every step size, 1 unless the run diverged."""
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
-        """After the last window: what to log for the epoch, `valid_perplexity` among it."""
+        """After the last window: what to log for the epoch, `valid_perplexity` among it.
+
+        Raises:
+            LostError: where validation shows that the run has diverged; nothing is kept then.
+        """
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on exactly."""
@@ -178,9 +186,29 @@ def drive(
             bar.line(f"continuing at epoch {at.epoch + 1}, window {at.window + 1}")
         clock, clock_tokens = time.perf_counter(), 0
 
+        def go_back(loss: str, step: int) -> None:
+            """To the last good state, with half the step size."""
+            nonlocal at, tally, lengths, lr_factor, rollbacks
+            if rollbacks == ROLLBACKS:
+                raise ranks.hushed(
+                    DivergedError(
+                        f"the {loss} was not finite at step {step} of epoch {at.epoch + 1}, "
+                        f"after {ROLLBACKS} returns to the last good state",
+                        "lower the step size with --set weights.lr=... and start with --fresh",
+                    )
+                )
+            good = run.load_state()
+            assert good is not None  # one is saved before the first step
+            bar.line(f"{loss} not finite at step {step}: back to the last good state, lr / 2")
+            at, tally = restore(good)
+            lengths = job.lengths(at.epoch)
+            lr_factor, rollbacks = lr_factor / 2, rollbacks + 1
+            waiting.clear()
+            save()
+
         def look() -> bool:
             """Take in the steps that wait. False where one was lost: the run has gone back."""
-            nonlocal at, tally, lengths, lr_factor, rollbacks, norm
+            nonlocal norm
             first = at.step - len(waiting)
             reports = zip(waiting, _values(waiting), strict=True)
             for step, (report, (nats, norm, right)) in enumerate(reports, first):
@@ -188,22 +216,7 @@ def drive(
                 if math.isfinite(perplexity(nats, 1)) and math.isfinite(norm):
                     tally.add(nats, report.count, right)
                     continue
-                if rollbacks == ROLLBACKS:
-                    raise ranks.hushed(
-                        DivergedError(
-                            f"the loss was not finite at step {step} of epoch {at.epoch + 1}, "
-                            f"after {ROLLBACKS} returns to the last good state",
-                            "lower the step size with --set weights.lr=... and start with --fresh",
-                        )
-                    )
-                good = run.load_state()
-                assert good is not None  # one is saved before the first step
-                bar.line(f"loss not finite at step {step}: back to the last good state, lr / 2")
-                at, tally = restore(good)
-                lengths = job.lengths(at.epoch)
-                lr_factor, rollbacks = lr_factor / 2, rollbacks + 1
-                waiting.clear()
-                save()
+                go_back("loss", step)
                 return False
             waiting.clear()
             return True
@@ -244,7 +257,11 @@ def drive(
                 clock, clock_tokens = now, 0
             if epoch_over:
                 planned = job.epochs
-                trained, values = measured(*whole, "train_"), job.end_epoch(at, run)
+                try:
+                    trained, values = measured(*whole, "train_"), job.end_epoch(at, run)
+                except LostError:
+                    go_back("validation loss", at.step)
+                    continue
                 run.log(
                     "epoch", at.step, epoch=at.epoch + 1, **trained,
                     seconds=before + now - began, **values,

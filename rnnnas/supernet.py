@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from rnnnas.data.corpus import Corpus
 from rnnnas.data.streams import Streams
 from rnnnas.derive import PolicyCells, mixtures_of, strategy_of, try_cells
 from rnnnas.lm.model import RecurrentLM
-from rnnnas.loop import Position, StepReport
+from rnnnas.loop import LostError, Position, StepReport
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.cost import MICROSECOND, LatencyPrice, Price
 from rnnnas.nas.evolution import Strategy
@@ -208,6 +209,8 @@ class SearchJob:
             mixtures = self.mixtures_of(self.genotype())  # of the likeliest cell, not of one draw
         net = self.task.alone(self.net)
         score = Score(**self.ranks.led(lambda: asdict(evaluate(net, self.valid, mixtures))))
+        if not math.isfinite(score.loss):
+            raise LostError
         self.valid_score = score.measured[self.task.measure]
         values = {f"valid_{name}": value for name, value in score.measured.items()}
         if self.architect is None:  # that of a random cell

@@ -19,7 +19,7 @@ from rnnnas.derive import cell_text
 from rnnnas.errors import CheckpointError, DivergedError
 from rnnnas.evaluate import evaluate_checkpoint
 from rnnnas.files import load_content, write_json
-from rnnnas.loop import Position, StepReport, drive, finished
+from rnnnas.loop import LostError, Position, StepReport, drive, finished
 from rnnnas.nas.genotype import Genotype
 from rnnnas.optim import (
     Average,
@@ -129,14 +129,15 @@ class TrainJob:
         score = Score(
             **self.ranks.led(lambda: asdict(evaluate(self.net, self.valid, {}, self.weights())))
         )
+        if not math.isfinite(score.loss):
+            raise LostError
         averaged = self.average is not None
         if score.regret < self.best and math.isfinite(score.perplexity):
             self.best = score.regret
             run.save_best(self.checkpoint(at, score.measured[self.task.measure]))
             if at.epoch < self.config.epochs < self.epochs:
                 self.best_weights = {name: w.clone() for name, w in self.weights().items()}
-        nonmono = self.config.weights.nonmono if math.isfinite(score.loss) else 0
-        if not averaged and averaging_starts(self.history, score.loss, nonmono):
+        if not averaged and averaging_starts(self.history, score.loss, self.config.weights.nonmono):
             self.average = Average(dict(self.net.named_parameters()))
         self.history.append(score.loss)
         values = {f"valid_{name}": value for name, value in score.measured.items()}

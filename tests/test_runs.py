@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import pytest
 import torch
 
 from rnnnas import config as configs
-from rnnnas import loop
+from rnnnas import loop, supernet
+from rnnnas import train as train_module
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
 from rnnnas.errors import CheckpointError, DivergedError, Interrupted, UsageError
 from rnnnas.evaluate import evaluate_checkpoint, load_checkpoint, sample
@@ -249,6 +252,42 @@ def test_divergence_rolls_back_halves_and_gives_up(
     # What was good before stays usable.
     assert load_checkpoint(tmp_path / "lasting/best.pt", CPU).metrics["epoch"] == 1
     assert load_content(tmp_path / "lasting/state.pt")["state"]["rollbacks"] == loop.ROLLBACKS
+
+
+@pytest.mark.parametrize("kind", ["train", "search"])
+def test_a_loss_lost_on_validation_text_alone_goes_back_too(
+    kind: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    module = {"train": train_module, "search": supernet}[kind]
+    original, calls = module.evaluate, 0
+
+    def lost_once(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        score = original(*args, **kwargs)
+        return replace(score, nats=math.inf) if calls == 2 else score
+
+    monkeypatch.setattr(module, "evaluate", lost_once)
+    if kind == "train":
+        train(train_config("epochs=2"), corpus, tmp_path / "run", device=CPU)
+    else:
+        search(search_config("epochs=2"), corpus, tmp_path / "run", device=CPU)
+    assert "validation loss not finite at step" in capsys.readouterr().err
+    state = load_content(tmp_path / "run/state.pt")["state"]
+    assert state["rollbacks"] == 1 and state["lr_factor"] == 0.5
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    epochs = [line["epoch"] for line in lines if line["kind"] == "epoch"]
+    assert epochs == [1, 2]
+    monkeypatch.setattr(
+        module, "evaluate", lambda *a, **k: replace(original(*a, **k), nats=math.nan)
+    )
+    with pytest.raises(DivergedError, match="the validation loss was not finite"):
+        if kind == "train":
+            train(train_config("epochs=2"), corpus, tmp_path / "lasting", device=CPU)
+        else:
+            search(search_config("epochs=2"), corpus, tmp_path / "lasting", device=CPU)
+    assert not (tmp_path / "lasting/best.pt").exists()
 
 
 def test_a_real_divergence_never_reaches_best(corpus: Corpus, tmp_path: Path) -> None:

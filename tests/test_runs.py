@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import signal
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ import pytest
 import torch
 
 from rnnnas import config as configs
-from rnnnas import loop, supernet
-from rnnnas import train as train_module
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
-from rnnnas.errors import CheckpointError, DivergedError, Interrupted, UsageError
-from rnnnas.evaluate import evaluate_checkpoint, load_checkpoint, sample
+from rnnnas.errors import CheckpointError, Interrupted, UsageError
+from rnnnas.evaluate import evaluate_checkpoint, sample
 from rnnnas.files import load_content
+from rnnnas.loop import Position
 from rnnnas.search import search
 from rnnnas.supernet import SearchJob
 from rnnnas.train import TrainJob, train
@@ -205,99 +202,6 @@ def test_seed_decides(corpus: Corpus, tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("save_seconds", [0, 600])
-def test_divergence_rolls_back_halves_and_gives_up(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: int
-) -> None:
-    """Two bad moments: overcome, with the step halved twice. A lasting one: exit 6 after three, and
-    a best.pt that no return to an earlier state has replaced by a worse one.
-    """
-    original = TrainJob.step
-    seen: list[float] = []
-    bad = [25, 27]
-
-    def step(self: Any, at: Any, steps: int, factor: float) -> Any:
-        seen.append(factor)
-        report = original(self, at, steps, factor)
-        if bad and at.step == bad[0]:
-            bad.pop(0)
-            with torch.no_grad():
-                self.net.first.fill_(torch.nan)
-            return report._replace(nats=float("nan"))
-        return report
-
-    monkeypatch.setattr(TrainJob, "step", step)
-    kept: list[float] = []
-    write = TrainJob.checkpoint
-
-    def noted(self: Any, at: Any, measured: float) -> Any:
-        kept.append(measured)
-        return write(self, at, measured)
-
-    monkeypatch.setattr(TrainJob, "checkpoint", noted)
-    config = train_config("epochs=2", f"save_seconds={save_seconds}")
-    result = train(config, corpus, tmp_path / "overcome", device=CPU)
-    assert sorted(set(seen)) == [0.25, 0.5, 1.0]
-    assert result["test_perplexity"] < 100
-    monkeypatch.setattr(
-        TrainJob, "step",
-        lambda self, at, steps, f: original(self, at, steps, f)._replace(norm=float("inf"))
-        if at.step >= 25 else original(self, at, steps, f),
-    )  # fmt: skip
-    kept.clear()
-    with pytest.raises(DivergedError) as error:
-        train(config, corpus, tmp_path / "lasting", device=CPU)
-    assert kept == sorted(kept, reverse=True) and len(kept) == 1
-    assert error.value.exit_code == 6
-    # What was good before stays usable.
-    assert load_checkpoint(tmp_path / "lasting/best.pt", CPU).metrics["epoch"] == 1
-    assert load_content(tmp_path / "lasting/state.pt")["state"]["rollbacks"] == loop.ROLLBACKS
-
-
-@pytest.mark.parametrize("kind", ["train", "search"])
-def test_a_loss_lost_on_validation_text_alone_goes_back_too(
-    kind: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    module = {"train": train_module, "search": supernet}[kind]
-    original, calls = module.evaluate, 0
-
-    def lost_once(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        score = original(*args, **kwargs)
-        return replace(score, nats=math.inf) if calls == 2 else score
-
-    monkeypatch.setattr(module, "evaluate", lost_once)
-    if kind == "train":
-        train(train_config("epochs=2"), corpus, tmp_path / "run", device=CPU)
-    else:
-        search(search_config("epochs=2"), corpus, tmp_path / "run", device=CPU)
-    assert "validation loss not finite at step" in capsys.readouterr().err
-    state = load_content(tmp_path / "run/state.pt")["state"]
-    assert state["rollbacks"] == 1 and state["lr_factor"] == 0.5
-    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
-    epochs = [line["epoch"] for line in lines if line["kind"] == "epoch"]
-    assert epochs == [1, 2]
-    monkeypatch.setattr(
-        module, "evaluate", lambda *a, **k: replace(original(*a, **k), nats=math.nan)
-    )
-    with pytest.raises(DivergedError, match="the validation loss was not finite"):
-        if kind == "train":
-            train(train_config("epochs=2"), corpus, tmp_path / "lasting", device=CPU)
-        else:
-            search(search_config("epochs=2"), corpus, tmp_path / "lasting", device=CPU)
-    assert not (tmp_path / "lasting/best.pt").exists()
-
-
-def test_a_real_divergence_never_reaches_best(corpus: Corpus, tmp_path: Path) -> None:
-    """A step size far too large: the loss overflows by itself."""
-    config = train_config("weights.lr=1e30", "weights.clip=0", "epochs=2")
-    with pytest.raises(DivergedError):
-        train(config, corpus, tmp_path / "run", device=CPU)
-    assert not (tmp_path / "run/best.pt").exists()
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_stop(
     number: signal.Signals, code: int, corpus: Corpus, tmp_path: Path,
@@ -354,10 +258,10 @@ def test_alpha_carry_is_dropped_where_the_text_starts_again(corpus: Corpus) -> N
         return original(**kwargs)
 
     job.architect.step = spy  # type: ignore[method-assign]
-    job.begin_epoch(loop.Position())
+    job.begin_epoch(Position())
     windows = (job.alpha.length - 1) // 10
     for i in range(windows + 2):
-        job.step(loop.Position(step=i, start=10 * i, progress=0.5), 10, 1.0)
+        job.step(Position(step=i, start=10 * i, progress=0.5), 10, 1.0)
     expected = [(10 * (i % windows), i % windows == 0) for i in range(windows + 2)]
     assert starts == expected
 

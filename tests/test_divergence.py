@@ -1,0 +1,134 @@
+"""Runs whose loss is no longer finite: they go back, halve the step, and in the end give up."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_home import corpus as corpus
+from tiny_home import home as home
+from tiny_home import search_config as searches
+
+from rnnnas import config as configs
+from rnnnas import loop, supernet
+from rnnnas import train as train_module
+from rnnnas.data.corpus import Corpus
+from rnnnas.errors import DivergedError
+from rnnnas.evaluate import load_checkpoint
+from rnnnas.files import load_content
+from rnnnas.search import search
+from rnnnas.train import TrainJob, train
+
+CPU = torch.device("cpu")
+SEARCH = ["model.hidden=8", "model.nodes=4", "windows.streams=6", "valid_streams=6"]
+TRAIN = ["model.hidden=8", "windows.streams=6", "valid_streams=4", "test_streams=4"]
+CELL = {"recurrent": {"nodes": [[["tanh", 0]], [["relu", 1]], [["sigmoid", 1]]], "concat": [1, 3]}}
+
+
+def search_config(*settings: str) -> Any:
+    return searches(*SEARCH, *settings)
+
+
+def train_config(*settings: str) -> Any:
+    flags = {"corpus": "tiny", "seed": 3, "genotype": CELL}
+    return configs.resolve(
+        "train", preset="smoke", file=None, settings=[*TRAIN, *settings], flags=flags
+    )
+
+
+@pytest.mark.parametrize("save_seconds", [0, 600])
+def test_divergence_rolls_back_halves_and_gives_up(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: int
+) -> None:
+    """Two bad moments: overcome, with the step halved twice. A lasting one: exit 6 after three, and
+    a best.pt that no return to an earlier state has replaced by a worse one.
+    """
+    original = TrainJob.step
+    seen: list[float] = []
+    bad = [25, 27]
+
+    def step(self: Any, at: Any, steps: int, factor: float) -> Any:
+        seen.append(factor)
+        report = original(self, at, steps, factor)
+        if bad and at.step == bad[0]:
+            bad.pop(0)
+            with torch.no_grad():
+                self.net.first.fill_(torch.nan)
+            return report._replace(nats=float("nan"))
+        return report
+
+    monkeypatch.setattr(TrainJob, "step", step)
+    kept: list[float] = []
+    write = TrainJob.checkpoint
+
+    def noted(self: Any, at: Any, measured: float) -> Any:
+        kept.append(measured)
+        return write(self, at, measured)
+
+    monkeypatch.setattr(TrainJob, "checkpoint", noted)
+    config = train_config("epochs=2", f"save_seconds={save_seconds}")
+    result = train(config, corpus, tmp_path / "overcome", device=CPU)
+    assert sorted(set(seen)) == [0.25, 0.5, 1.0]
+    assert result["test_perplexity"] < 100
+    monkeypatch.setattr(
+        TrainJob, "step",
+        lambda self, at, steps, f: original(self, at, steps, f)._replace(norm=float("inf"))
+        if at.step >= 25 else original(self, at, steps, f),
+    )  # fmt: skip
+    kept.clear()
+    with pytest.raises(DivergedError) as error:
+        train(config, corpus, tmp_path / "lasting", device=CPU)
+    assert kept == sorted(kept, reverse=True) and len(kept) == 1
+    assert error.value.exit_code == 6
+    # What was good before stays usable.
+    assert load_checkpoint(tmp_path / "lasting/best.pt", CPU).metrics["epoch"] == 1
+    assert load_content(tmp_path / "lasting/state.pt")["state"]["rollbacks"] == loop.ROLLBACKS
+
+
+@pytest.mark.parametrize("kind", ["train", "search"])
+def test_a_loss_lost_on_validation_text_alone_goes_back_too(
+    kind: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    module = {"train": train_module, "search": supernet}[kind]
+    original, calls = module.evaluate, 0
+
+    def lost_once(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        score = original(*args, **kwargs)
+        return replace(score, nats=math.inf) if calls == 2 else score
+
+    monkeypatch.setattr(module, "evaluate", lost_once)
+    if kind == "train":
+        train(train_config("epochs=2"), corpus, tmp_path / "run", device=CPU)
+    else:
+        search(search_config("epochs=2"), corpus, tmp_path / "run", device=CPU)
+    assert "validation loss not finite at step" in capsys.readouterr().err
+    state = load_content(tmp_path / "run/state.pt")["state"]
+    assert state["rollbacks"] == 1 and state["lr_factor"] == 0.5
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    epochs = [line["epoch"] for line in lines if line["kind"] == "epoch"]
+    assert epochs == [1, 2]
+    monkeypatch.setattr(
+        module, "evaluate", lambda *a, **k: replace(original(*a, **k), nats=math.nan)
+    )
+    with pytest.raises(DivergedError, match="the validation loss was not finite"):
+        if kind == "train":
+            train(train_config("epochs=2"), corpus, tmp_path / "lasting", device=CPU)
+        else:
+            search(search_config("epochs=2"), corpus, tmp_path / "lasting", device=CPU)
+    assert not (tmp_path / "lasting/best.pt").exists()
+
+
+def test_a_real_divergence_never_reaches_best(corpus: Corpus, tmp_path: Path) -> None:
+    """A step size far too large: the loss overflows by itself."""
+    config = train_config("weights.lr=1e30", "weights.clip=0", "epochs=2")
+    with pytest.raises(DivergedError):
+        train(config, corpus, tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run/best.pt").exists()

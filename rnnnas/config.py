@@ -25,7 +25,7 @@ from rnnnas.lm.model import ModelConfig
 from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.cost import LatencyConfig
 from rnnnas.nas.evolution import BlackboxConfig
-from rnnnas.nas.genotype import BASELINES, CellGene, Genotype
+from rnnnas.nas.genotype import BASELINES, ZOO, CellGene, Genotype
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.perturbation import DeriveConfig
 from rnnnas.nas.space import RECURRENT_OPS, genotype_of
@@ -260,6 +260,8 @@ def resolve(
     table = compose(kind, preset=preset, file=file, settings=settings, flags=flags)
     if "capture" in table and kind.startswith(IMAGE):
         raise UsageError("the setting 'capture' is for text: runs on images are never captured")
+    if isinstance(table.get("genotype"), str):
+        _check_medium(table["genotype"], kind)
     if isinstance(table.get("genotype"), str) and kind.startswith(IMAGE):
         table["genotype"] = images.genotype_of(table["genotype"], table.get("seed", 1)).to_plain()
     elif isinstance(table.get("genotype"), str):
@@ -271,6 +273,22 @@ def resolve(
             table["cell"] = "derived"
             table["genotype"] = genotype_of(name, table.get("seed", 1)).to_plain()
     return from_plain(cls, table)
+
+
+def _check_medium(name: str, kind: str) -> None:
+    """Raises UsageError where `name` is published for the other kind of corpus alone."""
+    text, pictures = [*ZOO, *BASELINES], [*images.ZOO]
+    pictures += [images.PREFIX.upper() + word for word in pictures]
+    if kind.startswith(IMAGE):
+        own, other, what = pictures, text, ("a recurrent cell", "images")
+    else:
+        own, other, what = text, pictures, ("a pair of image cells", "text")
+    word = name.upper()
+    if word in other and word not in own and not Path(name).exists():
+        raise UsageError(
+            f"genotype {name!r} is {what[0]}, and this corpus holds {what[1]}",
+            f"published ones that fit: {', '.join(name for name in own if ':' not in name)}",
+        )
 
 
 def compose(

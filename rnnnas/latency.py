@@ -100,6 +100,8 @@ def read_table(path: Path) -> LatencyTable:
     Raises:
         CheckpointError: where it is missing, unreadable or no table of latencies.
     """
+    if not path.exists():
+        raise CheckpointError(f"there is no table of latencies {path}", _ANEW)
     plain = read_json(path)
     try:
         return LatencyTable.from_plain(plain)

@@ -27,6 +27,7 @@ from rnnnas.latency import RUN_FILE, alternating, least, processor
 P = TypeVar("P")
 Size = tuple[int, int]
 ROUNDS = 2.0  # seconds that all layers are timed for, at least
+_GIVE = "give the latency.json of a search on images, or leave latency.table out"
 
 
 class Timed(NamedTuple):
@@ -82,6 +83,8 @@ def read_layer_table(path: Path) -> LayerTable:
     Raises:
         CheckpointError: where it is missing, unreadable or no table of layers.
     """
+    if not path.exists():
+        raise CheckpointError(f"there is no table of the latencies of layers {path}", _GIVE)
     plain = read_json(path)
     try:
         seconds = {str(name): float(value) for name, value in plain["seconds"].items()}
@@ -94,10 +97,8 @@ def read_layer_table(path: Path) -> LayerTable:
             seconds=seconds, network=dict(plain.get("network", {})),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is no table of the latencies of layers: {error!r}",
-            "give the latency.json of a search on images, or leave latency.table out",
-        ) from error
+        cause = f"{path} is no table of the latencies of layers: {error!r}"
+        raise CheckpointError(cause, _GIVE) from error
 
 
 def measure(

@@ -148,3 +148,6 @@ def test_what_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match="no table of the latencies of layers"):
         read_layer_table(path)
+    with pytest.raises(CheckpointError, match="no table of the latencies .*missing") as error:
+        read_layer_table(tmp_path / "missing.json")
+    assert "a search on images" in error.value.remedy

@@ -67,6 +67,13 @@ def test_steps_are_those_of_the_runs() -> None:
     assert 55 <= by_kind["short"] <= 75
 
 
+def test_a_search_of_one_level_holds_no_text_back() -> None:
+    """SNAS trains its alphas on the weights' own windows, and works through the whole text."""
+    config = plan("search.windows.limit=0", methods=["snas", "darts-1st"])
+    snas, darts = (search_config(config, method) for method in config.methods)
+    assert SIZES.steps(darts) == Sizes({"train": range(18_000)}).steps(snas) < SIZES.steps(snas)
+
+
 def test_random_search_is_a_method_beside_the_random_cells() -> None:
     """Each has jobs of its own; a name twice would train one cell for two."""
     config = plan(methods=["random", "random-ws"])

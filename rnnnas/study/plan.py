@@ -115,7 +115,7 @@ class Sizes:
     def steps(self, config: SearchConfig | TrainConfig) -> int:
         """Windows that a run works through, all epochs, each taken to be as the first."""
         tokens = self.train
-        if isinstance(config, SearchConfig) and config.alphas.text == "held-out":
+        if isinstance(config, SearchConfig) and "alphas.held_out" not in config.idle:
             tokens = int(tokens * (1 - config.alphas.held_out))
         length = tokens // config.windows.streams
         windows = window_lengths(config.windows, length, random.Random(0))

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -46,8 +47,16 @@ KINDS: dict[str, tuple[Kind, ...]] = {
 
 
 def _config(kind: Kind, path: str, settings: tuple[str, ...]) -> Any:
-    """The paper's own settings (presets ptb-darts and ptb); the reference is always float32."""
-    settings = (f"model.path={path}", *settings)
+    """The paper's own settings (presets ptb-darts and ptb); the reference is always float32.
+
+    Raises:
+        UsageError: for `model.path`, which the two sides differ in.
+    """
+    if any(text.partition("=")[0].strip() == "model.path" for text in settings):
+        raise UsageError("model.path is what bench compares", "leave --set model.path out")
+    settings = (*settings, f"model.path={path}")
+    if path != "fast":
+        settings = (*settings, "model.precision=float32")
     if kind in ("first_order", "second_order"):
         method = "darts" if kind == "second_order" else "darts-1st"
         flags: dict[str, Any] = {"corpus": "ptb", "method": method}
@@ -183,7 +192,8 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
     hidden = config.model.hidden
     low = low_precision(config.model, device)
     search = kind in ("first_order", "second_order")
-    units = hidden // config.model.partial
+    units, layers = hidden // config.model.partial, config.model.layers
+    experts = config.model.softmaxes if kind != "loss" else 1
     if kind == "eval":
         steps, streams = EVALUATED, 1
     else:
@@ -194,19 +204,23 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
         found: Counter[Product] = Counter()
         if kind == "loss":
             return found
-        found[(rows, hidden, 2 * hidden, rounded)] += 1  # the input's part of the first product
-        found[(streams, hidden, 2 * hidden, rounded)] += steps
+        found[(rows, hidden, 2 * hidden, rounded)] += layers  # the input's part of the first one
+        found[(streams, hidden, 2 * hidden, rounded)] += steps * layers
         for node in range(config.model.nodes if search else 8):
             # In search a node's product has a row for every predecessor.
             size = streams * (node + 1) if search else streams
-            found[(size, units, 2 * units, rounded)] += steps
+            found[(size, units, 2 * units, rounded)] += steps * layers
         return found
 
     words = WIKITEXT if kind == "loss" else VOCABULARY
 
     def decoder(rounded: bool) -> Counter[Product]:
         chunks = [min(CHUNK, rows - start) for start in range(0, rows, CHUNK)]
-        return Counter((size, hidden, words, rounded) for size in chunks)
+        found = Counter((size, hidden, words, rounded) for size in chunks * experts)
+        if experts > 1:
+            found[(rows, hidden, hidden * experts, rounded)] += 1
+            found[(rows, hidden, experts, rounded)] += 1
+        return found
 
     def window(*, weights: bool, rounded: bool) -> Counter[Product]:
         """Forward, back to the inputs, and back to the weights where they are wanted."""
@@ -214,8 +228,11 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
         total = Counter(forward)
         for (m, k, n, bf16), count in forward.items():
             total[(m, n, k, bf16)] += count
-            if weights:
-                total[(k, m, n, bf16)] += count
+            if not weights:
+                continue
+            # Summed over all steps, so that one product of a long inner dimension does.
+            whole = count % steps == 0 and m < rows
+            total[(k, m * steps if whole else m, n, bf16)] += count // steps if whole else count
         return total
 
     if kind == "eval":
@@ -231,29 +248,36 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
 
 
 def limit(shapes: Counter[Product], device: torch.device) -> float:
-    """Seconds of all the products, each shape timed by itself with the faster library."""
-    total = 0.0
-    for (m, k, n, bf16), count in shapes.items():
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        a = torch.randn(m, k, device=device).to(dtype)
-        b = torch.randn(k, n, device=device).to(dtype)
-        out = torch.empty(m, n, device=device, dtype=dtype)
-        many = max(3, min(30, int(2e9 / (2 * m * k * n))))
+    """Seconds of all the products, each shape timed by itself."""
+    return sum(count * _seconds(shape, device) for shape, count in shapes.items())
 
-        def given(a: Any = a, b: Any = b, out: Any = out, many: int = many) -> None:
-            for _ in range(many):
-                torch.mm(a, b, out=out)
 
-        def chosen(a: Any = a, b: Any = b, many: int = many) -> None:
-            for _ in range(many):
-                multiply(a, b)
+@cache
+def _seconds(shape: Product, device: torch.device) -> float:
+    """Of one product: the fastest of both libraries and of the ways its factors can lie."""
+    m, k, n, bf16 = shape
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    a = torch.randn(m, k, device=device).to(dtype)
+    b = torch.randn(k, n, device=device).to(dtype)
+    out = torch.empty(m, n, device=device, dtype=dtype)
+    many = max(1, min(30, int(2e9 / (2 * m * k * n))))
+    # As they are in a forward pass, backward to the inputs, and backward to the weights.
+    ways = (a, b), (a, b.t().contiguous().t()), (a.t().contiguous().t(), b)
 
-        total += count * min(timed(run, device, 2) for run in (given, chosen)) / many
-    return total
+    def given(way: Any) -> None:
+        for _ in range(many):
+            torch.mm(*way, out=out)
+
+    def chosen(way: Any) -> None:
+        for _ in range(many):
+            multiply(*way)
+
+    runs = (partial(run, way) for run in (given, chosen) for way in ways)
+    return min(timed(run, device, 2) for run in runs) / many
 
 
 def bench(
-    what: str, device: torch.device, *, settings: tuple[str, ...] = (), repeats: int = 2,
+    what: str, device: torch.device, *, settings: tuple[str, ...] = (), repeats: int = 3,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Time one iteration of the reference (the classic way, operation by operation, float32) and
@@ -262,6 +286,7 @@ def bench(
     Args:
         what: "search", "train", "eval" or "loss" (alone, at the size of WikiText-2).
         settings: `--set` texts on top of the paper's presets.
+        repeats: of either side, after one that warms up; the least counts.
 
     Returns:
         By kind of iteration: reference_seconds, fast_seconds, ratio (of the two), limit_seconds
@@ -273,7 +298,7 @@ def bench(
         say(f"{kind}: the reference")
         slow, slow_memory = apart(_measure, kind, "reference", settings, str(device), repeats)
         say(f"{kind}: the fast path")
-        fast, memory = apart(_measure, kind, "fast", settings, str(device), max(repeats, 3))
+        fast, memory = apart(_measure, kind, "fast", settings, str(device), repeats)
         config = _config(kind, "fast", settings)
         say(f"{kind}: its products alone")
         least = limit(products(kind, config, device), device)

@@ -13,8 +13,8 @@ from rnnnas.data.corpus import Corpus
 from rnnnas.data.streams import Streams, window_lengths
 from rnnnas.derive import log_candidate, scoring_streams, search_texts, strategy_of
 from rnnnas.errors import DivergedError
-from rnnnas.lm.model import RecurrentLM
-from rnnnas.loop import Position, StepReport, perplexity
+from rnnnas.lm.model import RecurrentLM, low_precision
+from rnnnas.loop import Position, StepReport, perplexity, products_in
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import restore_optimizer, scheduled, weight_optimizer
@@ -87,6 +87,10 @@ class CandidateJob:
                 start += steps
             number += 1
         return windows[:most]
+
+    @property
+    def arithmetic(self) -> str:
+        return products_in(low_precision(self.config.model, self.device), self.device)
 
     def lengths(self, epoch: int) -> list[int]:
         """T of every window of cell `epoch`: the budget, shared out."""

@@ -161,6 +161,7 @@ class SearchConfig(MethodChoice):
             staged=method_of(self.method).staged,
             operations=len(RECURRENT_OPS),
             hidden=self.model.hidden,
+            partial=self.model.partial,
             dropouth=self.noise.dropouth,
         )
 

@@ -5,6 +5,7 @@ What differs between them is a `Job`; what is the same stands here once.
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from rnnnas.content import plain_copy
 from rnnnas.errors import CheckpointError, DivergedError, Interrupted
 from rnnnas.progress import Progress
 from rnnnas.ranks import ALONE, Ranks, orphaned
@@ -66,6 +68,10 @@ class Job(Protocol):
     """
 
     epochs: int
+
+    @property
+    def arithmetic(self) -> str:
+        """What its products are computed in here, and where: "bfloat16 on cpu"."""
 
     def lengths(self, epoch: int) -> list[int]:
         """T of every window of an epoch; depends on its arguments and the seed alone."""
@@ -153,19 +159,26 @@ def drive(
     began = time.perf_counter()
     waiting: list[StepReport] = []  # of steps that nobody has looked at yet
     norm = math.nan  # of the last step that was looked at
+    # A state that waits to be saved: whether its last step left good weights behind, only the loss
+    # of the next one shows, and a state that is lost itself would be none to return to.
+    held: dict[str, Any] | None = None
     quiet = quiet or not ranks.leads
 
+    def state() -> dict[str, Any]:
+        return {
+            "position": asdict(at),
+            "tally": asdict(tally),
+            "lr_factor": lr_factor,
+            "rollbacks": rollbacks,
+            "seconds": before + time.perf_counter() - began,
+            "arithmetic": job.arithmetic,
+            "job": job.state(),
+        }
+
     def save() -> None:
-        run.save_state(
-            {
-                "position": asdict(at),
-                "tally": asdict(tally),
-                "lr_factor": lr_factor,
-                "rollbacks": rollbacks,
-                "seconds": before + time.perf_counter() - began,
-                "job": job.state(),
-            }
-        )
+        nonlocal held
+        held = None
+        run.save_state(state())
 
     def restore(saved: dict[str, Any]) -> tuple[Position, _Tally]:
         job.restore(saved["job"])
@@ -184,6 +197,10 @@ def drive(
     with StopRequest() as stop, Progress(title, total, done=at.step, quiet=quiet) as bar:
         if at.step:
             bar.line(f"continuing at epoch {at.epoch + 1}, window {at.window + 1}")
+        if saved is not None and saved.get("arithmetic", job.arithmetic) != job.arithmetic:
+            was = saved["arithmetic"]
+            bar.line(f"until here in {was}, now in {job.arithmetic}: the result is that of neither")
+            run.log("arithmetic", at.step, before=was, now=job.arithmetic)
         clock, clock_tokens = time.perf_counter(), 0
 
         def go_back(loss: str, step: int) -> None:
@@ -231,9 +248,12 @@ def drive(
             at = _advance(at, lengths, job.epochs)
             epoch_over = at.window == len(lengths)
             logged = at.window % max(1, len(lengths) // 20) == 0 or epoch_over
-            if logged or _at_hand(report):
+            if logged or held is not None or _at_hand(report):
                 if not look():
                     continue
+                if held is not None:
+                    run.save_state(held)
+                    held = None
                 now = time.perf_counter()
                 speed = clock_tokens / max(now - clock, 1e-9)
                 whole = tally.epoch_nats, tally.epoch_tokens, tally.epoch_right
@@ -278,8 +298,10 @@ def drive(
             if (signum or due) and not look():
                 continue
             # With every epoch, too: what a divergence returns to must know of the best.pt there is.
-            if due or epoch_over:
+            if epoch_over:  # validated
                 save()
+            elif due:
+                held = copy.deepcopy(plain_copy(state()))  # the next step changes it in place
             try:
                 stop.check(save, run.folder, signum)
             except Interrupted as error:
@@ -303,6 +325,11 @@ def _values(reports: list[StepReport]) -> list[tuple[float, float, float | None]
     fetched = iter(torch.stack([v.double() for v in held]).tolist() if held else ())
     here: list[Any] = [next(fetched) if isinstance(value, Tensor) else value for value in flat]
     return list(zip(here[::3], here[1::3], here[2::3], strict=True))
+
+
+def products_in(low: bool, device: torch.device) -> str:
+    """A job's `arithmetic`, by whether its products are rounded to bfloat16."""
+    return f"{'bfloat16' if low else 'float32'} on {device.type}"
 
 
 def finished(run: AnyRun, ranks: Ranks = ALONE) -> dict[str, Any]:

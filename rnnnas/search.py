@@ -85,11 +85,11 @@ def search(
     when a search goes on.
 
     The result: run, genotype, cell, seconds, valid_perplexity or, of images, valid_accuracy in
-    percent (of the network under search; where cells were tried, of the best of them), digest
-    (SHA-256 of genotype, alphas and weights, or of all cells that were trained from scratch with
-    their losses); where latency
-    has a price, latency_us, predicted of the cell; where the search was stopped early,
-    stopped_at_epoch and genotype_epoch, the one whose cell it is.
+    percent (of the network under search; where cells were tried, of the best of them), arithmetic
+    (what its products were computed in, and where), digest (SHA-256 of genotype, alphas and
+    weights, or of all cells that were trained from scratch with their losses); where latency has a
+    price, latency_us, predicted of the cell; where the search was stopped early, stopped_at_epoch
+    and genotype_epoch, the one whose cell it is.
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -129,6 +129,7 @@ def search(
             "cell": cell_text(genotype),
             "seconds": round(seconds, 3),
             **job.measured(),
+            "arithmetic": job.arithmetic,
             "digest": digest,
             **(job.watch.rule.told() if isinstance(job, SearchJob) and job.watch else {}),
         }

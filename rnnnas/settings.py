@@ -17,6 +17,7 @@ else:
     import tomli as tomllib  # the same module under its name before Python 3.11
 
 T = TypeVar("T")
+LARGEST = 3.4e38  # about that of float32, which weights and step sizes are in
 
 
 def from_plain(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
@@ -89,8 +90,8 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
             value = float("inf")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise UsageError(f"{key} = {value!r} must be of kind {hint.__name__}")
-    if hint is float and not abs(value) < float("inf"):
-        raise UsageError(f"{key} = {value!r} must be finite")
+    if hint is float and not abs(value) <= LARGEST:
+        raise UsageError(f"{key} = {value!r} must be finite, and no larger than {LARGEST:.1e}")
     return value
 
 

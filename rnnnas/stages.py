@@ -86,19 +86,26 @@ class Stage(NamedTuple):
 
 
 def plan(
-    config: StageConfig, *, staged: bool, operations: int, hidden: int, dropouth: float
-) -> tuple[Stage, ...]:
+    config: StageConfig, *, staged: bool, operations: int, hidden: int, partial: int,
+    dropouth: float,
+) -> tuple[Stage, ...]:  # fmt: skip
     """The stages of a search; one where neither the settings nor the method ask for more.
 
     Args:
         staged: whether the method has stages by itself. operations: O of the whole space.
-        hidden, dropouth: of the search, for what the settings leave open.
+        hidden, dropouth: of the search, for what the settings leave open. partial: divides the
+            units of every stage.
 
     Raises:
-        UsageError: where the lists do not fit each other or the space.
+        UsageError: where the lists do not fit each other, the space or `partial`.
     """
     ops, predecessors = _narrowing(config, staged, operations, ("hidden", "dropouth"))
-    sizes = config.hidden or _growing(hidden, len(ops))
+    sizes = config.hidden or _growing(hidden, len(ops), partial)
+    if any(size % partial for size in sizes):
+        raise UsageError(
+            f"model.partial = {partial} does not divide stages.hidden = {list(sizes)}",
+            "each node computes hidden / partial units",
+        )
     dropped = config.dropouth or (dropouth,) * len(ops)
     return tuple(Stage(*values) for values in zip(ops, predecessors, sizes, dropped, strict=True))
 
@@ -141,10 +148,10 @@ def _narrowing(
     return ops, config.predecessors or (0,) * count
 
 
-def _growing(size: int, count: int) -> tuple[int, ...]:
-    """From half of `size` to all of it, in equal steps."""
+def _growing(size: int, count: int, unit: int = 1) -> tuple[int, ...]:
+    """From half of `size` to all of it, in equal steps rounded up to multiples of `unit`."""
     growth = [1.0] if count == 1 else [0.5 + 0.5 * i / (count - 1) for i in range(count)]
-    return tuple(math.ceil(size * share) for share in growth)
+    return tuple(math.ceil(size * share / unit) * unit for share in growth)
 
 
 def stage_at(progress: float, count: int) -> int:

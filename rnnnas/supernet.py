@@ -46,7 +46,7 @@ from rnnnas.steps import (
     weights_of,
     whole_carry,
 )
-from rnnnas.tasks.base import Net
+from rnnnas.tasks.base import Net, arithmetic
 from rnnnas.tasks.pick import AnyCorpus, search_task
 from rnnnas.types import Batch, Carry
 from rnnnas.watch import AlphaWatch
@@ -132,6 +132,10 @@ class SearchJob:
     def _progress(self, at: Position) -> float:
         """The share of the present stage that is done."""
         return progress_within(at.progress, self.stage, len(self.plan))
+
+    @property
+    def arithmetic(self) -> str:
+        return arithmetic(self.net, self.device)
 
     def lengths(self, epoch: int) -> list[int]:
         return self.task.lengths(epoch)

@@ -42,7 +42,7 @@ from rnnnas.steps import (
     weights_of,
     whole_carry,
 )
-from rnnnas.tasks.base import Net
+from rnnnas.tasks.base import Net, arithmetic
 from rnnnas.tasks.pick import AnyCorpus, train_task
 from rnnnas.types import Carry
 
@@ -74,6 +74,10 @@ class TrainJob:
         # The averaged weights' own statistics, and the steps that were averaged then.
         self._statistics: tuple[int, dict[str, Tensor]] = (0, {})
 
+    @property
+    def arithmetic(self) -> str:
+        return arithmetic(self.net, self.device)
+
     def lengths(self, epoch: int) -> list[int]:
         return self.task.lengths(epoch)
 
@@ -90,6 +94,8 @@ class TrainJob:
             self.best_weights = None
         self.optimizer = weight_optimizer(self.net, self.config.weights)  # no old momentum
         self.average = Average(dict(self.net.named_parameters()))
+        # Those of the former average may be of as many steps as this one will have.
+        self._statistics = (0, {})
 
     def _learning_rate(self, at: Position) -> float:
         """The step size of a full window: the schedule spans the main epochs only."""
@@ -245,7 +251,8 @@ def train(
     when a training goes on.
 
     The result: run, checkpoint, parameters, seconds, valid_perplexity and test_perplexity of
-    best.pt, or of images valid_accuracy and test_accuracy in percent, digest (its SHA-256).
+    best.pt, or of images valid_accuracy and test_accuracy in percent, arithmetic (what its products
+    were computed in, and where), digest (its SHA-256).
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -287,6 +294,7 @@ def train(
             "parameters": sum(p.numel() for p in job.net.parameters()),
             "seconds": round(seconds, 3),
             **scores,
+            "arithmetic": job.arithmetic,
             "digest": valid["digest"],
         }
         run.hparams(plain, scores)

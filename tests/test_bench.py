@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from rnnnas import bench
 from rnnnas.cli import main
+from rnnnas.errors import UsageError
 
 CPU = torch.device("cpu")
 TINY = ("model.hidden=8", "windows.streams=4", "windows.bptt=3", "model.precision=auto")
@@ -68,3 +69,24 @@ def test_both_paths_do_the_same_iteration() -> None:
         loss, norm = run()  # type: ignore[misc]
         ends.append((float(loss.value), float(norm)))
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+
+
+def test_bench_compares_both_paths_whatever_the_precision() -> None:
+    for path, precision in (("fast", "bfloat16"), ("reference", "float32")):
+        config = bench._config("train", path, (*TINY[:3], "model.precision=bfloat16"))
+        assert (config.model.path, config.model.precision) == (path, precision)
+    with pytest.raises(UsageError, match="model.path is what bench compares"):
+        bench.bench("train", CPU, settings=("model.path=eager",))
+
+
+def test_products_of_layers_and_softmaxes() -> None:
+    """Two layers have two cells, and two softmaxes two decoders and what mixes them."""
+    one = flops(bench.products("eval", bench._config("eval", "fast", ()), CPU))
+    more = ("model.layers=2", "model.softmaxes=2")
+    two = flops(bench.products("eval", bench._config("eval", "fast", more), CPU))
+    assert two == 2 * one + 2 * bench.EVALUATED * 850 * (2 * 850 + 2)
+
+
+def test_the_weights_gradients_are_one_product_a_window() -> None:
+    shapes = bench.products("train", bench._config("train", "fast", ()), CPU)
+    assert shapes[(850, 35 * 64, 1700, False)] + shapes[(850, 35 * 64, 1700, True)] == 10

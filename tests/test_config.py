@@ -131,6 +131,7 @@ def test_values_are_toml_or_plain_words() -> None:
         ("weights.lr=true", ["weights.lr = True", "float"]),
         ("weights.lr=fast", ["weights.lr = 'fast'", "float"]),
         ("weights.lr=inf", ["weights.lr = inf", "finite"]),
+        ("windows.jitter=1e39", ["windows.jitter = 1e+39", "3.4e+38"]),
         ("weights.lr=nan", ["weights.lr = nan", "finite"]),
         ("weights.lr=" + "9" * 400, ["weights.lr", "finite"]),
         ("weights.lr=0", ["weights.lr = 0.0", "positive"]),

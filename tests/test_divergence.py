@@ -21,6 +21,7 @@ from rnnnas.data.corpus import Corpus
 from rnnnas.errors import DivergedError
 from rnnnas.evaluate import load_checkpoint
 from rnnnas.files import load_content
+from rnnnas.run import Run
 from rnnnas.search import search
 from rnnnas.train import TrainJob, train
 
@@ -132,3 +133,65 @@ def test_a_real_divergence_never_reaches_best(corpus: Corpus, tmp_path: Path) ->
     with pytest.raises(DivergedError):
         train(config, corpus, tmp_path / "run", device=CPU)
     assert not (tmp_path / "run/best.pt").exists()
+
+
+def test_weights_that_a_step_has_ruined_are_not_saved(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the loss of the next step shows them: a state is saved when that step has proved it."""
+    original, bad = TrainJob.step, [25]
+
+    def step(self: Any, at: Any, steps: int, factor: float) -> Any:
+        report = original(self, at, steps, factor)
+        if bad and at.step == bad[0]:  # its own loss is fine, from before the update
+            bad.pop()
+            with torch.no_grad():
+                self.net.first.fill_(torch.nan)
+        return report
+
+    monkeypatch.setattr(TrainJob, "step", step)
+    result = train(train_config("save_seconds=0"), corpus, tmp_path / "run", device=CPU)
+    state = load_content(tmp_path / "run/state.pt")["state"]
+    assert state["rollbacks"] == 1 and state["lr_factor"] == 0.5
+    assert math.isfinite(result["test_perplexity"])
+
+
+def test_a_state_on_disk_is_one_moment(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that proves it changes weights in place, and not what was kept of them."""
+    states: list[Any] = []
+    monkeypatch.setattr(Run, "save_state", lambda self, content: states.append(content))
+    monkeypatch.setattr(Run, "due", lambda self: True)
+    train(train_config("epochs=1"), corpus, tmp_path / "run", device=CPU)
+    firsts = [float(s["job"]["weights"]["first"].sum()) for s in states]
+    assert len(states) > 10 and len(set(firsts[1:-1])) == len(firsts) - 2
+    assert [s["position"]["step"] for s in states[1:5]] == [1, 2, 3, 4]
+
+
+def test_other_arithmetic_is_told_of(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    original = TrainJob.end_epoch
+
+    def stopped(self: Any, at: Any, run: Any) -> Any:
+        if at.epoch == 1:
+            raise KeyboardInterrupt
+        return original(self, at, run)
+
+    config = train_config("epochs=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainJob, "end_epoch", stopped)
+        patch.setattr(TrainJob, "arithmetic", "bfloat16 on cuda")
+        with pytest.raises(KeyboardInterrupt):
+            train(config, corpus, tmp_path / "run", device=CPU)
+    capsys.readouterr()
+    result = train(config, corpus, tmp_path / "run", device=CPU)
+    assert "until here in bfloat16 on cuda, now in float32 on cpu" in capsys.readouterr().err
+    assert result["arithmetic"] == "float32 on cpu"
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    changes = [line for line in lines if line["kind"] == "arithmetic"]
+    assert [(line["before"], line["now"]) for line in changes] == [
+        ("bfloat16 on cuda", "float32 on cpu")
+    ]

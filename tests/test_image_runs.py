@@ -19,8 +19,11 @@ from rnnnas.config import resolve
 from rnnnas.data.images import ImageCorpus
 from rnnnas.evaluate import evaluate_checkpoint
 from rnnnas.files import load_content
+from rnnnas.loop import Position
 from rnnnas.nas.genotype import Genotype
+from rnnnas.optim import Average
 from rnnnas.search import SearchJob, search
+from rnnnas.steps import weights_of
 from rnnnas.train import TrainJob, train
 
 __all__ = ["squares"]  # a fixture
@@ -46,7 +49,7 @@ def test_a_search_resumes_exactly(
     config = search_config(*METHODS[method], "save_seconds=0", method=method)
     whole = search(config, squares, tmp_path / "whole", device=CPU, quiet=True)
     assert set(whole) == {
-        "run", "genotype", "cell", "seconds", "valid_accuracy", "digest",
+        "run", "genotype", "cell", "seconds", "valid_accuracy", "arithmetic", "digest",
     }  # fmt: skip
     with monkeypatch.context() as patch:
         crashing(patch, SearchJob, [1, 3])
@@ -99,6 +102,7 @@ def test_a_training_learns_the_colours_and_says_so(squares: ImageCorpus, tmp_pat
     result = train(config, squares, tmp_path / "run", device=CPU, quiet=True)
     assert set(result) == {
         "run", "checkpoint", "parameters", "seconds", "valid_accuracy", "test_accuracy", "digest",
+        "arithmetic",
     }  # fmt: skip
     assert result["test_accuracy"] > 90
     best = Path(result["checkpoint"])
@@ -156,6 +160,23 @@ def test_statistics_of_averaged_weights_are_their_own(squares: ImageCorpus, tmp_
             weight = 0.9 * weight + 0.1
     torch.testing.assert_close(found["stem.norm.mean"], mean / weight, rtol=1e-4, atol=1e-5)
     assert set(found) == set(own) and all(torch.equal(b, own[n]) for n, b in net.named_buffers())
+
+
+def test_finetuning_takes_no_statistics_over(squares: ImageCorpus) -> None:
+    """Its average is of as many steps, after an epoch, as one that began in the epoch before."""
+    job = TrainJob(train_config("weights.finetune_epochs=1"), squares, CPU)
+    job.average = Average(dict(job.net.named_parameters()))
+    job.average.steps = 3
+    job.weights()
+    assert job._statistics[0] == 3
+    job.best_weights = {n: w + 1.0 for n, w in weights_of(job.net).items()}
+    job.begin_epoch(Position(epoch=job.config.epochs))
+    assert job.average is not None
+    for _ in range(3):
+        job.average.update(dict(job.net.named_parameters()))
+    fresh = job.task.statistics(job.net, job.average.weights)
+    for name, value in fresh.items():
+        torch.testing.assert_close(job.weights()[name], value)
 
 
 def _generator_of_augmentation(seed: int, step: int) -> torch.Generator:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from rnnnas.cli import main
-from rnnnas.data.corpus import VocabOptions, add_corpus
+from rnnnas.config import resolve
+from rnnnas.data.corpus import VocabOptions, add_corpus, open_corpus
 from rnnnas.errors import UsageError
 from rnnnas.files import load_content
 from rnnnas.study.cluster import LOST, ClusterRunner, Command, slurm_runner
+from rnnnas.study.estimate import search_seconds
 from rnnnas.study.jobs import LocalRunner, cores, last_words, log_path
 
 LONG = (
@@ -211,6 +214,19 @@ def test_a_dry_run_lists_jobs_and_estimates(home: Path) -> None:
     assert all(0 < job["seconds"] < 600 for job in jobs.values())
     assert listed["seconds"] == pytest.approx(sum(j["seconds"] for j in jobs.values()) / 2)
     assert not (home / "checkpoints").exists()
+
+
+def test_cells_that_are_tried_count(home: Path) -> None:
+    """With the shared weights, or each trained from scratch."""
+    seconds, corpus = {}, open_corpus("tiny")
+    for method, cells in (("random-ws", 1), ("random-ws", 2000), ("random", 2)):
+        settings = ("model.hidden=8", "windows.streams=4", "valid_streams=4", "windows.limit=4",
+                    f"blackbox.cells={cells}", "blackbox.targets=500")  # fmt: skip
+        flags = {"corpus": "tiny", "method": method}
+        chosen = resolve("search", preset="smoke", file=None, settings=settings, flags=flags)
+        seconds[method, cells] = search_seconds(chosen, corpus, torch.device("cpu"))
+    assert seconds["random-ws", 2000] > seconds["random-ws", 1] + 1
+    assert 5 < seconds["random", 2] < 60
 
 
 @pytest.mark.parametrize(

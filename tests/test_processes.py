@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import rank_work
 import torch
 from tiny_home import home as home
 
+from rnnnas.cli import processes
 from rnnnas.cli.common import pick_device
 from rnnnas.cli.processes import started_by_hand
 from rnnnas.errors import UsageError
@@ -137,9 +137,49 @@ def test_torchrun_and_processes_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_each_process_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    monkeypatch.setattr(torch, "empty", lambda *_, device: made.append(device))
+    made = torch.zeros(1)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device, dtype: made.to(dtype))
     assert str(pick_device("cuda", 1)) == "cuda:1" and str(pick_device("cpu", 1)) == "cpu"
     assert str(pick_device("cuda")) == "cuda" and str(pick_device("cuda:1")) == "cuda:1"
     with pytest.raises(UsageError, match="one device for several"):
         pick_device("cuda:1", 0)
+
+
+def test_a_device_that_cannot_compute_losses_is_refused() -> None:
+    with pytest.raises(UsageError, match="device 'meta' cannot be used"):
+        pick_device("meta")
+
+
+def test_float32_is_not_rounded_by_a_gpu() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    pick_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def sleeping(seconds: float, code: int = 0) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sh", "-c", f"sleep {seconds}; exit {code}"])
+
+
+def test_a_process_that_was_killed_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also while the others notice nothing, and whatever they say of it afterwards."""
+    monkeypatch.setattr(processes, "PATIENCE", 0.2)
+    for seconds, code in ((30, 0), (0.1, 1)):
+        pair = [sleeping(seconds, code), sleeping(30)]
+        pair[1].kill()
+        assert processes._wait(pair) == 128 + signal.SIGKILL
+        assert "process 1 of 2 was ended by SIGKILL" in capsys.readouterr().err
+        pair[0].kill()
+        pair[0].wait()
+    pair = [sleeping(0), sleeping(0, 3)]
+    assert processes._wait(pair) == 3 and processes._wait([sleeping(0), sleeping(0)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_processes_share_the_cores_they_may_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("rnnnas.study.jobs.cores", lambda: 6)
+    assert processes._environment(0, 2, tmp_path)["OMP_NUM_THREADS"] == "3"

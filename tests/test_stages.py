@@ -14,9 +14,14 @@ from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.stages import Stage, StageConfig, plan, progress_within, stage_at, strongest
 
 
-def planned(staged: bool = False, operations: int = 5, **lists: Any) -> tuple[Stage, ...]:
+def planned(
+    staged: bool = False, operations: int = 5, partial: int = 1, hidden_all: int = 101, **lists: Any
+) -> tuple[Stage, ...]:
     config = from_plain(StageConfig, lists, "stages.")
-    return plan(config, staged=staged, operations=operations, hidden=101, dropouth=0.2)
+    return plan(
+        config, staged=staged, operations=operations, hidden=hidden_all, partial=partial,
+        dropouth=0.2,
+    )  # fmt: skip
 
 
 def test_a_search_has_one_stage_unless_it_is_asked_for_more() -> None:
@@ -29,6 +34,19 @@ def test_the_stages_of_p_darts() -> None:
     assert [s.ops for s in planned(staged=True, operations=8)] == [8, 5, 3]
     assert [s.hidden for s in planned(staged=True)] == [51, 76, 101]
     assert {(s.predecessors, s.dropouth) for s in planned(staged=True)} == {(0, 0.2)}
+
+
+def test_every_stage_has_units_that_its_parts_divide() -> None:
+    """A search under partial units must not end with its first stage."""
+    sizes = [s.hidden for s in planned(staged=True, partial=4, hidden_all=100)]
+    assert sizes == [52, 76, 100]
+    with pytest.raises(UsageError, match=r"model.partial = 4 does not divide stages.hidden = \[8"):
+        planned(ops=[5, 3], hidden=[8, 10], partial=4)
+    for method in ("p-darts", "darts-1st"):
+        settings = ("model.hidden=100", "model.partial=4", "stages.ops=[5,3,2]")
+        flags = {"corpus": "tiny", "method": method}
+        config = resolve("search", preset="quick", file=None, settings=settings, flags=flags)
+        assert [stage.hidden for stage in config.plan] == sizes
 
 
 def test_stages_as_they_are_set() -> None:

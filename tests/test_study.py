@@ -17,6 +17,7 @@ from rnnnas.study.plan import (
     Job,
     Sizes,
     StudyConfig,
+    final_jobs,
     random_cell,
     resolve_study,
 )
@@ -330,6 +331,36 @@ def test_searches_on_the_validation_text_are_told_of(tmp_path: Path) -> None:
     assert any("no independent measure" in line for line in notes(result))
     assert not any("no independent" in line for line in notes({**result,
                    "alphas_on_validation_text": []}))  # fmt: skip
+
+
+def test_a_method_without_alphas_of_its_own_text_is_not_told_of(tmp_path: Path) -> None:
+    """SNAS trains its alphas on the weights' windows, whatever `alphas.text` says."""
+    config = plan('search.alphas.text="valid"', methods=["snas", "random-ws"])
+    result, _, _ = execute(tmp_path / "s", config, numbers())
+    assert result["alphas_on_validation_text"] == ["random-ws"]
+
+
+def test_the_final_trainings_are_planned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning them composes configurations, which a poll every tenth of a second must not."""
+    calls = []
+    monkeypatch.setattr(
+        "rnnnas.study.execute.final_jobs", lambda *args: calls.append(1) or final_jobs(*args)
+    )
+    _, runner, _ = execute(tmp_path / "s", plan(), numbers())
+    assert len(calls) == 1 and sum(n.startswith("final") for n in runner.started) == 2
+
+
+def test_a_smaller_number_of_random_cells_takes_none_away(tmp_path: Path) -> None:
+    """0 stands for as many as there are searches."""
+    execute(tmp_path / "s", plan(), numbers())
+    for asked, there in ((0, 2), (1, 2), (3, 3), (0, 3)):
+        record = Record.open(tmp_path / "s", plan(random_cells=asked), "sha")
+        assert record.config.randoms == there
+        record.save()
+    record = Record.open(tmp_path / "s", plan(seeds=[1, 2, 3, 4]), "sha")
+    assert record.config.randoms == 4
 
 
 def test_final_seeds_give_the_test_an_interval(tmp_path: Path) -> None:

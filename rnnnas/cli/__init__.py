@@ -20,6 +20,7 @@ from rnnnas.errors import RnnnasError
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
+_TOO_LARGE = ("memory", "Storage size calculation overflowed")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
@@ -55,7 +56,7 @@ class _Group(click.Group):
             sys.exit(error.exit_code)
         except (MemoryError, RuntimeError) as error:
             # torch has no exception of its own for memory on a CPU.
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
+            if not isinstance(error, MemoryError) and not any(w in str(error) for w in _TOO_LARGE):
                 raise
             click.echo(f"rnnnas: not enough memory: {str(error).splitlines()[0]}", err=True)
             click.echo("  lower model.hidden, windows.streams or windows.bptt", err=True)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from rnnnas.ranks import Ranks
 
+PATIENCE = 10.0  # seconds that the other processes have to end once one has failed
+
 processes_option = click.option(
     "--processes",
     type=click.IntRange(1),
@@ -93,10 +95,10 @@ def run_all(words: Sequence[str], processes: int) -> int:
 
 def _environment(rank: int, processes: int, store: Path) -> dict[str, str]:
     from rnnnas.ranks import PARENT, STORE
+    from rnnnas.study.jobs import threads_each
 
-    threads = max(1, (os.cpu_count() or 1) // processes)
     return {
-        "OMP_NUM_THREADS": str(threads),  # unless the user has set it
+        "OMP_NUM_THREADS": str(threads_each(processes)),  # unless the user has set it
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -108,16 +110,23 @@ def _environment(rank: int, processes: int, store: Path) -> dict[str, str]:
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
-    """Until all have ended; the exit code is rank 0's, or that of the first to fail."""
+    """Until all have ended; the exit code is that of a rank that was killed, rank 0's, or that of
+    the first to fail.
+    """
     failed: int | None = None
     deadline = float("inf")
     while any(child.poll() is None for child in children):
         codes = [child.returncode for child in children if child.returncode]
         if codes and failed is None:
-            failed, deadline = codes[0], time.monotonic() + 10
+            failed, deadline = codes[0], time.monotonic() + PATIENCE
         if time.monotonic() > deadline:  # they wait for one that has gone
-            return failed or 1
+            break
         time.sleep(0.05)
-    codes = [child.returncode for child in children]
-    code = codes[0] or failed or next((c for c in codes if c), 0)
-    return code if code >= 0 else 128 - code
+    for rank, child in enumerate(children):
+        if (child.returncode or 0) < 0:  # it could say nothing itself
+            name = signal.Signals(-child.returncode).name
+            click.echo(f"rnnnas: process {rank} of {len(children)} was ended by {name}", err=True)
+            click.echo("  the same command goes on from the last saved state", err=True)
+            return 128 - child.returncode
+    codes = [child.returncode or 0 for child in children]
+    return codes[0] or failed or next((c for c in codes if c), 0)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from rnnnas.blackbox import CandidateJob
 from rnnnas.config import SearchConfig, TrainConfig
 from rnnnas.data.corpus import Corpus
 from rnnnas.data.streams import Streams
 from rnnnas.loop import Position
-from rnnnas.nas.relax.base import Mixture
+from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.relax.base import Mixture, Mixtures
+from rnnnas.search import job_of
 from rnnnas.steps import EVALUATION_STEPS, evaluate, generator
 from rnnnas.study.jobs import threads_each
 from rnnnas.study.plan import (
@@ -72,13 +76,25 @@ def _estimate(
 
 
 def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -> float:
-    """Seconds of a search."""
-    job = SearchJob(config, corpus, device)
-    draws = generator(config.seed, "valid", 0, device)
-    with torch.no_grad():
-        mixtures = job.relaxation.mix(job.alphas, job.net.space, 0.5, draws)
-    valid = _pass_seconds(job, corpus, "valid", config.valid_streams, mixtures)
-    return START_SECONDS + Sizes(corpus.splits).steps(config) * _step(job) + config.epochs * valid
+    """Seconds of a search: its steps, an evaluation an epoch, and the cells that it tries."""
+    job = job_of(config, corpus, device)
+    steps = Sizes(corpus.splits).steps(config) * _step(job)
+    seconds, tried = START_SECONDS + steps, Mixtures()
+    if isinstance(job, SearchJob):
+        draws = generator(config.seed, "valid", 0, device)
+        with torch.no_grad():
+            mixed = job.relaxation.mix(job.alphas, job.net.space, 0.5, draws)
+        seconds += config.epochs * _pass_seconds(job, corpus, "valid", config.valid_streams, mixed)
+        if job.scored is not None:
+            rng = random.Random(0)
+            spaces = job.net.space.items()
+            some = Genotype(cells={name: space.sample(rng) for name, space in spaces})
+            tried = job.mixtures_of(some)
+    if job.scored is not None:
+        targets = job.scored.length * config.windows.streams
+        valid = _pass_seconds(job, corpus, "valid", config.windows.streams, tried)
+        seconds += config.cells * valid * targets / len(corpus.splits["valid"])
+    return seconds
 
 
 def train_seconds(config: TrainConfig, corpus: Corpus, device: torch.device) -> float:
@@ -90,7 +106,7 @@ def train_seconds(config: TrainConfig, corpus: Corpus, device: torch.device) -> 
     return START_SECONDS + steps + (job.epochs + 1) * valid + test
 
 
-def _step(job: SearchJob | TrainJob) -> float:
+def _step(job: SearchJob | CandidateJob | TrainJob) -> float:
     """Seconds a step, in the middle of the run, where alphas are stepped too."""
     job.begin_epoch(Position())
     start, began = 0, 0.0
@@ -105,11 +121,13 @@ def _step(job: SearchJob | TrainJob) -> float:
 
 
 def _pass_seconds(
-    job: SearchJob | TrainJob, corpus: Corpus, split: str, streams: int,
+    job: SearchJob | CandidateJob | TrainJob, corpus: Corpus, split: str, streams: int,
     mixtures: Mapping[str, Mixture],
 ) -> float:  # fmt: skip
     """Seconds that an evaluation of a split takes, from its first windows."""
     tokens = corpus.splits[split]
+    # A first one is slow, and a compiler may run.
+    evaluate(job.net, Streams(tokens[: 2 * streams], streams, job.device), mixtures)
     cut = tokens[: streams * (_WINDOWS * EVALUATION_STEPS + 1)]
     began = time.perf_counter()
     evaluate(job.net, Streams(cut, streams, job.device), mixtures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -92,6 +92,7 @@ class Execution:
         self.running, self.more, self.say = running, more, say
         self.firsts = first_jobs(record.config, sizes)
         self.results: dict[str, dict[str, Any]] = {}  # of finished jobs, by name
+        self._finals: tuple[Mapping[str, int], list[Job]] | None = None  # by what was chosen
         self.foreign: set[str] = set()  # run by a process that an earlier start left behind
 
     def jobs(self) -> list[Job]:
@@ -100,7 +101,9 @@ class Execution:
         if not all(self._is(job, *SETTLED) for job in firsts):
             return firsts
         chosen = choose(firsts, self.results)
-        return [*firsts, *final_jobs(self.record.config, chosen, self.sizes)]
+        if self._finals is None or self._finals[0] != chosen:  # asked for at every poll
+            self._finals = chosen, final_jobs(self.record.config, chosen, self.sizes)
+        return [*firsts, *self._finals[1]]
 
     def run(self) -> dict[str, Any]:
         """Until every job is settled; returns the report, which study.json then holds."""

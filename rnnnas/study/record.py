@@ -98,12 +98,16 @@ def free_folder(folder: Path) -> Path:
 
 
 def _grown(there: StudyConfig, asked: StudyConfig) -> StudyConfig:
-    """`asked`, with the methods and seeds that the study has already in front."""
+    """`asked`, with the methods and seeds that the study has already in front, and no fewer random
+    cells.
+    """
     union: dict[str, Any] = {
         name: tuple(dict.fromkeys((*getattr(there, name), *getattr(asked, name)))) for name in GROWS
     }
-    cells = max(there.random_cells, asked.random_cells)
-    return dataclasses.replace(asked, **union, random_cells=cells)
+    grown = dataclasses.replace(asked, **union)
+    if grown.randoms < there.randoms:
+        grown = dataclasses.replace(grown, random_cells=there.randoms)
+    return grown
 
 
 def _check(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnnas.board import Board, cut_events
+from rnnnas.config import SearchConfig
 from rnnnas.files import disk_errors, json_plain
 from rnnnas.study.plan import RANDOM, Job, cell_name, search_config
 from rnnnas.study.ranking import expected_best, kendall_tau, spread, tau_threshold
@@ -59,12 +60,16 @@ def report(record: Record, jobs: Sequence[Job], results: Results) -> dict[str, A
             # Final trainings of cells that were the best before the study was extended.
             "superseded": sorted(set(record.jobs) - planned),
             "alphas_on_validation_text": [
-                m for m in config.methods if search_config(config, m).alphas.text == "valid"
+                m for m in config.methods if _chose_by_validation(search_config(config, m))
             ],
             "seconds": sum(m["seconds"][kind] for m in methods.values() for kind in m["seconds"]),
         }
     )
     return plain
+
+
+def _chose_by_validation(config: SearchConfig) -> bool:
+    return config.alphas.text == "valid" and "alphas.text" not in config.idle
 
 
 def _method(
@@ -175,7 +180,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     lines.append(_tau_note(tau["n"], tau["tau_b"], tau["needed"]))
     if result["alphas_on_validation_text"]:
         lines.append(
-            f"Searches of {', '.join(result['alphas_on_validation_text'])} train their alphas on "
+            f"Searches of {', '.join(result['alphas_on_validation_text'])} choose their cells by "
             "the validation text: it is no independent measure of theirs."
         )
     for entry in result["failed"]:

@@ -13,17 +13,26 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from rnnnas.cnn import model as cnn
 from rnnnas.cnn.dense import DenseNet
 from rnnnas.cnn.model import ConvNet
 from rnnnas.data.streams import Streams
+from rnnnas.lm import model as lm
 from rnnnas.lm.model import RecurrentLM
-from rnnnas.loop import Position
+from rnnnas.loop import Position, products_in
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
 from rnnnas.steps import Readable
 from rnnnas.types import Batch, Noise
 
 Net: TypeAlias = RecurrentLM | ConvNet | DenseNet
+
+
+def arithmetic(net: Net, device: torch.device) -> str:
+    """The `arithmetic` of a job that trains `net` on `device`."""
+    if isinstance(net, RecurrentLM):
+        return products_in(lm.low_precision(net.config, device), device)
+    return products_in(cnn.low_precision(net.config, device), device)
 
 
 class AlphaBatch(NamedTuple):

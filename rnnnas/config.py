@@ -114,6 +114,13 @@ class SearchConfig(MethodChoice):
                 "has no place in it",
                 "take a method with alphas, e.g. --method darts-1st",
             )
+        method = method_of(self.method)
+        if len(self.plan) > 1 and (method.alphas == "none" or method.derive != "scores"):
+            raise UsageError(
+                f"stages prune operations by the scores of alphas: method {self.method!r} has none "
+                "for each operation of every edge",
+                "leave stages.ops out, or take another method, e.g. --method darts-1st",
+            )
         perturbs, stops = self.derive.by == "perturbation", self.stop.eigenvalue
         for asked, key in ((perturbs, "derive.by = 'perturbation'"), (stops, "stop.eigenvalue")):
             if asked and method_of(self.method).alphas != "gradient":

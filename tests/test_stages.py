@@ -123,6 +123,13 @@ def kept(space: CellSpace) -> list[str]:
 SCORES = [[0.9, 0.1, 0.3, 0.2], [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.2, 0.5]]
 
 
+@pytest.mark.parametrize("method", ["random", "random-ws", "evolution", "enas"])
+def test_stages_need_scores_to_prune_by(method: str) -> None:
+    with pytest.raises(UsageError, match="stages prune operations by the scores of alphas"):
+        resolve("search", preset="smoke", file=None, settings=["stages.ops=[5,3]"],
+                flags={"corpus": "tiny", "method": method})  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("ops", "predecessors", "wanted"),
     [

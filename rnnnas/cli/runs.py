@@ -32,7 +32,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         [
             click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`."),
             click.option("--preset", help="A named run; see `presets list`. [default: quick, for "
-                         "images cifar10-quick]"),
+                         "images cifar10-quick; with --config none]"),
             click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                          help="Override one setting, e.g. weights.lr=10; may be repeated."),
@@ -238,13 +238,21 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
 
 def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
     from rnnnas import config as configs
+    from rnnnas.blackbox import CandidateJob
 
+    # Where cells are trained from scratch, one after the other, an epoch of the job is a cell.
+    what = "cell" if isinstance(job, CandidateJob) else "epoch"
     steps = len(job.lengths(0))
     parameters = sum(p.numel() for p in job.net.parameters())
     if as_json:
-        print_json({"parameters": parameters, "steps_per_epoch": steps, "config": plain})
+        sizes = {"parameters": parameters, f"steps_per_{what}": steps, f"{what}s": job.epochs}
+        print_json({**sizes, "config": plain})
         return
-    click.echo(f"{parameters:,} parameters, {steps:,} steps an epoch, {plain['epochs']} epochs")
+    staged = " in the first stage" if len(getattr(job, "plan", ())) > 1 else ""
+    click.echo(
+        f"{parameters:,} parameters{staged}, {steps:,} steps {'an' if what == 'epoch' else 'a'} "
+        f"{what}, {job.epochs} {what}s"
+    )
     click.echo(configs.to_toml(plain), nl=False)
 
 

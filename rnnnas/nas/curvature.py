@@ -24,8 +24,8 @@ def alpha_eigenvalue(
 ) -> float:
     """The largest eigenvalue of the Hessian of the loss of `batch` in all of a method's alphas.
 
-    The loss is taken under the mixtures of `scores` (for a method that samples, the mean of what
-    it draws), from a zero state.
+    The loss is taken under the mixtures of `scores` (for a method that samples, the softmax of its
+    alphas), from a zero state.
 
     Args:
         net: one that can be differentiated twice. noise: the masks that are kept from report to

@@ -199,7 +199,13 @@ def seconds_of(cells: Mapping[str, CellGene], table: LayerTable) -> float:
 
 
 def report(genotype: Genotype, table: LayerTable) -> str:
-    """One line: the predicted latency of derived cells, and of which network; as `seconds_of`."""
+    """One line: the predicted latency of derived cells, and of which network; as `seconds_of`.
+
+    Raises:
+        UsageError: where a cell is missing, or the table is of another network.
+    """
+    if missing := {NORMAL, REDUCE} - set(genotype.cells):
+        raise UsageError(f"there is no {' and no '.join(sorted(missing))} cell to predict of")
     model = _model_of(table)
     seconds = seconds_of(genotype.cells, table)
     return f"{told(seconds, table)}: {model.layers} cells, {model.channels} channels"

@@ -340,9 +340,18 @@ def report(cell: CellGene, table: LatencyTable, device: torch.device | None) -> 
     """One line: the predicted latency of a cell, and the measured one on `device` where given.
 
     Raises:
-        UsageError: where the table ends before the cell does, or is of another kind of device.
+        UsageError: where the table ends before the cell does, lacks an operation, or is of another
+            kind of device; or the cell has more than one edge a node.
     """
-    table.costs.check(recurrent_space(len(cell.nodes)))
+    space = recurrent_space(len(cell.nodes))
+    table.costs.check(space)
+    other = {gene.op for node in cell.nodes for gene in node} - set(space.ops)
+    if other or any(len(node) != 1 for node in cell.nodes):
+        raise UsageError(
+            f"a table of latencies has no operation {', '.join(sorted(other))}"
+            if other
+            else "a table of latencies is of cells with one edge a node"
+        )
     parts = [f"predicted {table.costs.of_cell(cell) / MICROSECOND:.1f} µs a time step"]
     if device is not None:
         if device.type != table.device:

@@ -290,6 +290,11 @@ def test_a_price_finds_cells_without_what_is_dear(
     named = ["--latency", str(tmp_path / "dear.json")]
     assert "predicted" in run("show", str(tmp_path / "plain"), *named).stdout
     assert "as text" in run("show", str(tmp_path / "fast"), "--measure", code=2).stderr
+    assert "predicted" in run("show", f"image:{tmp_path / 'fast'}").stdout
+    one = tmp_path / "one.json"
+    one.write_text(json.dumps({"normal": found["genotype"]["normal"]}))
+    said = run("show", f"image:{one}", *named, code=2).stderr
+    assert "no reduce cell" in said or "image network needs" in said
 
 
 @pytest.mark.parametrize("method", ["proxyless", "proxyless-reinforce"])

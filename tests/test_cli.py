@@ -155,9 +155,9 @@ def test_expected_failures(words: list[str], code: int, message: str, home: Path
 def test_dry_run_and_config(home: Path) -> None:
     dry = answer("search", "--corpus", "tiny", *SMALL, "--dry-run")
     assert set(dry) == {"parameters", "steps_per_epoch", "epochs", "config"}
-    assert (dry["steps_per_epoch"], dry["epochs"]) == (4, 3)
+    assert (dry["steps_per_epoch"], dry["epochs"]) == (4, 2)
     cells = answer("search", "--corpus", "tiny", *SMALL, "--method", "random", "--dry-run")
-    assert (cells["steps_per_cell"], cells["cells"]) == (2, 8)
+    assert (cells["steps_per_cell"], cells["cells"]) == (1, 8)
     assert not (home / "checkpoints").exists()
     printed = run("search", "--corpus", "tiny", *SMALL, "--print-config").stdout
     (home / "own.toml").write_text(printed, encoding="utf-8")

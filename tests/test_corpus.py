@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from sample_sources import TEXT, left_behind, text_of, written
 
+from rnnnas.cli.corpora import _say_origin
 from rnnnas.data import pydocs, synthetic
 from rnnnas.data.corpus import (
     SPLITS,
@@ -44,6 +45,13 @@ def archive(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path.name} is not there")
     return path
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_only_the_same_bytes_are_called_so(exact: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    spaced = "the canonical words with other spacing or byte-order mark: train"
+    _say_origin({"canonical": True, "note": "the canonical ptb" if exact else spaced})
+    assert ("byte for byte" in capsys.readouterr().out) is exact
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

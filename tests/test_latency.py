@@ -139,6 +139,13 @@ def test_the_command_keeps_a_table_and_show_reads_it(
     assert "measured" in again and "median of windows" in again
     assert "ends at 8 nodes" in run("show", "ENAS").stdout  # eleven nodes
     assert run("show", "ENAS", "--latency", str(kept)).exit_code == 2
+    assert "no operation swish" in run("show", "swish0 tanh1").stdout
+    assert "tanh" in run("show", " ".join(["tanh0"] * 60)).stdout
+    twice = tmp_path / "twice.json"
+    pair = [["tanh", 0], ["relu", 0]]
+    twice.write_text(json.dumps({"recurrent": {"nodes": [pair], "concat": [2]}}))
+    assert "one edge a node" in run("show", str(twice)).stdout
+    assert "published" in run("show", "darts_v2").stdout
     elsewhere = tmp_path / "there.json"
     text = run("bench", "latency", *BENCH, "--out", str(elsewhere), "--device", "cpu")
     assert text.exit_code == 0 and "sigmoid" in text.stdout and elsewhere.is_file()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_sources import TEXT, left_behind, text_of, three, written, zipped
@@ -91,6 +93,43 @@ def test_files_of_no_split_are_joined_in_sorted_order(tmp_path: Path) -> None:
     assert joined.sha256 == whole.sha256
 
 
+def test_two_texts_of_one_split_are_not_joined(tmp_path: Path) -> None:
+    """As in the archive of Penn Treebank, which has its characters beside its words."""
+    members: dict[str, str | bytes] = {f"ptb.{s}.txt": TEXT for s in SPLITS}
+    spelt = dict(members) | {f"ptb.char.{s}.txt": TEXT for s in SPLITS}
+    with pytest.raises(DataError, match=r"several texts are named train: ptb.char.train.txt, ptb"):
+        add_corpus("own", zipped(tmp_path / "z.zip", spelt), WORDS)
+    assert left_behind() == []
+    parts: dict[str, str | bytes] = {f"{s}-{n}.txt": TEXT for s in SPLITS for n in (1, 12)}
+    inside: dict[str, str | bytes] = {f"{s}/{n}.txt": TEXT for s in SPLITS for n in "ab"}
+    one, two = (add_corpus(name, zipped(tmp_path / f"{name}.zip", each), WORDS)
+                for name, each in (("one", parts), ("two", inside)))  # fmt: skip
+    assert one.sha256 == two.sha256
+
+
+def test_folders_that_are_links_or_closed_are_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = three(tmp_path / "folder")
+    more = written(tmp_path / "elsewhere" / "test.txt").parent
+    (folder / "more").symlink_to(more, target_is_directory=True)
+    with pytest.raises(DataError, match="more: is a link to a folder"):
+        add_corpus("own", folder, WORDS)
+    (folder / "more").unlink()
+    (folder / "shut").mkdir()
+    listed = os.scandir
+
+    def closed(path: str) -> Any:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match=r"shut: cannot be listed \(Permission denied\)"):
+        add_corpus("own", folder, WORDS)
+    assert left_behind() == []
+
+
 @pytest.mark.parametrize("absent", SPLITS)
 def test_a_missing_split_is_named(tmp_path: Path, absent: str) -> None:
     members: dict[str, str | bytes] = {f"{s}.txt": TEXT for s in SPLITS if s != absent}
@@ -134,6 +173,11 @@ def test_bad_sources_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         at = -1
         while (at := whole.find(mark, at + 1)) >= 0:
             locked[at + flags] |= 1
+    first = whole.find(b"PK\x01\x02")  # of the archive's own list
+    version, named = bytearray(whole), bytearray(whole)
+    version[first + 6] |= 0x40  # what is needed to unpack it
+    named[first + 9] |= 0x08  # its name is UTF-8,
+    named[first + 46] = 0xFF  # and this is not
     (tmp_path / "nothing").mkdir()
     monkeypatch.setattr(sources, "ZIP_LARGE", 1_000_000)
     cases: dict[Path, str] = {
@@ -146,6 +190,8 @@ def test_bad_sources_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         written(tmp_path / "text.zip", TEXT): "not a zip archive",
         written(tmp_path / "bits.zip", bytes(middle)): "is damaged|not a zip archive",
         written(tmp_path / "locked.zip", bytes(locked)): "is encrypted",
+        written(tmp_path / "version.zip", bytes(version)): "not a zip archive",
+        written(tmp_path / "name.zip", bytes(named)): "not a zip archive|is damaged",
         zipped(tmp_path / "bomb.zip", {"a.txt": b"a\n" * 2_000_000}): "are no text",
         written(tmp_path / "few.txt", "one two\n" * 50): "valid split has 2 lines and 6 tokens",
         written(tmp_path / "one.txt", "word " * 5000): "train split has 0 lines",

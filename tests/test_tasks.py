@@ -46,6 +46,18 @@ def test_weights_and_alphas_see_other_images(share: float, squares: ImageCorpus)
     assert counts.max() - counts.min() <= 2, "classes in proportion"
 
 
+def test_a_search_is_measured_on_all_classes_at_once(squares: ImageCorpus) -> None:
+    """Also where the validation split came class by class: batches normalise themselves."""
+    valid = squares.splits["valid"]
+    sorted_rows = valid.rows(np.argsort(valid.labels, kind="stable"))
+    corpus = replace(squares, splits={**squares.splits, "valid": sorted_rows})
+    job = SearchJob(search_config("valid_images=12", "batches.evaluated=6"), corpus, CPU)
+    batches = list(job.valid.read(1))
+    assert [sorted(batch.targets.tolist()) for batch in batches] == [list(range(6))] * 2
+    whole = SearchJob(search_config("valid_images=0"), corpus, CPU)
+    assert rows_of(whole.valid.batches.images) == rows_of(valid)
+
+
 def test_alphas_by_the_validation_split_and_single_level(squares: ImageCorpus) -> None:
     paper = SearchJob(search_config("alphas.text=valid"), squares, CPU)
     assert rows_of(paper.alpha.images) == rows_of(squares.splits["valid"])

@@ -30,6 +30,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "HTML": (b"<!DOCTYPE html>\n<html><body>404</body></html>\n", "HTML page"),
     "HTML after a mark": (b"\xef\xbb\xbf\n <HTML lang='en'>\n<p>x</p>\n", "HTML page"),
     "XHTML": (b"<?xml version='1.0'?>\n<!-- c -->\n<html></html>\n", "HTML page"),
+    "HTML after many comments": (b"<!-- c -->" * 60 + b"<html></html>\n", "HTML page"),
     "gigantic line": (GOOD + b"word " * (LINE_LIMIT // 5 + 1) + b"\nmore\n", "line 3 is longer"),
     "gigantic last line": (b"x" * (2 * BLOCK + LINE_LIMIT), "line 1 is longer"),
     "zip": (b"PK\x03\x04" + b"abc" * 50, "a zip archive"),
@@ -130,3 +131,10 @@ def test_joined_and_sliced() -> None:
 
 def test_names_are_made_visible() -> None:
     assert module.shown("a\x1b[31m\n\udcff") == "a\\x1b[31m\\x0a\\udcff"
+
+
+def test_comments_without_a_page_are_text_and_are_seen_at_once(tmp_path: Path) -> None:
+    """A pattern that tries every way to part them would take longer than the universe has."""
+    path = tmp_path / "a.md"
+    path.write_bytes(b"<!-- c -->" * 60 + b" words\n" + GOOD)
+    assert next(file_text(path).lines()).endswith("words")

@@ -102,7 +102,7 @@ def _say_images(described: dict[str, Any]) -> None:
 
 
 def _say_origin(described: dict[str, Any]) -> None:
-    if described.get("canonical"):
+    if described.get("canonical") and not described["note"].startswith("the canonical words"):
         click.echo("the canonical text of the benchmark, byte for byte")
     if described["note"]:
         click.echo(f"note: {described['note']}")

@@ -63,7 +63,7 @@ def show(
     image = genotype.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
     cell = (images.genotype_of if image else genotype_of)(genotype, seed=1)
     image = image or RECURRENT not in cell.cells
-    known = images.published(genotype) if image else ZOO.get(genotype)
+    known = images.published(genotype) if image else ZOO.get(upper)
     title = genotype
     if form == "json":
         text = json.dumps(cell.to_plain(), indent=2)
@@ -86,8 +86,8 @@ def show(
 
 def _latency(cell: Any, reference: str, table: Path | None, device: str | None) -> str:
     """A line for each table: the one that is named, the run's own, or all in the default place."""
-    kept = Path(reference) / "latency.json"
-    paths = [table] if table is not None else [kept] if kept.is_file() else _default_tables()
+    first = table or _kept_table(reference)
+    paths = [first] if first is not None else _default_tables()
     if not paths:
         if device is None:
             return ""
@@ -111,8 +111,8 @@ def _latency(cell: Any, reference: str, table: Path | None, device: str | None) 
 
 def _layers_latency(network: Any, reference: str, table: Path | None) -> str:
     """The same of an image network, by the table that is named or the run's own."""
-    path = table or Path(reference) / "latency.json"
-    if table is None and not path.is_file():
+    path = table or _kept_table(reference)
+    if path is None:
         return ""
     from rnnnas import cell_latency, dense_latency
     from rnnnas.cnn.dense_genes import is_dense
@@ -120,6 +120,17 @@ def _layers_latency(network: Any, reference: str, table: Path | None) -> str:
 
     kind = dense_latency if is_dense(network.cells) else cell_latency
     return f"\n{kind.report(network, read_layer_table(path))}"
+
+
+def _kept_table(reference: str) -> Path | None:
+    """The table that a search keeps in its folder, where `reference` is one that did."""
+    from rnnnas.cnn import zoo as images
+
+    path = Path(reference.removeprefix(images.PREFIX)) / "latency.json"
+    try:
+        return path if path.is_file() else None
+    except OSError:  # a cell's short form can be longer than any file name
+        return None
 
 
 def _default_tables() -> list[Path]:

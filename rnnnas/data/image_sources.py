@@ -6,7 +6,6 @@ files. Text beside images, inside the folders of the classes, and parquet of bot
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnnas.data.pictures import SUFFIXES
-from rnnnas.data.sources import SPLIT_WORDS, split_of
+from rnnnas.data.sources import SPLIT_WORDS, files_under, hidden, split_of
 from rnnnas.data.sources import SUFFIXES as TEXT_SUFFIXES
 from rnnnas.data.text import shown
 from rnnnas.errors import DataError
@@ -113,7 +112,7 @@ def _class(name: str, split: bool) -> str:
 
 
 def _folders(path: Path) -> list[Path]:
-    return [inner for inner in path.iterdir() if inner.is_dir() and _seen(inner.name)]
+    return [inner for inner in path.iterdir() if inner.is_dir() and not hidden(inner.name)]
 
 
 def _files(path: Path, called: str, names: list[str], split: bool) -> Labelled:
@@ -139,28 +138,12 @@ def _read(path: Path) -> bytes:
 
 
 def files_in(path: Path) -> tuple[list[str], list[str]]:
-    """Image files and text files under `path`, relative and sorted; hidden ones left out."""
-    images, texts = [], []
-
-    def fail(error: OSError) -> None:
-        raise DataError(
-            f"{shown(path)}: cannot be listed ({error.strerror})", "Check its permissions."
-        ) from error
-
-    for folder, inner, files in os.walk(path, onerror=fail):
-        inner[:] = filter(_seen, inner)
-        for file in filter(_seen, files):
-            name = (Path(folder) / file).relative_to(path).as_posix()
-            suffix = PurePosixPath(name).suffix.lower()
-            if suffix in SUFFIXES:
-                images.append(name)
-            elif suffix in TEXT_SUFFIXES:
-                texts.append(name)
-    return sorted(images), sorted(texts)
-
-
-def _seen(name: str) -> bool:
-    return not name.startswith((".", "__MACOSX"))
+    """Image files and text files under `path`, relative and sorted, of those that `files_under`
+    gives.
+    """
+    names = [(name, PurePosixPath(name).suffix.lower()) for name in files_under(path)]
+    images = [name for name, suffix in names if suffix in SUFFIXES]
+    return images, [name for name, suffix in names if suffix in TEXT_SUFFIXES]
 
 
 def numbered(source: ImageSource) -> tuple[tuple[str, ...], dict[str, Labels]]:

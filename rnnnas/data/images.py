@@ -64,6 +64,12 @@ class Images:
         start, end = self.spans[row]
         return decode(self.data[start:end].tobytes(), f"{self.name}, row {row + 1:,}")[0]
 
+    def rows(self, rows: npt.NDArray[np.int64]) -> Images:
+        """These rows, in this order; their pixels are copied into memory, encoded pictures not."""
+        if self.spans is None:
+            return with_changes(self, labels=self.labels[rows], data=self.data[rows])
+        return with_changes(self, labels=self.labels[rows], spans=self.spans[rows])
+
     def part(self, start: int, stop: int) -> Images:
         """Rows start to stop. Of training images, any part has the classes in proportion."""
         spans = None if self.spans is None else self.spans[start:stop]

@@ -9,6 +9,8 @@ extracted.
 
 from __future__ import annotations
 
+import lzma
+import os
 import re
 import zipfile
 import zlib
@@ -30,7 +32,10 @@ ZIP_LIMIT = 4_000_000_000
 ZIP_RATIO, ZIP_LARGE = 200, 100_000_000
 
 # What zipfile raises for truncated, altered or exotically packed members.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, KeyError, OSError)
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, KeyError,
+    ValueError, OSError,
+)  # fmt: skip
 
 SPLIT_WORDS = {
     "train": "train",
@@ -60,9 +65,14 @@ def split_of(name: str) -> str | None:
     Words count, not substrings: `latest.txt` is no test split.
     """
     path = PurePosixPath(name)
-    words = [w for w in re.split(r"[^a-z]+", path.name.lower()) if w in SPLIT_WORDS]
+    words = _split_words(path)
     words += [part for part in reversed(path.parts[:-1]) if part.lower() in SPLIT_WORDS]
     return SPLIT_WORDS[words[0].lower()] if words else None
+
+
+def _split_words(path: PurePosixPath) -> list[str]:
+    """The words of splits in a file's own name."""
+    return [w for w in re.split(r"[^a-z]+", path.name.lower()) if w in SPLIT_WORDS]
 
 
 def missing_split(name: str, present: list[str], missing: list[str], files: str) -> DataError:
@@ -85,19 +95,46 @@ def open_source(path: Path) -> Source:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The parquet files anywhere in the folder `path`, sorted; none where it is no folder."""
-    return sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    """The parquet files anywhere in the folder `path`, sorted; none where it is no folder.
+
+    Raises DataError as `files_under` does.
+    """
+    if not path.is_dir():
+        return []
+    return [path / name for name in files_under(path) if name.endswith(".parquet")]
+
+
+def files_under(path: Path) -> list[str]:
+    """The files anywhere in a folder, relative and sorted; hidden ones left out.
+
+    Raises:
+        DataError: a folder that cannot be listed, or one that is a link: what it leads to would
+            be left out of a corpus without a word.
+    """
+    found = []
+
+    def fail(error: OSError) -> None:
+        raise DataError(
+            f"{shown(error.filename or path)}: cannot be listed ({error.strerror})",
+            "Check its permissions.",
+        ) from error
+
+    for folder, inner, files in os.walk(path, onerror=fail):
+        inner[:] = [name for name in inner if not hidden(name)]
+        for name in inner:
+            if os.path.islink(os.path.join(folder, name)):
+                raise DataError(
+                    f"{shown(os.path.join(folder, name))}: is a link to a folder, which is not "
+                    "followed",
+                    "Put the folder itself there.",
+                )
+        here = Path(folder).relative_to(path)
+        found += [(here / name).as_posix() for name in files if not hidden(name)]
+    return sorted(found)
 
 
 def _folder(folder: Path) -> Source:
-    try:
-        found = sorted(
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-        )
-    except OSError as error:
-        raise DataError(
-            f"{shown(folder)}: cannot be listed ({error.strerror})", "Check its permissions."
-        ) from error
+    found = [name for name in files_under(folder) if (folder / name).is_file()]
     texts = {name: file_text(folder / name) for name in _readable(found)}
     return _assemble(folder.resolve().name, shown(folder), texts)
 
@@ -106,7 +143,7 @@ def _archive(path: Path) -> Source:
     name = shown(path)
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{name}: not a zip archive that can be read ({error})", "Check or repeat the download."
         ) from error
@@ -156,11 +193,11 @@ def _readable(names: Iterable[str]) -> list[str]:
         name
         for name in names
         if PurePosixPath(name).suffix.lower() in SUFFIXES
-        and not any(map(_hidden, PurePosixPath(name).parts))
+        and not any(map(hidden, PurePosixPath(name).parts))
     ]
 
 
-def _hidden(part: str) -> bool:
+def hidden(part: str) -> bool:
     return part.startswith((".", "__MACOSX")) and part != ".."
 
 
@@ -173,13 +210,23 @@ def _assemble(name: str, called: str, texts: Mapping[str, Text]) -> Source:
             "that hold images.",
         )
     parts: dict[str, list[Text]] = {split: [] for split in SPLITS}
+    named: dict[str, list[str]] = {split: [] for split in SPLITS}  # by the file's own name
     ignored = []
     for path, text in texts.items():
         split = split_of(path)
         if split is None:
             ignored.append(path)
-        else:
-            parts[split].append(text)
+            continue
+        parts[split].append(text)
+        if _split_words(PurePosixPath(path)):
+            named[split].append(path)
+    for split, paths in named.items():
+        if len({re.sub(r"\d+", "0", path) for path in paths}) > 1:
+            raise DataError(
+                f"{called}: several texts are named {split}: {', '.join(map(shown, paths))}",
+                "Put the files of one text into a folder of their own. Parts of one differ in "
+                "numbers alone (train-0.txt, train-1.txt), or lie in a folder (train/).",
+            )
     missing = [split for split in SPLITS if not parts[split]]
     if len(missing) == len(SPLITS):
         return Source(name=name, splits=_cut(joined(list(texts.values()), called)))

@@ -41,7 +41,7 @@ _BINARY = (
     (b"SQLite format 3", "an SQLite database", "export the text as plain UTF-8 text first"),
 )
 _HTML = re.compile(
-    rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I
+    rb"\s*(<\?xml[^>]*>\s*)?(<!--(?:(?!-->).)*-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I
 )
 # Control characters that plain text does not hold: all but tab, newline, vertical tab, form feed,
 # carriage return and escape (terminal colours are ugly, but text).

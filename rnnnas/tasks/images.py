@@ -19,6 +19,7 @@ from rnnnas.cnn.noise import SILENCE
 from rnnnas.cnn.ops import MOMENTUM
 from rnnnas.cnn.space import image_spaces
 from rnnnas.data.batches import Batches, InOrder
+from rnnnas.data.holdout import balanced_order
 from rnnnas.data.images import ImageCorpus, Images
 from rnnnas.data.streams import Streams
 from rnnnas.errors import UsageError
@@ -108,7 +109,9 @@ class ImageSearch(_Pictures):
         count = min(config.valid_images or len(valid), len(valid))
         if count > 1 and count % config.batches.evaluated == 1:
             count -= 1  # a last batch of one image could not be normalised by itself
-        valid = valid.part(0, count)
+        # A network under search normalises by the batch at hand: each must hold all classes, and a
+        # split that came with the images may lie class by class.
+        valid = valid.rows(balanced_order(valid.labels)[:count])
         judged = images_of(corpus, valid, config.batches.evaluated, side, device)
         self.valid = InOrder(judged, side)
         # Another order than the weights': both halves lie class by class in the same sequence.

@@ -140,8 +140,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],
     "cli.*": [
-        "cli.*", "bench*", "blackbox", "board", "cell_latency", "cnn.dense_genes", "cnn.zoo", "config",
-        "data.corpus", "demo", "dense_latency", "draw", "evaluate", "files", "image_config",
+        "cli.*", "bench*", "blackbox", "board", "cell_latency", "cnn.dense_genes", "cnn.zoo",
+        "config", "data.corpus", "demo", "dense_latency", "draw", "evaluate", "files", "image_config",
         "latency", "layer_latency", "lm.kernels", "nas.genotype", "nas.methods", "nas.space",
         "ranks", "search", "study.*", "train",
     ],

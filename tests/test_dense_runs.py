@@ -56,7 +56,7 @@ def test_a_search_resumes_exactly(
         settings += ["latency.weight=0.1", "latency.form=log", f"latency.table={table}"]
     config = search_config(*settings)
     whole = search(config, squares, tmp_path / "whole", device=CPU, quiet=True)
-    keys = {"run", "genotype", "cell", "seconds", "valid_accuracy", "digest"}
+    keys = {"run", "genotype", "cell", "seconds", "valid_accuracy", "arithmetic", "digest"}
     assert set(whole) == keys | ({"latency_us"} if priced else set())
     crashing(monkeypatch, SearchJob, [1, 3, 5])  # before and after the alphas begin, at step 2
     result, crashes = run_through(search, config, squares, tmp_path / "cut")

@@ -137,7 +137,9 @@ def shares_found(name: str) -> dict[str, float]:
     method = METHODS[name]
     rng = random.Random(1)
     genes = {cell: space.sample(rng) for cell, space in SPACES.items()}
-    stages = plan(StageConfig(), staged=method.staged, operations=len(OPS), hidden=1, dropouth=0.0)
+    stages = plan(
+        StageConfig(), staged=method.staged, operations=len(OPS), hidden=1, partial=1, dropouth=0.0
+    )
     spaces = dict(SPACES)
     alphas: dict[str, Tensor] = {}
     steps = SAMPLING if name in ("gdas", "proxyless", "densenas") else STEPS

@@ -200,50 +200,52 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
         steps, streams = config.windows.bptt, config.windows.streams
     rows = steps * streams
 
-    def cell(rounded: bool) -> Counter[Product]:
-        found: Counter[Product] = Counter()
-        if kind == "loss":
-            return found
-        found[(rows, hidden, 2 * hidden, rounded)] += layers  # the input's part of the first one
-        found[(streams, hidden, 2 * hidden, rounded)] += steps * layers
-        for node in range(config.model.nodes if search else 8):
-            # In search a node's product has a row for every predecessor.
-            size = streams * (node + 1) if search else streams
-            found[(size, units, 2 * units, rounded)] += steps * layers
-        return found
-
     words = WIKITEXT if kind == "loss" else VOCABULARY
 
-    def decoder(rounded: bool) -> Counter[Product]:
+    def at_once(rounded: bool) -> Counter[Product]:
+        """Of all steps together: the decoder, and the input's part of the first product."""
         chunks = [min(CHUNK, rows - start) for start in range(0, rows, CHUNK)]
         found = Counter((size, hidden, words, rounded) for size in chunks * experts)
         if experts > 1:
             found[(rows, hidden, hidden * experts, rounded)] += 1
             found[(rows, hidden, experts, rounded)] += 1
+        if kind != "loss":
+            found[(rows, hidden, 2 * hidden, rounded)] += layers
         return found
 
-    def window(*, weights: bool, rounded: bool) -> Counter[Product]:
-        """Forward, back to the inputs, and back to the weights where they are wanted."""
-        forward = cell(rounded) + decoder(rounded)
-        total = Counter(forward)
-        for (m, k, n, bf16), count in forward.items():
-            total[(m, n, k, bf16)] += count
-            if not weights:
-                continue
-            # Summed over all steps, so that one product of a long inner dimension does.
-            whole = count % steps == 0 and m < rows
-            total[(k, m * steps if whole else m, n, bf16)] += count // steps if whole else count
+    def each_step(rounded: bool) -> Counter[Product]:
+        """Of one step: the rest of the cell."""
+        found: Counter[Product] = Counter()
+        if kind == "loss":
+            return found
+        found[(streams, hidden, 2 * hidden, rounded)] += layers
+        for node in range(config.model.nodes if search else 8):
+            # In search a node's product has a row for every predecessor.
+            size = streams * (node + 1) if search else streams
+            found[(size, units, 2 * units, rounded)] += layers
+        return found
+
+    def window(*, back: bool, weights: bool, rounded: bool) -> Counter[Product]:
+        """Forward; back to the inputs, and to the weights, where they are wanted."""
+        total: Counter[Product] = Counter()
+        for found, times in ((at_once(rounded), 1), (each_step(rounded), steps)):
+            for (m, k, n, bf16), count in found.items():
+                total[(m, k, n, bf16)] += count * times
+                if back:
+                    total[(m, n, k, bf16)] += count * times
+                if weights:  # the sum over all steps is one product of a long inner dimension
+                    total[(k, m * times, n, bf16)] += count
         return total
 
     if kind == "eval":
-        return cell(False) + decoder(False)
-    step = window(weights=True, rounded=low)
+        return window(back=False, weights=False, rounded=False)
+    step = window(back=True, weights=True, rounded=low)
     if kind in ("train", "loss"):
         return step
     if kind == "first_order":
-        return step + window(weights=False, rounded=low)
+        return step + window(back=True, weights=False, rounded=low)
     # The inner gradient and the direction, then the two ends of the difference, without rounding.
-    ends = window(weights=False, rounded=False)
+    ends = window(back=True, weights=False, rounded=False)
     return step + step + step + ends + ends
 
 

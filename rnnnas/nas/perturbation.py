@@ -72,7 +72,7 @@ class Perturbation:
     """The decisions that make a cell of a network under mixtures, one after the other.
 
     What stands for the mixture is `scores`: what a deterministic method computes under, and the
-    mean of what a sampling one draws. A masked operation has weight zero while all others keep
+    softmax of a sampling one's alphas. A masked operation has weight zero while all others keep
     theirs (nothing is shared out anew), and is left out of the mixture's paths, so that products
     that only it needs are saved. A decided edge gives all its weight, `none`'s share too, to its
     operation: weight 1 where each row of the scores adds up to 1. An edge that is masked or not

@@ -79,7 +79,8 @@ def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -
     """Seconds of a search: its steps, an evaluation an epoch, and the cells that it tries."""
     job = job_of(config, corpus, device)
     steps = Sizes(corpus.splits).steps(config) * _step(job)
-    seconds, tried = START_SECONDS + steps, Mixtures()
+    seconds = START_SECONDS + steps
+    tried: Mixtures = {}  # of a cell that is tried with the shared weights
     if isinstance(job, SearchJob):
         draws = generator(config.seed, "valid", 0, device)
         with torch.no_grad():

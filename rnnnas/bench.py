@@ -15,9 +15,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from rnnnas import config as configs
 from rnnnas.data.streams import Streams
@@ -33,7 +34,6 @@ from rnnnas.steps import evaluate, weight_step
 from rnnnas.types import Batch
 
 Kind = Literal["first_order", "second_order", "train", "eval", "loss"]
-Product = tuple[int, int, int, bool]  # rows, inner, columns; whether in bfloat16
 
 VOCABULARY = 10_000  # of PTB
 WIKITEXT = 33_278  # words of WikiText-2, for the loss alone
@@ -44,6 +44,20 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "eval": ("eval",),
     "loss": ("loss",),
 }
+
+
+class Product(NamedTuple):
+    """The shape of a matrix product; `low`: in bfloat16; `matrices`: right factors that take turns.
+
+    A step of few rows is over as soon as its matrices have been read, and those of a cell may lie
+    in no cache when the next step wants them.
+    """
+
+    rows: int
+    inner: int
+    columns: int
+    low: bool
+    matrices: int = 1
 
 
 def _config(kind: Kind, path: str, settings: tuple[str, ...]) -> Any:
@@ -198,19 +212,19 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
         steps, streams = EVALUATED, 1
     else:
         steps, streams = config.windows.bptt, config.windows.streams
-    rows = steps * streams
+    rows, nodes = steps * streams, config.model.nodes if search else 8
 
     words = WIKITEXT if kind == "loss" else VOCABULARY
 
     def at_once(rounded: bool) -> Counter[Product]:
         """Of all steps together: the decoder, and the input's part of the first product."""
         chunks = [min(CHUNK, rows - start) for start in range(0, rows, CHUNK)]
-        found = Counter((size, hidden, words, rounded) for size in chunks * experts)
+        found = Counter(Product(size, hidden, words, rounded) for size in chunks * experts)
         if experts > 1:
-            found[(rows, hidden, hidden * experts, rounded)] += 1
-            found[(rows, hidden, experts, rounded)] += 1
+            found[Product(rows, hidden, hidden * experts, rounded)] += 1
+            found[Product(rows, hidden, experts, rounded)] += 1
         if kind != "loss":
-            found[(rows, hidden, 2 * hidden, rounded)] += layers
+            found[Product(rows, hidden, 2 * hidden, rounded)] += layers
         return found
 
     def each_step(rounded: bool) -> Counter[Product]:
@@ -218,23 +232,22 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
         found: Counter[Product] = Counter()
         if kind == "loss":
             return found
-        found[(streams, hidden, 2 * hidden, rounded)] += layers
-        for node in range(config.model.nodes if search else 8):
-            # In search a node's product has a row for every predecessor.
-            size = streams * (node + 1) if search else streams
-            found[(size, units, 2 * units, rounded)] += layers
-        return found
+        # In search a node's product has a row for every predecessor.
+        each = [streams, *(streams * (node + 1 if search else 1) for node in range(nodes))]
+        for size, inner in zip(each, [hidden, *[units] * nodes], strict=True):
+            found[Product(size, inner, 2 * inner, rounded)] += layers
+        return Counter({shape._replace(matrices=count): count for shape, count in found.items()})
 
     def window(*, back: bool, weights: bool, rounded: bool) -> Counter[Product]:
         """Forward; back to the inputs, and to the weights, where they are wanted."""
         total: Counter[Product] = Counter()
         for found, times in ((at_once(rounded), 1), (each_step(rounded), steps)):
-            for (m, k, n, bf16), count in found.items():
-                total[(m, k, n, bf16)] += count * times
+            for (m, k, n, low, matrices), count in found.items():
+                total[Product(m, k, n, low, matrices)] += count * times
                 if back:
-                    total[(m, n, k, bf16)] += count * times
+                    total[Product(m, n, k, low, matrices)] += count * times
                 if weights:  # the sum over all steps is one product of a long inner dimension
-                    total[(k, m * times, n, bf16)] += count
+                    total[Product(k, m * times, n, low)] += count
         return total
 
     if kind == "eval":
@@ -256,26 +269,25 @@ def limit(shapes: Counter[Product], device: torch.device) -> float:
 
 @cache
 def _seconds(shape: Product, device: torch.device) -> float:
-    """Of one product: the fastest of both libraries and of the ways its factors can lie."""
-    m, k, n, bf16 = shape
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    """Of one product: the fastest of all libraries and of the ways its factors can lie."""
+    m, k, n, low, matrices = shape
+    dtype = torch.bfloat16 if low else torch.float32
     a = torch.randn(m, k, device=device).to(dtype)
-    b = torch.randn(k, n, device=device).to(dtype)
     out = torch.empty(m, n, device=device, dtype=dtype)
-    many = max(1, min(30, int(2e9 / (2 * m * k * n))))
+    turns = max(1, min(30, int(2e9 / (2 * m * k * n))) // matrices)
+    several = [torch.randn(k, n, device=device).to(dtype) for _ in range(matrices)]
+    turned = [b.t().contiguous().t() for b in several]
     # As they are in a forward pass, backward to the inputs, and backward to the weights.
-    ways = (a, b), (a, b.t().contiguous().t()), (a.t().contiguous().t(), b)
+    ways = (a, several), (a, turned), (a.t().contiguous().t(), several)
 
-    def given(way: Any) -> None:
-        for _ in range(many):
-            torch.mm(*way, out=out)
+    def run(product: Callable[..., Tensor], left: Tensor, right: list[Tensor]) -> None:
+        for _ in range(turns):
+            for b in right:
+                product(left, b)
 
-    def chosen(way: Any) -> None:
-        for _ in range(many):
-            multiply(*way)
-
-    runs = (partial(run, way) for run in (given, chosen) for way in ways)
-    return min(timed(run, device, 2) for run in runs) / many
+    forms = partial(torch.mm, out=out), multiply, partial(multiply, out=out)
+    runs = (partial(run, form, *way) for form in forms for way in ways)
+    return min(timed(each, device, 2) for each in runs) / (turns * matrices)
 
 
 def bench(

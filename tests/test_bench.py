@@ -38,7 +38,7 @@ def test_the_promised_keys(what: str) -> None:
 
 
 def flops(shapes: Counter[bench.Product]) -> int:
-    return sum(2 * m * k * n * count for (m, k, n, _), count in shapes.items())
+    return sum(2 * m * k * n * count for (m, k, n, *_), count in shapes.items())
 
 
 def test_products_of_the_papers_settings() -> None:
@@ -89,4 +89,10 @@ def test_products_of_layers_and_softmaxes() -> None:
 
 def test_the_weights_gradients_are_one_product_a_window() -> None:
     shapes = bench.products("train", bench._config("train", "fast", ()), CPU)
-    assert shapes[(850, 35 * 64, 1700, False)] + shapes[(850, 35 * 64, 1700, True)] == 10
+    assert sum(shapes[bench.Product(850, 35 * 64, 1700, low)] for low in (False, True)) == 10
+
+
+def test_products_of_a_step_read_all_its_matrices_in_turn() -> None:
+    """One matrix alone would lie in the cache, where those of a whole cell do not."""
+    shapes = bench.products("eval", bench._config("eval", "fast", ("model.layers=2",)), CPU)
+    assert shapes[bench.Product(1, 850, 1700, False, 2 * 9)] == 2 * 9 * bench.EVALUATED

@@ -29,8 +29,11 @@ from torch import Tensor
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("kernels_mixture.cpp", "kernels_derived.cpp", "kernels_rows.cpp", "kernels.h")
-)
+    for name in (
+        "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_rows.cpp", "kernels_products.cpp",
+        "kernels.h",
+    )
+)  # fmt: skip
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
 # -fno-math-errno and -fno-trapping-math let roots and comparisons become vector instructions;
 # nothing here may reorder a sum but where the source says so, nor assume that there are no NaNs.
@@ -46,6 +49,7 @@ _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of
     "mix": "iiiippppp", "mix_back": "iiiippppppp", "reach": "iiiipppp", "normalise": "iiiidppppp",
     "normalise_back": "iiipppp", "losses": "iipppdppi", "evaluate": "iiiiippppppppp",
     "gate": "iiiippppppp", "gate_back": "iiippppppp", "mean": "iiiippppp", "spread": "iiiipppppp",
+    "multiply": "iiiiipiipidpii",
 }  # fmt: skip
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
 
@@ -79,7 +83,7 @@ def built() -> Built:
     for name, signature in _SIGNATURES.items():
         for kind in _NAMES.values():
             function = getattr(library, f"{name}_{kind}", None)
-            if function is None:  # `evaluate` never rounds
+            if function is None:  # some never round
                 continue
             function.restype = None
             function.argtypes = [*(_TYPES[letter] for letter in signature), ctypes.c_int]
@@ -214,6 +218,10 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     losses: M, V, logits (without bias), bias, targets, scale, → nats (M) in float64, and if the
         last argument is 1: scale times the gradient, in the logits' place, its sum over the rows
         added to by_word (V).
+    multiply: address of a library's product with one thread (CBLAS, 64-bit integers), M, K, W;
+        a (M, K): whether columns are dense, address, elements between rows or columns; b (K, W)
+        likewise; what the former result counts, → result (M, W), elements between its rows; parts
+        of the longer side, each of which one thread makes.
     """
     library = built().library
     assert library is not None

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rnnnas.lm import openblas
+
 # oneDNN's product of float32 matrices, as torch's compiler calls it. torch.mm calls MKL's, which on
 # other makers' processors took twice as long (benchmarks/README.md). None where it is missing.
 _ONEDNN = (
@@ -21,32 +23,45 @@ _ONEDNN = (
     else None
 )
 SMALL = 2_000_000  # multiplications below which its cost a call eats the gain
+# The same of OpenBLAS: one thread alone gains from 8 million, two from 1 million. One number for
+# both, so that the threads' number changes no result.
+SMALL_OPENBLAS = 4_000_000
 # With AVX-512 oneDNN is the faster one whatever lies in memory how. With AVX2 both are as fast, so
 # that the copies decide that it makes of factors and results (benchmarks/README.md).
 _WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a (M, K) times b (K, W) by the faster library, without a graph. (M, W), `out` if given.
+    """a (M, K) times b (K, W) by the fastest library, without a graph. (M, W), `out` if given.
 
     `out` may have another type than the factors.
     """
-    if _suits_onednn(a, b, copied=out is not None):
+    own = out if out is None or out.dtype == a.dtype else None  # where a library can write it
+    if _suits_openblas(a, b, own):
+        product = openblas.multiply(a, b, own)
+    elif _suits_onednn(a, b, copied=out is not None):
         assert _ONEDNN is not None
-        product: Tensor = _ONEDNN(a, b.t(), None, "none", [], "")
-    elif out is None or out.dtype == a.dtype:
-        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+        product = _ONEDNN(a, b.t(), None, "none", [], "")
     else:
-        product = torch.mm(a, b)
-    return product if out is None else out.copy_(product)
+        product = torch.mm(a, b) if own is None else torch.mm(a, b, out=own)
+    return product if out is None or out is product else out.copy_(product)
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total (M, W) += a (M, K) times b (K, W), likewise; `total` may have another type."""
-    if total.dtype == a.dtype and not _suits_onednn(a, b, copied=True):
-        torch.addmm(total, a, b, out=total)
-    else:
+    if total.dtype != a.dtype:
         total += multiply(a, b)
+    elif _suits_openblas(a, b, total):
+        openblas.multiply(a, b, total, add=True)
+    elif _suits_onednn(a, b, copied=True):
+        total += multiply(a, b)
+    else:
+        torch.addmm(total, a, b, out=total)
+
+
+def _suits_openblas(a: Tensor, b: Tensor, out: Tensor | None) -> bool:
+    large = a.shape[0] * a.shape[1] * b.shape[1] > SMALL_OPENBLAS
+    return large and openblas.leads() and openblas.usable(a, b, out)
 
 
 def _suits_onednn(a: Tensor, b: Tensor, copied: bool) -> bool:
@@ -61,35 +76,35 @@ def _suits_onednn(a: Tensor, b: Tensor, copied: bool) -> bool:
 def project(inputs: Tensor, matrix: Tensor, low: bool) -> Tensor:
     """inputs (T, B, D) times matrix (D, W): all steps at once, for it needs no recurrence.
 
+    The result can be differentiated once.
+
     Args:
         low: multiply in bfloat16, forward and back; what comes out, gradients too, has the inputs'
-            own type again. Without it the result can be differentiated twice, with it once.
+            own type again.
 
     Returns:
         (T, B, W).
     """
-    rows = inputs.flatten(0, 1)
-    if low:
-        product: Tensor = _RoundedProduct.apply(rows, matrix)  # type: ignore[no-untyped-call]
-    else:
-        product = rows @ matrix
+    product: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+        inputs.flatten(0, 1), matrix, torch.bfloat16 if low else inputs.dtype
+    )
     return product.view(*inputs.shape[:2], -1)
 
 
-class _RoundedProduct(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, matrix: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, matrix: Tensor, factor: torch.dtype) -> Tensor:
         ctx.types = rows.dtype, matrix.dtype
-        rounded = rows.bfloat16(), matrix.bfloat16()
-        ctx.save_for_backward(*rounded)
-        return torch.mm(*rounded).to(rows.dtype)
+        factors = rows.to(factor), matrix.to(factor)
+        ctx.save_for_backward(*factors)
+        return multiply(*factors).to(rows.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         rows, matrix = ctx.saved_tensors
-        slope = slope.bfloat16()
-        need_rows, need_matrix = ctx.needs_input_grad
-        of_rows = torch.mm(slope, matrix.t()).to(ctx.types[0]) if need_rows else None
-        of_matrix = torch.mm(rows.t(), slope).to(ctx.types[1]) if need_matrix else None
-        return of_rows, of_matrix
+        slope = slope.to(rows.dtype)
+        need_rows, need_matrix, _ = ctx.needs_input_grad
+        of_rows = multiply(slope, matrix.t()).to(ctx.types[0]) if need_rows else None
+        of_matrix = multiply(rows.t(), slope).to(ctx.types[1]) if need_matrix else None
+        return of_rows, of_matrix, None

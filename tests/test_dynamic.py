@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.errors import UsageError
+from rnnnas.lm import kernels
 from rnnnas.lm.cache import Cache, with_cache
 from rnnnas.lm.dynamic import Dynamic, DynamicConfig, gradient_rms
 from rnnnas.lm.loss import PenaltyConfig
@@ -86,8 +88,15 @@ def test_gradient_rms(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("path", "streams"), [("fast", 1), ("reference", 1), ("fast", 3)])
-def test_the_formula(seed: int, path: str, streams: int) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_formula(
+    monkeypatch: pytest.MonkeyPatch, seed: int, path: str, streams: int, compiled: bool
+) -> None:
     """θ - lr g / (rms + ε) + min(decay rms / mean rms, 1) (θ_g - θ), over several windows."""
+    if not compiled:
+        without_kernels(monkeypatch)
+    elif kernels.built().library is None:
+        pytest.skip(kernels.built().reason)
     net = make_net(seed, path)
     rms = gradient_rms(net, make_batches(seed + 50, 3, 5, 2))
     config = DynamicConfig(lr=3e-2, decay=0.4, epsilon=1e-3)
@@ -268,3 +277,31 @@ def test_every_network_can_follow_a_text(cell: Any) -> None:
             torch.testing.assert_close(moved, plain, rtol=1e-12, atol=1e-12)
         else:
             assert float(moved[-1].mean()) > float(plain[-1].mean()) + 0.02
+
+
+@pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+def test_the_number_of_threads_changes_no_weight() -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            net = make_net(6)
+            rms = gradient_rms(net, make_batches(6, 3, 5, 2))
+            moving = Dynamic(net, rms, DynamicConfig(lr=1e-2, decay=0.1))
+            carry: Carry = None
+            for batch in make_batches(7, 4, 5, 2):
+                _, carry = moving.score(batch, carry)
+            found.append(moving.weights)
+    finally:
+        torch.set_num_threads(before)
+    for name, weight in found[0].items():
+        assert torch.equal(weight, found[1][name]) and torch.equal(weight, found[2][name])
+
+
+def test_statistics_of_another_model_are_refused() -> None:
+    """A kernel would read beyond them."""
+    net = make_net(1)
+    rms = gradient_rms(net, make_batches(1, 2, 5, 2))
+    rms["bias"] = rms["bias"][:-1]
+    with pytest.raises(ValueError, match="a tensor of shape"):
+        Dynamic(net, rms, DynamicConfig())

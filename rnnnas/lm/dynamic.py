@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rnnnas.errors import UsageError
+from rnnnas.lm import kernels
+from rnnnas.lm.loss import nats_and_slopes
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.lm.noise import SILENCE
 from rnnnas.lm.scores import Scores, target_log_probs
@@ -106,13 +108,17 @@ class Dynamic:
         self.config = config
         self._outputs = _Outputs(net)
         self._plain = net.config.softmaxes == 1
-        self._trained = {name: p.detach() for name, p in net.named_parameters()}
+        self._trained = {name: p.detach().contiguous() for name, p in net.named_parameters()}
         self.weights = {name: p.clone() for name, p in self._trained.items()}
         numbers = sum(r.numel() for r in rms.values())
         mean = float(sum(r.sum(dtype=torch.float64) for r in rms.values())) / numbers
-        relative = config.decay / mean if mean else 0.0
-        self._back = {name: (rms[name] * relative).clamp_(max=1) for name in self.weights}
-        self._step = {name: -config.lr / (rms[name] + config.epsilon) for name in self.weights}
+        self._relative = config.decay / mean if mean else 0.0
+        self._rms = {name: kernels.dense(rms[name], *w.shape) for name, w in self.weights.items()}
+        self._compiled = kernels.usable(*self.weights.values(), *self._rms.values())
+        if self._compiled:
+            return
+        self._back = {name: (r * self._relative).clamp_(max=1) for name, r in self._rms.items()}
+        self._step = {name: -config.lr / (r + config.epsilon) for name, r in self._rms.items()}
         self._dense = torch.empty_like(self.weights["embedding"])  # room for its gradient
 
     def score(self, batch: Batch, carry: Carry) -> tuple[Scores, Carry]:
@@ -152,24 +158,66 @@ class Dynamic:
             )
         with torch.no_grad():
             x = raw.detach().flatten(0, 1)  # (M, H)
-            logits = torch.addmm(own["bias"], x, own["embedding"].t())  # (M, V)
-            total = logits.logsumexp(-1, keepdim=True)
-            log_probs = logits.gather(1, targets.unsqueeze(1)) - total
-            slope = logits.sub_(total).exp_().div_(len(targets))  # in the logits' place
-            slope.scatter_add_(1, targets.unsqueeze(1), torch.full_like(log_probs, -1 / len(x)))
-            from_loss = (slope @ own["embedding"]).view_as(raw)
-        from_rows, *from_cell = torch.autograd.grad(raw, [rows, *cell.values()], from_loss)
+            log_probs, slope, of_bias = self._decoded(x, targets)
+            from_loss = self._through_decoder(slope, x)
+        from_rows, *from_cell = torch.autograd.grad(
+            raw, [rows, *cell.values()], from_loss.view_as(raw)
+        )
         with torch.no_grad():
-            self._update("embedding", torch.mm(slope.t(), x, out=self._dense))
             # What the input's rows add lies outside the decay: the step is linear in g.
-            own["embedding"].index_add_(0, inputs, self._step["embedding"][inputs] * from_rows)
-            self._update("bias", slope.sum(0))
+            scale = self._rms["embedding"][inputs].add_(self.config.epsilon)
+            own["embedding"].index_add_(0, inputs, from_rows.div_(scale), alpha=-self.config.lr)
+            self._update("bias", of_bias)
             for name, grad in zip(cell, from_cell, strict=True):
                 self._update(name, grad)
         scores = Scores(raw.detach(), batch.targets, log_probs.view_as(batch.targets))
         return scores, after
 
+    def _decoded(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (M, D), targets (M,) → log-probabilities (M,), and gradients of the mean loss: of the
+        logits (M, V) and of the bias (V,).
+        """
+        embedding, bias = self.weights["embedding"], self.weights["bias"]
+        if self._compiled:
+            # Few targets: words before them take half the time of targets before words.
+            logits = torch.mm(embedding, x.t()).t().contiguous()
+            of_bias = torch.zeros_like(bias)
+            nats = nats_and_slopes(logits, bias, targets, 1 / len(x), True, of_bias)
+            return -nats.to(x.dtype), logits, of_bias
+        logits = torch.addmm(bias, x, embedding.t())
+        at, total = targets.unsqueeze(1), logits.logsumexp(-1, keepdim=True)
+        log_probs = logits.gather(1, at) - total
+        slope = logits.sub_(total).exp_().div_(len(targets))  # in the logits' place
+        slope.scatter_add_(1, at, torch.full_like(log_probs, -1 / len(x)))
+        return log_probs.squeeze(1), slope, slope.sum(0)
+
+    def _through_decoder(self, slope: Tensor, x: Tensor) -> Tensor:
+        """slope (M, V), x (M, D) → the gradient of x (M, D); the embedding takes its step."""
+        own = self.weights["embedding"]
+        if self._compiled:
+            x, back = kernels.dense(x, len(slope), own.shape[1]), torch.empty_like(x)
+            kernels.function("learn_rows", own.dtype)(
+                len(x), *own.shape, slope.data_ptr(), x.data_ptr(), *self._rule("embedding"),
+                back.data_ptr(), torch.get_num_threads(),
+            )  # fmt: skip
+            return back
+        back = slope @ own
+        self._update("embedding", torch.mm(slope.t(), x, out=self._dense))
+        return back
+
     def _update(self, name: str, grad: Tensor) -> None:
         """One step of a weight, in place."""
-        own = self.weights[name].lerp_(self._trained[name], self._back[name])
-        own.addcmul_(self._step[name], grad)
+        own = self.weights[name]
+        if self._compiled:
+            grad = kernels.dense(grad, *own.shape)
+            kernels.function("learn", own.dtype)(
+                own.numel(), grad.data_ptr(), *self._rule(name), torch.get_num_threads()
+            )
+            return
+        own.lerp_(self._trained[name], self._back[name]).addcmul_(self._step[name], grad)
+
+    def _rule(self, name: str) -> tuple[int | float, ...]:
+        """What a kernel is told of a weight: addresses and rates."""
+        rates = self.config.lr, self.config.epsilon, self._relative
+        trained, rms, own = (t[name].data_ptr() for t in (self._trained, self._rms, self.weights))
+        return trained, rms, *rates, own

@@ -35,8 +35,7 @@ class _Layout:
         kernels.dense(nodes, self.count, self.hidden, 2 * self.hidden)
         self.from_h = kernels.dense(from_h, self.hidden, 2 * self.hidden).to(self.type)
         self.matrices = [
-            torch.cat([nodes[i] for i in self.members(group)], -1).to(self.type)
-            for group in plan.groups
+            _beside([nodes[i] for i in self.members(group)]).to(self.type) for group in plan.groups
         ]
         self.mask = mask.expand_as(h).contiguous() if mask.dim() else None
         self.masked = 0 if self.mask is None else self.mask.data_ptr()
@@ -63,6 +62,11 @@ class _Layout:
     def factor(self, state: Tensor) -> Tensor:
         """States (..., B, H) as products take them."""
         return (state if self.mask is None else state * self.mask).to(self.type)
+
+
+def _beside(matrices: list[Tensor]) -> Tensor:
+    """As one wide matrix; one alone is not copied."""
+    return matrices[0] if len(matrices) == 1 else torch.cat(matrices, -1)
 
 
 def _at(rows: Tensor) -> list[int]:
@@ -126,7 +130,7 @@ class CompiledUnroll(torch.autograd.Function):
             POOL.give(inner)
         if keep:
             ctx.save_for_backward(from_x, h, from_h, nodes, mask, outputs)
-            ctx.buffers, ctx.plan, ctx.low = (states, buffer), plan, low
+            ctx.buffers, ctx.own = (states, buffer), own
         else:
             POOL.give(states, buffer)
         return outputs
@@ -138,10 +142,10 @@ class CompiledUnroll(torch.autograd.Function):
         if ctx.buffers is None:
             raise RuntimeError("the fast cell's backward pass can run only once a forward pass")
         (states, buffer), ctx.buffers = ctx.buffers, None
-        plan: Plan = ctx.plan
+        own: _Layout = ctx.own
+        plan = own.plan
         steps, streams, hidden = outputs.shape
         slope = kernels.dense(slope, steps, streams, hidden)
-        own = _Layout(h, from_h, nodes, mask, plan, ctx.low)
         first, products = own.products(buffer, steps)
         slopes = POOL.take(h, own.count + 1, streams, hidden)  # of the states
         back = POOL.take(own.from_h, streams, hidden).zero_()  # through a product

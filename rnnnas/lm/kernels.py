@@ -31,7 +31,7 @@ SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in (
         "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_rows.cpp", "kernels_products.cpp",
-        "kernels.h",
+        "kernels_dynamic.cpp", "kernels.h",
     )
 )  # fmt: skip
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
@@ -49,7 +49,7 @@ _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of
     "mix": "iiiippppp", "mix_back": "iiiippppppp", "reach": "iiiipppp", "normalise": "iiiidppppp",
     "normalise_back": "iiipppp", "losses": "iipppdppi", "evaluate": "iiiiippppppppp",
     "gate": "iiiippppppp", "gate_back": "iiippppppp", "mean": "iiiippppp", "spread": "iiiipppppp",
-    "multiply": "iiiiipiipidpii",
+    "multiply": "iiiiipiipidpii", "learn": "ipppdddp", "learn_rows": "iiippppdddpp",
 }  # fmt: skip
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
 
@@ -222,6 +222,10 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
         a (M, K): whether columns are dense, address, elements between rows or columns; b (K, W)
         likewise; what the former result counts, → result (M, W), elements between its rows; parts
         of the longer side, each of which one thread makes.
+    learn: elements, gradient g, trained weights, rms, lr, epsilon, relative, → weights w, which
+        move by -lr g / (rms + epsilon) + min(relative rms, 1) (trained - w).
+    learn_rows: M, V, D, slope (M, V), x (M, D), trained (V, D), rms, lr, epsilon, relative,
+        → weights (V, D), whose gradient is slopeᵀ x; and slope times what they were, (M, D).
     """
     library = built().library
     assert library is not None

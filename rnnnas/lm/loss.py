@@ -100,7 +100,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = multiply(x, matrix.t(), out=None if out is None else out[: len(x)])
             wanted = need_x or need_w or need_b
             if compiled:
-                total += _compiled(logits, bias, target, 1.0 / rows, wanted, grad_b)
+                total += nats_and_slopes(logits, bias, target, 1.0 / rows, wanted, grad_b).sum()
                 factor = logits
             else:
                 assert whole is not None
@@ -144,11 +144,18 @@ def _eager(
     return (mass.log() - hit).sum(dtype=torch.float64)
 
 
-def _compiled(
+def nats_and_slopes(
     logits: Tensor, bias: Tensor, targets: Tensor, scale: float, wanted: bool,
     by_word: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The same, the gradient in the logits' place, its sum over the rows added to `by_word`."""
+    """The nats of some rows, (M,) in float64, by a kernel; only where tensors are `usable`.
+
+    logits (M, V): without the bias; with `wanted` they become scale times the gradient, whose sum
+    over the rows is added to `by_word` (V,).
+
+    Raises:
+        IndexError: for a target that is no word.
+    """
     nats = torch.empty(len(logits), dtype=torch.float64)
     by_word = torch.zeros_like(bias) if by_word is None else by_word
     rows, words = logits.shape
@@ -160,4 +167,4 @@ def _compiled(
         rows, words, logits.data_ptr(), bias.data_ptr(), targets.data_ptr(), scale,
         nats.data_ptr(), by_word.data_ptr(), wanted, torch.get_num_threads(),
     )  # fmt: skip
-    return nats.sum()
+    return nats

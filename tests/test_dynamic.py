@@ -13,7 +13,7 @@ from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.errors import UsageError
-from rnnnas.lm import kernels
+from rnnnas.lm import dynamic, kernels
 from rnnnas.lm.cache import Cache, with_cache
 from rnnnas.lm.dynamic import Dynamic, DynamicConfig, gradient_rms
 from rnnnas.lm.loss import PenaltyConfig
@@ -296,6 +296,62 @@ def test_the_number_of_threads_changes_no_weight() -> None:
         torch.set_num_threads(before)
     for name, weight in found[0].items():
         assert torch.equal(weight, found[1][name]) and torch.equal(weight, found[2][name])
+
+
+@pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_kernels_against_the_formula(dtype: torch.dtype, threads: int) -> None:
+    """Over more elements than a part has, and more rows than there are parts."""
+    draws = torch.Generator().manual_seed(3)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draws, dtype=torch.float64)
+
+    lr, epsilon, relative = 0.3, 0.02, 0.9
+    close = 1e-5 if dtype == torch.float32 else 1e-12
+
+    def addresses(*tensors: Tensor) -> list[int]:
+        return [t.data_ptr() for t in tensors]
+
+    for rows, width in ((3 * 4096 + 5, 1), (1000, 37), (1, 1), (7, 3)):
+        w, trained, rms = rand(rows, width), rand(rows, width), rand(rows, width).abs()
+        slope, x = rand(5, rows), rand(5, width)
+        grad = slope.t() @ x
+        pull = (relative * rms).clamp(max=1)
+        assert rows < 9 or 0 < int((pull == 1).sum()) < pull.numel()
+        wanted = w + pull * (trained - w) - lr * grad / (rms + epsilon)
+        back_wanted = slope @ w
+        own, other, grad, trained, rms, slope, x = (
+            t.to(dtype).clone() for t in (w, w, grad, trained, rms, slope, x)
+        )
+        kernels.function("learn", dtype)(
+            own.numel(), *addresses(grad, trained, rms), lr, epsilon, relative,
+            own.data_ptr(), threads,
+        )  # fmt: skip
+        torch.testing.assert_close(own.double(), wanted, rtol=close, atol=10 * close)
+        back = torch.full_like(x, float("nan"))
+        kernels.function("learn_rows", dtype)(
+            5, rows, width, *addresses(slope, x, trained, rms), lr, epsilon, relative,
+            *addresses(other, back), threads,
+        )  # fmt: skip
+        torch.testing.assert_close(other.double(), wanted, rtol=close, atol=10 * close)
+        torch.testing.assert_close(back.double(), back_wanted, rtol=close, atol=100 * close)
+
+
+def test_windows_of_many_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product makes the embedding's gradient then; the weights move as by rows."""
+    found = []
+    for few in (0, 16):
+        monkeypatch.setattr(dynamic, "FEW", few)
+        net = make_net(8)
+        moving = Dynamic(net, gradient_rms(net, make_batches(8, 2, 5, 2)), DynamicConfig(lr=1e-2))
+        carry: Carry = None
+        for batch in make_batches(9, 3, 5, 3):
+            _, carry = moving.score(batch, carry)
+        found.append(moving.weights)
+    for name, weight in found[0].items():
+        torch.testing.assert_close(weight, found[1][name], rtol=1e-11, atol=1e-13)
 
 
 def test_statistics_of_another_model_are_refused() -> None:

@@ -92,8 +92,32 @@ def test_the_number_of_threads_changes_no_product(
     for number in (1, 2, 3, 4, 5, 8):
         torch.set_num_threads(number)
         found.append(openblas.multiply(a, b))
+    close = 1e-4 if dtype == torch.float32 else 1e-12  # sums of some hundred products of size 1
+    for product in (found[0], found[4]):  # in 4 parts, and in up to 16
+        torch.testing.assert_close(product.double(), a.double() @ b.double(), rtol=0, atol=close)
     assert all(torch.equal(found[0], other) for other in found[1:4])
     assert torch.equal(found[4], found[5])
+
+
+@needed
+@pytest.mark.parametrize("parts", [1, 3, 16])
+def test_however_many_parts(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    """Fewer strips than parts, too, and a last strip that is not whole."""
+    monkeypatch.setattr(openblas, "PART", 1)
+    monkeypatch.setattr(openblas, "PARTS", (parts, parts))
+    for m, k, n in ((3, 4, 5), (50, 4, 7), (7, 4, 250), (257, 4, 256)):
+        a, b = rand(m, k), rand(k, n)
+        torch.testing.assert_close(openblas.multiply(a, b), a @ b, rtol=1e-12, atol=1e-12)
+
+
+def test_more_threads_than_it_has_parts_for_are_left_to_torch(
+    threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openblas, "_kind", lambda: True)
+    torch.set_num_threads(openblas.MOST_THREADS)
+    assert openblas.leads()
+    torch.set_num_threads(openblas.MOST_THREADS + 1)
+    assert not openblas.leads()
 
 
 @needed
@@ -165,10 +189,13 @@ def test_gradients_of_the_inputs_product(low: bool) -> None:
     wanted = (slope @ matrix.t(), torch.einsum("tbd,tbw->dw", inputs, slope))
     close = {"rtol": 3e-2, "atol": 6e-2} if low else {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(out, inputs @ matrix, **close)
+    with pytest.raises(TypeError, match="factors of"):
+        project(inputs.float(), matrix, low)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, **close)
 
 
+@needed
 def test_without_kernels_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openblas, "leads", lambda: True)
     monkeypatch.setattr(products, "SMALL_OPENBLAS", 0)

@@ -24,6 +24,8 @@ from rnnnas.lm.noise import SILENCE
 from rnnnas.lm.scores import Scores, target_log_probs
 from rnnnas.types import Batch, Carry, Loss
 
+# Targets up to which the decoder's step goes a row at a time; more are better off with a product.
+FEW = 16
 DECODER = ("embedding", "bias")  # the weights whose gradient the decoder makes dense
 
 
@@ -115,11 +117,11 @@ class Dynamic:
         self._relative = config.decay / mean if mean else 0.0
         self._rms = {name: kernels.dense(rms[name], *w.shape) for name, w in self.weights.items()}
         self._compiled = kernels.usable(*self.weights.values(), *self._rms.values())
+        self._dense = torch.empty_like(self.weights["embedding"])  # room for its gradient
         if self._compiled:
             return
         self._back = {name: (r * self._relative).clamp_(max=1) for name, r in self._rms.items()}
         self._step = {name: -config.lr / (r + config.epsilon) for name, r in self._rms.items()}
-        self._dense = torch.empty_like(self.weights["embedding"])  # room for its gradient
 
     def score(self, batch: Batch, carry: Carry) -> tuple[Scores, Carry]:
         """Score a window, then learn from it; the next carry is the one before learning."""
@@ -179,7 +181,7 @@ class Dynamic:
         """
         embedding, bias = self.weights["embedding"], self.weights["bias"]
         if self._compiled:
-            # Few targets: words before them take half the time of targets before words.
+            # With few targets (V, D) times (D, M) takes half the time of (M, D) times (D, V).
             logits = torch.mm(embedding, x.t()).t().contiguous()
             of_bias = torch.zeros_like(bias)
             nats = nats_and_slopes(logits, bias, targets, 1 / len(x), True, of_bias)
@@ -194,8 +196,9 @@ class Dynamic:
     def _through_decoder(self, slope: Tensor, x: Tensor) -> Tensor:
         """slope (M, V), x (M, D) → the gradient of x (M, D); the embedding takes its step."""
         own = self.weights["embedding"]
-        if self._compiled:
-            x, back = kernels.dense(x, len(slope), own.shape[1]), torch.empty_like(x)
+        if self._compiled and len(x) <= FEW:
+            x = kernels.dense(x, len(slope), own.shape[1])
+            back = torch.empty_like(x)
             kernels.function("learn_rows", own.dtype)(
                 len(x), *own.shape, slope.data_ptr(), x.data_ptr(), *self._rule("embedding"),
                 back.data_ptr(), torch.get_num_threads(),

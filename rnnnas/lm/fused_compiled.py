@@ -1,9 +1,9 @@
 """The fast form of a derived cell with compiled kernels: the same values as `fused.py`'s own.
 
 Legend: T steps, B streams, H hidden, N nodes, k nodes of a group. One wide product a group, and
-one kernel between two products. Only the products are kept, in the precision they were made in:
-(B, k, 2H) = [c, z], overwritten by their own gradients on the way back, where a kernel computes
-the gates again; that costs less than to write and read them.
+one kernel between two products. Of a step only the products are kept, in the precision they were
+made in: (B, k, 2H) = [c, z], overwritten by their own gradients on the way back, where a kernel
+computes the gates again; that costs less than to write and read them.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ class CompiledUnroll(torch.autograd.Function):
             raise RuntimeError("the fast cell's backward pass can run only once a forward pass")
         (states, buffer), ctx.buffers = ctx.buffers, None
         own: _Layout = ctx.own
+        ctx.own = None
         plan = own.plan
         steps, streams, hidden = outputs.shape
         slope = kernels.dense(slope, steps, streams, hidden)

@@ -4,7 +4,7 @@
 // Legend: B streams (rows), H hidden units, U of them computed, n computed edges of a node.
 // S the type of states and sums, P the type of products. All arrays are dense, rows first.
 // Sums over streams or rows are taken in parts that do not depend on the number of threads, so that
-// this number changes no result.
+// this number changes no result (but see openblas.py, of products by more than four).
 
 #pragma once
 

@@ -4,8 +4,9 @@ Legend: B streams, H hidden, U units computed, n computed edges of a node, M row
 
 torch's own operations read and write memory once each; between two products of the cell there are
 a dozen. One pass does them all. Where no compiler is found, or for another device than the CPU,
-torch's operations run instead, with the same values (`elementwise.py`, `fused.py`, `loss.py`). As
-with torch's own threads, a process that has used them must not be forked and go on using them.
+torch's operations run instead, with the same values (`elementwise.py`, `fused.py`, `loss.py`,
+`dynamic.py`, `products.py`). As with torch's own threads, a process that has used them must not be
+forked and go on using them.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ def dense(tensor: Tensor, *shape: int) -> Tensor:
 def function(name: str, product: torch.dtype) -> Callable[..., None]:
     """A kernel for products of this type; only where they are `usable`.
 
-    Its arguments are numbers and the addresses of dense tensors. Of the cell, with s, t states
+    Its arguments are numbers and the addresses of dense tensors (`multiply` asks how they lie). Of
+    the cell, with s, t states
     and sums (B, H), shares (n, 5) as COLUMNS says, product (n, B, 2U) = [c, z]:
 
     mix: n, B, H, U, sources, shares, product, states, → total Σ_e m s + σ(c) (Σ_f p f(z) - m s).
@@ -210,11 +212,13 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
         mask or 0, → slopes (N+1, B, H) of the states: slope + onward + back times mask, shared by
         the outputs, else 0. onward becomes 0.
 
-    Of either:
+    Of either cell:
 
     evaluate: T, B, H, levels, outputs; the first node of every level and the end, the first state
         being node 0; sources, operations (as COLUMNS counts), outputs, addresses of the matrices
         (H, 2H); from_x (T, B, 2H), h (B, H), → states (N+1, B, H), results (T, B, H).
+    Of the decoder, of weights, and of matrices whatever they are:
+
     losses: M, V, logits (without bias), bias, targets, scale, → nats (M) in float64, and if the
         last argument is 1: scale times the gradient, in the logits' place, its sum over the rows
         added to by_word (V).

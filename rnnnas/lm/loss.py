@@ -150,12 +150,15 @@ def nats_and_slopes(
 ) -> Tensor:  # fmt: skip
     """The nats of some rows, (M,) in float64, by a kernel; only where tensors are `usable`.
 
-    logits (M, V): without the bias; with `wanted` they become scale times the gradient, whose sum
-    over the rows is added to `by_word` (V,).
+    logits (M, V), dense: without the bias; with `wanted` they become scale times the gradient,
+    whose sum over the rows is added to `by_word` (V,).
 
     Raises:
         IndexError: for a target that is no word.
+        ValueError: for logits that are not dense.
     """
+    if not logits.is_contiguous():
+        raise ValueError("logits must be dense: a kernel writes their gradient in their place")
     nats = torch.empty(len(logits), dtype=torch.float64)
     by_word = torch.zeros_like(bias) if by_word is None else by_word
     rows, words = logits.shape

@@ -2,9 +2,9 @@
 
 Legend: M rows, K inner, W columns.
 
-torch's CPU products are MKL's and oneDNN's. On processors of AMD with AVX2 alone OpenBLAS' reach up
-to twice their speed (benchmarks/README.md). It has threads of its own, which would stand in the
-way of torch's; so it is held to one, and a kernel shares a product out.
+torch's CPU products are MKL's and oneDNN's. On a processor of AMD with AVX2 and no more OpenBLAS'
+reach up to 1.8 times the speed of MKL's (benchmarks/README.md). It has threads of its own, which
+would stand in the way of torch's; so it is held to one, and a kernel shares a product out.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ PART = 2_000_000
 # number, for every part's sums are added up in an order of its own, and they are few, for every
 # part costs as much as reading the shorter factor once more.
 PARTS = (4, 16)
+MOST_THREADS = 16  # that it is chosen for: more would have no part
 _LETTERS = {torch.float32: "s", torch.float64: "d"}
 
 
@@ -60,9 +61,13 @@ def _gemm(dtype: torch.dtype) -> int | None:
     return None
 
 
-@functools.cache
 def leads() -> bool:
     """Whether this is the kind of processor on which it was measured to be the fastest."""
+    return _kind() and torch.get_num_threads() <= MOST_THREADS
+
+
+@functools.cache
+def _kind() -> bool:
     try:
         about = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -109,7 +114,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = Fal
     kernels.function("multiply", a.dtype)(
         _gemm(a.dtype), rows, inner, columns, lead_a[0], a.data_ptr(), lead_a[1],
         lead_b[0], b.data_ptr(), lead_b[1], float(add), out.data_ptr(), out.stride(0),
-        parts, min(threads, parts),
+        parts, threads,
     )  # fmt: skip
     return out
 

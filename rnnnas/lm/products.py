@@ -23,8 +23,8 @@ _ONEDNN = (
     else None
 )
 SMALL = 2_000_000  # multiplications below which its cost a call eats the gain
-# The same of OpenBLAS: one thread alone gains from 8 million, two from 1 million. One number for
-# both, so that the threads' number changes no result.
+# The same of OpenBLAS: one thread alone gains from about 8 million, two from about 2. It is one
+# number for all, so that the threads' number changes no result, up to `openblas.PARTS`.
 SMALL_OPENBLAS = 4_000_000
 # With AVX-512 oneDNN is the faster one whatever lies in memory how. With AVX2 both are as fast, so
 # that the copies decide that it makes of factors and results (benchmarks/README.md).
@@ -76,7 +76,7 @@ def _suits_onednn(a: Tensor, b: Tensor, copied: bool) -> bool:
 def project(inputs: Tensor, matrix: Tensor, low: bool) -> Tensor:
     """inputs (T, B, D) times matrix (D, W): all steps at once, for it needs no recurrence.
 
-    The result can be differentiated once.
+    The result can be differentiated once. Raises TypeError for factors of different types.
 
     Args:
         low: multiply in bfloat16, forward and back; what comes out, gradients too, has the inputs'
@@ -94,7 +94,9 @@ def project(inputs: Tensor, matrix: Tensor, low: bool) -> Tensor:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, matrix: Tensor, factor: torch.dtype) -> Tensor:
-        ctx.types = rows.dtype, matrix.dtype
+        ctx.type = rows.dtype
+        if rows.dtype != matrix.dtype:
+            raise TypeError(f"factors of {rows.dtype} and {matrix.dtype}")
         factors = rows.to(factor), matrix.to(factor)
         ctx.save_for_backward(*factors)
         return multiply(*factors).to(rows.dtype)
@@ -105,6 +107,6 @@ class _Product(torch.autograd.Function):
         rows, matrix = ctx.saved_tensors
         slope = slope.to(rows.dtype)
         need_rows, need_matrix, _ = ctx.needs_input_grad
-        of_rows = multiply(slope, matrix.t()).to(ctx.types[0]) if need_rows else None
-        of_matrix = multiply(rows.t(), slope).to(ctx.types[1]) if need_matrix else None
+        of_rows = multiply(slope, matrix.t()).to(ctx.type) if need_rows else None
+        of_matrix = multiply(rows.t(), slope).to(ctx.type) if need_matrix else None
         return of_rows, of_matrix, None

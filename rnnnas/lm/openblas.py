@@ -91,7 +91,7 @@ def usable(a: Tensor, b: Tensor, out: Tensor | None = None) -> bool:
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
     """a (M, K) times b (K, W), without a graph; only where they are `usable`. (M, W).
 
-    The result is the same, bit by bit, with one thread to four, and with any more.
+    The result is the same, bit by bit, for one thread to four, and for any number above.
 
     Args:
         add: to what `out` holds.

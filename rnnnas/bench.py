@@ -30,6 +30,7 @@ from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import ZOO
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
+from rnnnas.programs import PATIENCE, programs_for
 from rnnnas.steps import evaluate, weight_step
 from rnnnas.types import Batch
 
@@ -94,9 +95,10 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
         noise=config.noise, penalty=config.penalty, generator=draws,
     ).to(device)  # fmt: skip
     masks = torch.Generator(device=device).manual_seed(2)
+    programs = programs_for("auto" if config.model.path == "fast" else "off", device)
     if kind == "eval":
         text = torch.randint(VOCABULARY, (EVALUATED + 1,), generator=draws).numpy()
-        return lambda: evaluate(net, Streams(text, 1, device), {})
+        return lambda: evaluate(net, Streams(text, 1, device), {}, programs=programs)
     streams, steps = config.windows.streams, config.windows.bptt
     words = torch.randint(VOCABULARY, (steps + 1, streams), generator=draws).to(device)
     batch = Batch(words[:-1], words[1:])
@@ -104,14 +106,16 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
     clip, lr = config.weights.clip, config.weights.lr
     if not search:
         return lambda: weight_step(
-            net, optimizer, batch, None, {}, net.noise(batch, masks), lr=lr, clip=clip
-        )
+            net, optimizer, batch, None, {}, net.noise(batch, masks), lr=lr, clip=clip,
+            programs=programs,
+        )  # fmt: skip
     method = config.relaxation
     alphas = {n: a.to(device) for n, a in method.init(net.space, draws).items()}
     alphas = {n: a.detach().requires_grad_() for n, a in alphas.items()}
     precise = net.in_float32() if config.order == "finite" else None
     adam = alpha_optimizer(alphas, config.alphas)
-    architect = Architect(net, alphas, method, adam, config.order, precise=precise)
+    replay = None if programs is None else programs.run
+    architect = Architect(net, alphas, method, adam, config.order, precise=precise, replay=replay)
 
     def iterate() -> None:
         architect.step(
@@ -121,7 +125,9 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
         with torch.no_grad():
             mixtures = method.mix(alphas, net.space, 0.5, masks)
         noise = net.noise(batch, masks)
-        weight_step(net, optimizer, batch, None, mixtures, noise, lr=lr, clip=clip)
+        weight_step(
+            net, optimizer, batch, None, mixtures, noise, lr=lr, clip=clip, programs=programs
+        )
 
     return iterate
 
@@ -154,8 +160,11 @@ def _synchronise(device: torch.device) -> None:
 
 
 def timed(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The least seconds of `repeats` runs, after one that warms up."""
-    run()
+    """The least seconds of `repeats` runs, after one that warms up; on a card, after as many as a
+    window is captured in.
+    """
+    for _ in range(1 if device.type == "cpu" else PATIENCE + 2):
+        run()
     best = float("inf")
     for _ in range(repeats):
         _synchronise(device)

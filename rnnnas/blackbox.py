@@ -127,14 +127,19 @@ class CandidateJob:
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
         """Score the cell; where it is the best so far, its validation perplexity is noted."""
-        loss = math.inf if self.lost else evaluate(self.net, self.scored, {}).loss
+        loss = (
+            math.inf
+            if self.lost
+            else evaluate(self.net, self.scored, {}, programs=self.programs).loss
+        )
         loss = loss if math.isfinite(loss) else math.inf
         better = not self.strategy.history or loss < self.strategy.best.loss
         self.strategy.tell(self.genotype_now, loss)
         if better:
             self.valid_perplexity = math.inf
             if math.isfinite(loss):
-                self.valid_perplexity = evaluate(self.net, self.valid, {}).perplexity
+                score = evaluate(self.net, self.valid, {}, programs=self.programs)
+                self.valid_perplexity = score.perplexity
         log_candidate(run, at.step, self.strategy)
         return {"best_perplexity": perplexity(self.strategy.best.loss, 1),
                 "valid_perplexity": self.valid_perplexity}  # fmt: skip

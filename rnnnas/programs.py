@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rnnnas.errors import RnnnasError
 from rnnnas.lm.pool import POOL
+from rnnnas.ranks import ALONE, Ranks
 
 # Tensors and plain values in tuples, NamedTuples and mappings, nested at will.
 Tree: TypeAlias = Any
@@ -173,13 +174,16 @@ class Programs:
         return kept
 
 
-def programs_for(setting: Literal["auto", "on", "off"], device: torch.device) -> Programs | None:
+def programs_for(
+    setting: Literal["auto", "on", "off"], device: torch.device, ranks: Ranks = ALONE
+) -> Programs | None:
     """What the setting `capture` asks for; None where every window is computed plainly.
 
-    "on" captures on CUDA, and runs the same programs uncaptured elsewhere. "auto" is off: capture
-    has never run on a card yet.
+    "on" captures on CUDA, and runs the same programs uncaptured elsewhere. "auto" captures where
+    that can be: on CUDA, by a process that is alone.
     """
-    return Programs(device) if setting == "on" else None
+    able = device.type == "cuda" and ranks.size == 1
+    return Programs(device) if setting == "on" or (setting == "auto" and able) else None
 
 
 def mapped(form: Callable[[Tensor], Tensor], tree: Tree) -> Tree:

@@ -164,25 +164,43 @@ def evaluate(
     data: Readable,
     mixtures: Mapping[str, Mixture],
     weights: Mapping[str, Tensor] | None = None,
+    programs: Programs | None = None,
 ) -> Score:
     """The loss over all targets of `data`, state carried across windows, without noise.
 
     Args:
         weights: evaluated instead of the network's own, e.g. averaged ones.
+        programs: of this network, for windows that come again.
     """
     own: dict[str, Tensor] = dict(weights or net.named_parameters())
     carry: Carry = None
-    nats = 0.0
     tokens = 0
+    nats: list[Tensor] = []
     right: list[Tensor] = []
+    score = partial(_scored, net)
     for batch in data.read(EVALUATION_STEPS):
-        loss: Loss = functional_call(net, own, (batch, carry, mixtures, None))
+        # The weights are handed over, for others may lie elsewhere the next time.
+        inputs = (own, batch, carry, mixtures)
+        loss = score(*inputs) if programs is None else programs.run("score", score, *inputs)
         carry = loss.carry
-        nats += float(loss.value) * loss.count
+        nats.append(loss.value.double() * loss.count)
         tokens += loss.count
         if loss.right is not None:
             right.append(loss.right)
+    total = 0.0
+    for value in torch.stack(nats).tolist() if nats else []:  # one wait for the device
+        total += value
     if not right:
-        return Score(nats=nats, tokens=tokens)
+        return Score(nats=total, tokens=tokens)
     first, near = torch.stack(right).sum(0).tolist()
-    return Score(nats=nats, tokens=tokens, right=first, near=near)
+    return Score(nats=total, tokens=tokens, right=first, near=near)
+
+
+@torch.no_grad()
+def _scored(
+    net: nn.Module, own: Mapping[str, Tensor], batch: Batch, carry: Carry,
+    mixtures: Mapping[str, Mixture],
+) -> Loss:  # fmt: skip
+    """The loss of one window under weights that are handed in, for a program."""
+    loss: Loss = functional_call(net, dict(own), (batch, carry, mixtures, None))
+    return loss

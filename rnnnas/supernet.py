@@ -90,7 +90,7 @@ class SearchJob:
         fresh = self.relaxation.init(self.net.space, generator(config.seed, "alphas", stage, cpu))
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
         capture = config.capture if isinstance(config, SearchConfig) else "off"
-        self.programs = programs_for(capture, device)
+        self.programs = programs_for(capture, device, self.ranks)
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
         self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas) if self.alphas else None
         self.architect = self._architect()
@@ -212,7 +212,7 @@ class SearchJob:
         if isinstance(self.relaxation, Policy) or self._draws_cells(mixtures):
             mixtures = self.mixtures_of(self.genotype())  # of the likeliest cell, not of one draw
         net = self.task.alone(self.net)
-        score = Score(**self.ranks.led(lambda: asdict(evaluate(net, self.valid, mixtures))))
+        score = Score(**self.ranks.led(lambda: asdict(self._score(net, mixtures))))
         if not math.isfinite(score.loss):
             raise LostError
         self.valid_score = score.measured[self.task.measure]
@@ -234,6 +234,10 @@ class SearchJob:
             values |= self.watch.look(at.epoch + 1, self.net, self.alphas, genotype, self.ranks)
             self.epochs = self.watch.stopped_at or self.epochs
         return values if len(self.plan) == 1 else {**values, "stage": self.stage + 1.0}
+
+    def _score(self, net: Net, mixtures: Mixtures) -> Score:
+        """Of the validation text; net: this one, or its twin whose batches are whole."""
+        return evaluate(net, self.valid, mixtures, programs=self.programs)
 
     def _draws_cells(self, mixtures: Mixtures) -> bool:
         """Whether the alphas' draws are cells as they are derived: one path a node."""
@@ -265,7 +269,7 @@ class SearchJob:
         title = f"try cells of {self.config.method} on {self.config.corpus}"
         tried = try_cells(strategy, self.net, self.scored, run, title=title, quiet=quiet)
         self.chosen = tried.best.genotype
-        score = evaluate(self.net, self.valid, self.mixtures_of(self.chosen))
+        score = self._score(self.net, self.mixtures_of(self.chosen))
         self.valid_score = score.perplexity
         return tried.seconds
 
@@ -274,7 +278,7 @@ class SearchJob:
         derived = cell_of(cast(Searched, self), corpus, run, quiet=quiet)
         self.chosen = derived.genotype
         net, mixtures = self.task.alone(self.net), self.mixtures_of(self.chosen)
-        self.valid_score = self.ranks.led(lambda: evaluate(net, self.valid, mixtures).perplexity)
+        self.valid_score = self.ranks.led(lambda: self._score(net, mixtures).perplexity)
         return derived.seconds
 
     def measured(self) -> dict[str, float]:

@@ -62,7 +62,7 @@ class TrainJob:
         draws = generator(config.seed, "weights", 0, torch.device("cpu"))
         self.net: Net = self.task.network(draws).to(device)
         capture = config.capture if isinstance(config, TrainConfig) else "off"
-        self.programs = programs_for(capture, device)
+        self.programs = programs_for(capture, device, ranks)
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.train, self.valid = self.task.train, self.task.valid
         self.carry: Carry = None
@@ -131,10 +131,11 @@ class TrainJob:
             self._statistics = (average.steps, found)
         return average.weights | self._statistics[1]
 
+    def _score(self) -> Score:
+        return evaluate(self.net, self.valid, {}, self.weights(), self.programs)
+
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
-        score = Score(
-            **self.ranks.led(lambda: asdict(evaluate(self.net, self.valid, {}, self.weights())))
-        )
+        score = Score(**self.ranks.led(lambda: asdict(self._score())))
         if not math.isfinite(score.loss):
             raise LostError
         averaged = self.average is not None

@@ -61,7 +61,7 @@ class InnerStep:
     by parameter name.
     """
 
-    lr: float
+    lr: float | Tensor
     clip: float = 0.0
     weight_decay: float = 0.0
     momentum: float = 0.0

@@ -5,7 +5,8 @@ the oracle. Nodes that take the same state are computed together: one batched pr
 gates and candidates, written where they stay and overwritten by their own gradients on the way
 back. The gradients of all matrices are formed after the last step, from all T·B rows at once.
 With `low` every product takes its factors rounded to bfloat16; all else stays as it is.
-Where there are kernels, `fused_compiled.py` does the same in training.
+Where there are kernels, `fused_compiled.py` does the same in training, and `fused_device.py` on a
+CUDA device.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rnnnas.lm import kernels
+from rnnnas.lm import device, kernels
 from rnnnas.lm.cell import masked
 from rnnnas.lm.fused_compiled import CompiledUnroll
+from rnnnas.lm.fused_device import DeviceUnroll
 from rnnnas.lm.plan import Group, Plan, plan
 from rnnnas.lm.pool import POOL
 from rnnnas.lm.products import multiply, project
@@ -49,13 +51,16 @@ def unroll(
     """
     width = inputs.shape[-1]
     from_x = project(masked(inputs, mask_x), first[:width], low)
-    if not torch.is_grad_enabled() and not low and mask_h is None:
+    mask = h.new_ones(()) if mask_h is None else mask_h
+    if device.usable(h, from_x, first, nodes, mask):
+        form: type[torch.autograd.Function] = DeviceUnroll
+    elif not torch.is_grad_enabled() and not low and mask_h is None:
         streamed = len(h) <= STREAMED and kernels.usable(h, from_x, first, nodes)
         evaluate = _stream if streamed else _evaluate
         return evaluate(from_x, h, first[width:], nodes, plan(cell))
-    mask = h.new_ones(()) if mask_h is None else mask_h
-    compiled = kernels.usable(h, from_x, first, nodes, mask, low=low)
-    form = CompiledUnroll if compiled else _DerivedUnroll
+    else:
+        compiled = kernels.usable(h, from_x, first, nodes, mask, low=low)
+        form = CompiledUnroll if compiled else _DerivedUnroll
     outputs: Tensor = form.apply(  # type: ignore[no-untyped-call]
         from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled(), low
     )

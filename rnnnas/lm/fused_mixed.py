@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rnnnas.lm import device, device_mixed
 from rnnnas.lm.blocks import Node, plan_of, start_of, taken
 from rnnnas.lm.cell import masked
+from rnnnas.lm.device_mixed import DeviceMixed
 from rnnnas.lm.elementwise import Compiled, Elementwise
 from rnnnas.lm.kernels import usable
 from rnnnas.lm.mixed import Paths, Route, routes
@@ -63,9 +65,12 @@ def unroll(
     from_x = project(masked(inputs, mask_x), first[:width], low)
     mask = h.new_ones(()) if mask_h is None else mask_h
     keep = torch.is_grad_enabled()
-    outputs: Tensor = _MixedUnroll.apply(  # type: ignore[no-untyped-call]
-        from_x, h, first[width:], nodes, weights, mask, space, ways, keep, low, ranks
-    )
+    tensors = (from_x, h, first[width:], nodes, weights, mask)
+    outputs: Tensor
+    if ranks.size == 1 and len(h) <= device_mixed.STREAMS and device.usable(*tensors):
+        outputs = DeviceMixed.apply(*tensors, space, ways, keep, low)  # type: ignore[no-untyped-call]
+    else:
+        outputs = _MixedUnroll.apply(*tensors, space, ways, keep, low, ranks)  # type: ignore[no-untyped-call]
     return outputs
 
 

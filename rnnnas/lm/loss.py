@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.errors import UsageError
-from rnnnas.lm import kernels
+from rnnnas.lm import device, kernels
 from rnnnas.lm.pool import POOL
 from rnnnas.lm.products import accumulate, multiply
 
 CHUNK = 512  # rows whose logits live at once
+DEVICE_CHUNK = 1024  # likewise, on a device with kernels: its products want more rows
+WORDS = 2048  # logits of a row that a device takes at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,22 +86,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wanted: bool,
         low: bool,
     ) -> Tensor:
-        rows, size = len(targets), min(CHUNK, len(targets))
+        on_device = device.usable(outputs, weight, bias)
+        chunk = DEVICE_CHUNK if on_device else CHUNK
+        rows, size = len(targets), min(chunk, len(targets))
         need_x, need_w, need_b = (wanted and need for need in ctx.needs_input_grad[:3])
         grad_x = torch.empty_like(outputs) if need_x else None
         grad_w = torch.zeros_like(weight) if need_w else None
         grad_b = torch.zeros_like(bias) if need_b else None
         total = outputs.new_zeros((), dtype=torch.float64)
         x_all, matrix = (outputs.bfloat16(), weight.bfloat16()) if low else (outputs, weight)
-        compiled = kernels.usable(outputs, weight, bias, low=low)
+        compiled = on_device or kernels.usable(outputs, weight, bias, low=low)
         rounded = POOL.take(matrix, size, len(weight)) if low else None
         whole = None if compiled else POOL.take(outputs, size, len(weight))
-        for start in range(0, rows, CHUNK):
-            x, target = x_all[start : start + CHUNK], targets[start : start + CHUNK]
+        for start in range(0, rows, chunk):
+            x, target = x_all[start : start + chunk], targets[start : start + chunk]
             out = whole if rounded is None else rounded
             logits = multiply(x, matrix.t(), out=None if out is None else out[: len(x)])
             wanted = need_x or need_w or need_b
-            if compiled:
+            if on_device:
+                total += _on_device(logits, bias, target, 1.0 / rows, wanted)
+                factor = logits
+                if grad_b is not None:
+                    grad_b += factor.sum(0, dtype=grad_b.dtype)
+            elif compiled:
                 total += nats_and_slopes(logits, bias, target, 1.0 / rows, wanted, grad_b).sum()
                 factor = logits
             else:
@@ -110,7 +119,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_b is not None:
                     grad_b += slope.sum(0)
             if grad_x is not None:
-                grad_x[start : start + CHUNK] = multiply(factor, matrix)
+                grad_x[start : start + chunk] = multiply(factor, matrix)
             if grad_w is not None:
                 accumulate(grad_w, factor.t(), x)
         POOL.give(*(buffer for buffer in (whole, rounded) if buffer is not None))
@@ -142,6 +151,21 @@ def _eager(
         slope *= scale / mass
         slope.scatter_add_(1, at, torch.full_like(mass, -scale))
     return (mass.log() - hit).sum(dtype=torch.float64)
+
+
+def _on_device(logits: Tensor, bias: Tensor, targets: Tensor, scale: float, wanted: bool) -> Tensor:
+    """The nats of some rows, a scalar in float64; with `wanted` the logits (M, V) become scale
+    times the gradient. Only where tensors are `device.usable`; NaN for a target that is no word.
+    """
+    from rnnnas.lm import triton_loss  # Triton is not everywhere
+
+    rows, words = logits.shape
+    nats = torch.empty(rows, dtype=bias.dtype, device=logits.device)
+    triton_loss.losses[(rows,)](
+        logits, bias.contiguous(), targets.contiguous(), nats, words, scale, WANTED=wanted,
+        WORDS=WORDS, num_warps=8,
+    )  # fmt: skip
+    return nats.sum(dtype=torch.float64)
 
 
 def nats_and_slopes(

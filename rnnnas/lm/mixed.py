@@ -174,7 +174,7 @@ def unroll(
 Share = tuple[str, Tensor | None, Tensor]
 
 
-def _stretches(places: Sequence[int]) -> list[tuple[int, int]]:
+def stretches(places: Sequence[int]) -> list[tuple[int, int]]:
     """Rising numbers as stretches (first, end) of neighbours."""
     found: list[tuple[int, int]] = []
     for place in places:
@@ -190,7 +190,7 @@ def picked(table: Tensor, places: Sequence[int]) -> Tensor:
 
     Views put together: an index made of a list would be copied to a device, which waits for it.
     """
-    parts = [table[first:end] for first, end in _stretches(places)]
+    parts = [table[first:end] for first, end in stretches(places)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -11,6 +11,8 @@ gradient g, m mixtures, L validation loss. DARTS, section 2.3, equations 6 to 8.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -94,7 +96,8 @@ def hypergradient(
             difference is taken. It decides nothing else: an inner gradient and a direction that
             are off by a part in 250 move the result by as much, but rounding in the difference of
             two nearly equal gradients would be most of it.
-        replay: runs the evaluation of a first order; the other orders are never recorded.
+        replay: runs what the first order and the finite difference evaluate; double backward is
+            never recorded.
 
     Returns:
         The gradients by alpha name, and the validation loss with its next carry, detached. The
@@ -136,15 +139,21 @@ def hypergradient(
     def aim(value: Tensor) -> Tensor:
         return value if outer is None else outer(value, scored)
 
+    def finite(
+        train: tuple[Batch, Carry], train_noise: Noise, valid: tuple[Batch, Carry],
+        valid_noise: Noise, mixtures: Mixtures, lr: Tensor, buffers: Mapping[str, Tensor],
+    ) -> tuple[Loss, tuple[Tensor, ...]]:  # fmt: skip
+        """The same after the inner step, by a finite difference."""
+        own = _cut(mixtures)
+        step = replace(inner, lr=lr, buffers=buffers)
+        slopes, loss = _finite_difference(
+            partial(run, under=own), weights, [m.weights for m in own.values()],
+            (train, train_noise), (valid, valid_noise), step, through_clip, precise or net,
+        )  # fmt: skip
+        return loss, (*slopes,)
+
     with torch.enable_grad():
-        if order == "first":
-            given = (*valid, cut, valid_noise)
-            loss, slopes = first(*given) if replay is None else replay("alphas", first, *given)
-            # What `outer` adds may copy tables to the device, and is never recorded.
-            value = loss.value.detach().requires_grad_()
-            factor, *added = _grad(aim(value), [value, *leaves[len(cut) :]])
-            grads = [*(factor * slope for slope in slopes), *added]
-        elif order == "exact":
+        if order == "exact":
             own = {name: w.requires_grad_() for name, w in weights.items()}
             objective = run(own, train, train_noise).objective
             inner_grads = torch.autograd.grad(
@@ -156,10 +165,20 @@ def hypergradient(
             loss = run(ahead, valid, valid_noise)
             grads = _grad(aim(loss.value), leaves)
         else:
-            grads, loss = _finite_difference(
-                run, aim, weights, leaves, (train, train_noise), (valid, valid_noise), inner,
-                through_clip, precise or net,
-            )  # fmt: skip
+            given: tuple[Any, ...] = (*valid, cut, valid_noise)
+            work: Callable[..., Any] = first
+            if order == "finite":
+                # A number on the device: it changes from window to window.
+                like = next(iter(weights.values()))
+                lr = torch.full((), inner.lr, dtype=like.dtype, device=like.device)
+                given = (train, train_noise, valid, valid_noise, cut, lr, dict(inner.buffers))
+                work = finite
+            loss, slopes = work(*given) if replay is None else replay("alphas", work, *given)
+            # What `outer` adds may copy tables to the device, and is never recorded. Slopes of the
+            # loss, a difference's too, count as often as it does in what is minimised.
+            value = loss.value.detach().requires_grad_()
+            factor, *added = _grad(aim(value), [value, *leaves[len(cut) :]])
+            grads = [*(factor * slope for slope in slopes), *added]
     result = torch.autograd.grad(
         [*(m.weights for m in mixtures.values()), *shares.values()],
         list(alphas.values()),
@@ -181,7 +200,6 @@ def _cut(mixtures: Mixtures) -> Mixtures:
 
 def _finite_difference(
     run: Any,
-    aim: Callable[[Tensor], Tensor],
     weights: Weights,
     leaves: list[Tensor],
     train: tuple[tuple[Batch, Carry], Noise],
@@ -197,18 +215,18 @@ def _finite_difference(
         ahead = _ahead(weights, gradient, inner, constant_clip=True)
     ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
     loss = run(ahead, *valid)
-    both = _grad(aim(loss.value), [*leaves, *ahead.values()])
+    both = _grad(loss.value, [*leaves, *ahead.values()])
     direct, vector = both[: len(leaves)], _named(ahead, both[len(leaves) :])
     with torch.no_grad():
         vector = _through_inner_step(vector, gradient, inner, through_clip)
         length = norm(vector.values())
-        # Where the outer loss does not depend on the weights the vector is zero: nothing is added.
+        # Where the loss does not depend on the weights the vector is zero: nothing is added.
         radius = PERTURBATION / torch.where(length > 0, length, 1.0)
         plus = {name: w + radius * vector[name] for name, w in weights.items()}
         minus = {name: w - radius * vector[name] for name, w in weights.items()}
-    upper = _grad(run(plus, *train, precise).objective, leaves)
+    upper = _grad(run(plus, *train, by=precise).objective, leaves)
     del plus
-    lower = _grad(run(minus, *train, precise).objective, leaves)
+    lower = _grad(run(minus, *train, by=precise).objective, leaves)
     return [
         d - inner.lr * (u - low) / (2 * radius)
         for d, u, low in zip(direct, upper, lower, strict=True)

@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "loop": ["content", "progress", "ranks", "shared", "signals"],
     "stages": ["nas.space"],
     "stopping": [],
-    "programs": ["lm.pool"],
+    "programs": ["lm.pool", "ranks"],
     "steps": ["nas.relax.base", "optim", "programs", "ranks"],
     "search_config": ["nas.cost", "nas.methods", "nas.relax.base", "optim", "settings"],
     "config": [
@@ -120,7 +120,8 @@ MAY_IMPORT: dict[str, list[str]] = {
         "programs", "published", "ranks", "raster", "run", "shared", "steps", "tasks.*",
     ],
     "bench": [
-        "config", "data.streams", "lm.loss", "lm.model", "lm.products", "nas.*", "optim", "steps",
+        "config", "data.streams", "lm.loss", "lm.model", "lm.products", "nas.*", "optim",
+        "programs", "steps",
     ],
     "bench_images": [
         "bench", "cnn.model", "cnn.space", "config", "nas.architect", "nas.relax.base", "optim",
@@ -154,7 +155,7 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(), "nas.genotype": set(), "nas.space": set(), "nas.evolution": set(),
     "columns": set(), "layout": set(), "draw": set(), "cnn.space": set(), "cnn.zoo": set(),
     "cnn.dense_genes": set(), "cnn.dense_space": set(),
-    "cnn.*": {"torch"}, "nas.*": {"torch"}, "lm.*": {"torch"}, "optim": {"torch"},
-    "types": {"torch"}, "stages": set(), "stopping": set(), "steps": {"torch"},
+    "cnn.*": {"torch"}, "nas.*": {"torch"}, "lm.triton_*": {"triton"}, "lm.*": {"torch"},
+    "optim": {"torch"}, "types": {"torch"}, "stages": set(), "stopping": set(), "steps": {"torch"},
     "programs": {"torch"}, "cli": {"click"}, "cli.*": {"click", "torch"},
 }  # fmt: skip

@@ -248,6 +248,7 @@ def test_padding() -> None:
 def test_tables_are_copied_once() -> None:
     assert table((1, 2), DEVICE) is table((1, 2), DEVICE)
     assert table((1, 2), DEVICE).dtype == torch.int32
+    assert table((1.0, 2.0), DEVICE).dtype == torch.float32
     assert table(((0.5, 1.0), (2.0, 3.0)), DEVICE).tolist() == [[0.5, 1.0], [2.0, 3.0]]
 
 

@@ -17,6 +17,7 @@ from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.cli.common import say_kernels
+from rnnnas.lm import device as devices
 from rnnnas.lm import fused, kernels, products
 from rnnnas.lm.cell import unroll as reference
 from rnnnas.lm.fused_mixed import unroll
@@ -354,8 +355,13 @@ def test_a_line_says_why_there_are_none(
 ) -> None:
     monkeypatch.setattr(kernels, "built", lambda: kernels.Built(None, "no C++ compiler was found"))
     assert not kernels.usable(torch.ones(1))
+    monkeypatch.setattr(devices, "reason", lambda: "")
     say_kernels(torch.device("cuda"))
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr(devices, "reason", lambda: "Triton is not installed")
+    say_kernels(torch.device("cuda"))
+    told = capsys.readouterr().err
+    assert told == "note: without kernels for CUDA, hence slower: Triton is not installed\n"
     say_kernels(torch.device("cpu"))
     told = capsys.readouterr().err
     assert told == "note: without compiled kernels, hence slower: no C++ compiler was found\n"

@@ -1,4 +1,4 @@
-"""Where the cells' work runs on a device by kernels in Triton, which comes with torch for CUDA."""
+"""What the kernels in Triton, which comes with torch for CUDA, take and ask for."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def usable(*tensors: Tensor) -> bool:
 
 
 _Plain = Any  # numbers of one kind in a tuple, or such tuples in one
-_TABLES: dict[tuple[_Plain, torch.device], Tensor] = {}
+_TABLES: dict[tuple[str, torch.device], Tensor] = {}
 
 
 def table(plain: _Plain, device: torch.device) -> Tensor:
     """Numbers on a device, int32 or float32. Copied once: a capture can record no copy from this
     process' memory, and any other window would wait for it.
     """
-    key = (plain, device)
+    key = (repr(plain), device)  # 1 and 1.0 are equal, and not the same
     if key not in _TABLES:
         made = torch.tensor(plain, device=device)
         _TABLES[key] = made if made.is_floating_point() else made.int()

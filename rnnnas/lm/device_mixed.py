@@ -23,8 +23,8 @@ from rnnnas.lm.products import accumulate, multiply
 from rnnnas.nas.space import CellSpace
 
 STREAMS = 1024  # at most: the statistics of a unit are taken over all of them at once
-# Tiles: of products, streams x units x what is summed at once, of bfloat16 and of
-# float32; of statistics, which hold all streams; of element-wise work.
+# Tiles: of products, streams x units x what is summed at once, in bfloat16 and in float32; of
+# statistics, which hold all streams; of element-wise work. What others gave: benchmarks/README.md.
 PRODUCT = {"ROWS": 64, "UNITS": 32, "DEEP": 64, "num_warps": 4, "num_stages": 4}
 BACK = {"ROWS": 64, "UNITS": 64, "DEEP": 64, "num_warps": 4, "num_stages": 4}
 WHOLE = {"ROWS": 64, "UNITS": 32, "DEEP": 64, "num_warps": 4, "num_stages": 4}
@@ -37,11 +37,10 @@ FLAT = {"ROWS": 4, "UNITS": 64}
 class _Layout:
     """What forth and back have in common.
 
-    from_h (HW, 2, HW), matrices (N, UW, 2, UW): see `device.padded`. like: of the products'
-    type. mask (B, HW), or None for
-    ones. sources: (n) and taken: of each node, the
-    slots of its computed edges' predecessors. shares (E', 5) of
-    all computed edges; node i's begin at `starts[i]`.
+    from_h (HW, 2, HW), matrices (N, UW, 2, UW): see `device.padded`. like: of the products' type.
+    mask (B, HW), or None for ones. taken, sources: of each node, the slots of its computed edges'
+    predecessors, here and on the device. shares (E', 5): of all computed edges; node i's begin at
+    `starts[i]`.
     """
 
     def __init__(
@@ -91,8 +90,11 @@ class _Layout:
             {**tile, "ROWS": rows(self.streams, tile["ROWS"]), "PRECISION": precision(self.like)}
             for tile in ((WHOLE, WHOLE_BACK) if self.type == torch.float32 else (PRODUCT, BACK))
         )
-        self.blocks = (self.full // BLOCK["UNITS"], -(-self.streams // BLOCK["ROWS"]))
         self.flat = (self.full // FLAT["UNITS"], -(-self.streams // FLAT["ROWS"]))
+
+    def blocks(self, edges: int) -> tuple[int, int, int]:
+        """Of element-wise work on all units of some edges."""
+        return self.full // BLOCK["UNITS"], -(-self.streams // BLOCK["ROWS"]), edges
 
     def grid(self, width: int, edges: int, tile: dict[str, Any]) -> tuple[int, int, int]:
         """Of products of `width` units each."""
@@ -186,7 +188,7 @@ class DeviceMixed(torch.autograd.Function):
         full, size, count = own.full, own.wide, len(own.counts)
         slopes = POOL.take(states, count + 1, streams, full)
         onward = states.new_zeros(streams, full)  # the gradient of h from the step after
-        sums = states.new_zeros(own.blocks[1], max(1, len(own.edges)), len(COLUMNS), full)
+        sums = states.new_zeros(own.blocks(1)[1], max(1, len(own.edges)), len(COLUMNS), full)
         grad_x = torch.empty_like(from_x)
         masked = own.mask is not None
         edge_stride, state_stride, slope_stride = (b.stride(0) for b in (products, states, slopes))
@@ -204,7 +206,7 @@ class DeviceMixed(torch.autograd.Function):
                     continue
                 at = own.starts[i]
                 levels[own.strips](slopes[i + 1], states[i + 1, t], means, streams, **of_levels)
-                retreat[(*own.blocks, edges)](
+                retreat[own.blocks(edges)](
                     products[at, t], None, states[0, t], own.sources[i], own.shares[at:],
                     states[i + 1, t], rstd[i + 1, t], means, slopes[i + 1], slopes, sums[0, at:],
                     None, streams, hidden, own.units, own.units % hidden, edge_stride,
@@ -216,7 +218,7 @@ class DeviceMixed(torch.autograd.Function):
                     edge_stride, slope_stride, full, WIDE=size, MASKED=masked, **own.back,
                 )  # fmt: skip
             levels[own.strips](slopes[0], states[0, t], means, streams, **of_levels)
-            retreat[(*own.blocks, 1)](
+            retreat[own.blocks(1)](
                 zero[t], from_x[t], outputs[t - 1] if t else h, own.zero, own.start, states[0, t],
                 rstd[0, t], means, slopes[0], onward, sums, grad_x[t], streams, hidden, hidden, 0,
                 0, 0, 0, 0, hidden, WIDE=full, FULL=full, ADDED=True, SUMS=False, **BLOCK,

@@ -21,6 +21,14 @@ from rnnnas.lm.plan import Plan
 from rnnnas.lm.pool import POOL
 from rnnnas.lm.products import multiply
 
+# Tiles: of products, streams x units x what is summed at once, in bfloat16 and in float32; of
+# element-wise work. What others gave: benchmarks/README.md.
+PRODUCT = {"ROWS": 64, "UNITS": 16, "DEEP": 128, "num_warps": 4, "num_stages": 4}
+BACK = {"ROWS": 64, "UNITS": 16, "DEEP": 128, "num_warps": 4, "num_stages": 4}
+WHOLE = {"ROWS": 32, "UNITS": 16, "DEEP": 64, "num_warps": 4, "num_stages": 4}
+WHOLE_BACK = {"ROWS": 32, "UNITS": 16, "DEEP": 128, "num_warps": 4, "num_stages": 3}
+FLAT = {"ROWS": 4, "UNITS": 64}
+
 
 class _Layout:
     """What forth and back have in common: padded factors, tables, and the kernels' tiles.
@@ -65,15 +73,6 @@ class _Layout:
     def grid(self, tile: dict[str, int], nodes: int = 1) -> tuple[int, int, int]:
         """One program a tile of streams and units, for each of some nodes."""
         return self.wide // tile["UNITS"], -(-self.streams // tile["ROWS"]), nodes
-
-
-# Tiles: of products, streams x units x what is summed at once, of bfloat16 and of
-# float32; of element-wise work.
-PRODUCT = {"ROWS": 64, "UNITS": 16, "DEEP": 128, "num_warps": 4, "num_stages": 4}
-BACK = {"ROWS": 64, "UNITS": 16, "DEEP": 128, "num_warps": 4, "num_stages": 4}
-WHOLE = {"ROWS": 32, "UNITS": 16, "DEEP": 64, "num_warps": 4, "num_stages": 4}
-WHOLE_BACK = {"ROWS": 32, "UNITS": 16, "DEEP": 128, "num_warps": 4, "num_stages": 3}
-FLAT = {"ROWS": 4, "UNITS": 64}
 
 
 class DeviceUnroll(torch.autograd.Function):

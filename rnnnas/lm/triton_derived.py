@@ -17,7 +17,7 @@ SIGMOID = tl.constexpr(3)
 
 
 @triton.jit
-def activated(op, z):  # type: ignore[no-untyped-def]
+def activated(op, z):
     """f(z) of the operation numbered `op`; NaN stays."""
     sigmoid = tl.sigmoid(tl.where(op == TANH, z + z, z))
     value = tl.where(op == TANH, sigmoid + sigmoid - 1, tl.where(op == SIGMOID, sigmoid, z))
@@ -25,7 +25,7 @@ def activated(op, z):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def risen(op, z, value):  # type: ignore[no-untyped-def]
+def risen(op, z, value):
     """f'(z), by z and the value f(z)."""
     bent = tl.where(op == TANH, 1 - value * value, value * (1 - value))
     straight = tl.where((op == RELU) & (z <= 0), 0.0, 1.0)
@@ -33,7 +33,7 @@ def risen(op, z, value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gate(  # type: ignore[no-untyped-def]
+def gate(
     factor, matrix, added, source, mask, ops, product, state, inner,
     streams, hidden, source_width, node_stride, state_stride,
     WIDE: tl.constexpr, ADDED: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
@@ -86,7 +86,7 @@ def gate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def mean(  # type: ignore[no-untyped-def]
+def mean(
     states, chosen, mask, result, inner, streams, hidden, count, share, state_stride,
     WIDE: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
@@ -109,7 +109,7 @@ def mean(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def spread(  # type: ignore[no-untyped-def]
+def spread(
     slope, onward, flags, slopes, streams, hidden, count, share,
     WIDE: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
@@ -130,7 +130,7 @@ def spread(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gate_back(  # type: ignore[no-untyped-def]
+def gate_back(
     product, added, source, ops, slopes, reach, whole, streams, hidden, nodes, source_width,
     node_stride, WIDE: tl.constexpr, ADDED: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr,
@@ -174,7 +174,7 @@ def gate_back(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def product_back(  # type: ignore[no-untyped-def]
+def product_back(
     product, matrix, mask, reach, streams, nodes, node_stride,
     WIDE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, DEEP: tl.constexpr,

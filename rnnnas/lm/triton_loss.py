@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def losses(  # type: ignore[no-untyped-def]
+def losses(
     logits, bias, targets, nats, words, scale, WANTED: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """One row a program. logits (M, V) without bias (V), targets (M) → nats (M), in float32.

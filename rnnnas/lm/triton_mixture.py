@@ -1,10 +1,10 @@
-"""The work of the cell under a mixture on a device, in Triton: two launches a node
-forth and three back.
+"""The work of the cell under a mixture on a device, in Triton.
 
 Legend: B streams, H hidden, U units computed, HW and UW = H and U rounded up to whole tiles,
 n computed edges of a node. `device_mixed.py` says what lies where. Shares and sums have the
-columns of `kernels.COLUMNS`. Products are rounded to their factors' type, as on a CPU. Edges are
-worked on side by side: one after the other, each would wait for its memory.
+columns of `kernels.COLUMNS`. Products are rounded to their factors' type, as on a CPU. A node
+has two launches forth and three back; its edges are worked on side by side: one after the other,
+each would wait for its memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 
 
 @triton.jit
-def mixed(z, by_tanh, by_relu, by_sigmoid, by_identity):  # type: ignore[no-untyped-def]
+def mixed(z, by_tanh, by_relu, by_sigmoid, by_identity):
     """The mixture's sum over operations, with the values of tanh, relu and sigmoid."""
     sigmoid = tl.sigmoid(z)
     # σ(2z) by σ(z) would lose digits where σ is near 1.
@@ -28,7 +28,7 @@ def mixed(z, by_tanh, by_relu, by_sigmoid, by_identity):  # type: ignore[no-unty
 
 
 @triton.jit
-def gated(  # type: ignore[no-untyped-def]
+def gated(
     left, matrix, added, states, sources, shares, product, values,
     streams, hidden, units, left_stride, edge_stride, state_stride, source_width, value_width,
     WIDE: tl.constexpr, ADDED: tl.constexpr, PRECISION: tl.constexpr,
@@ -78,7 +78,7 @@ def gated(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def normalise(  # type: ignore[no-untyped-def]
+def normalise(
     values, states, sources, shares, mask, state, rstd, inner,
     streams, hidden, units, inner_units, edges, roll, epsilon, state_stride,
     FULL: tl.constexpr, INNER: tl.constexpr, PARTIAL: tl.constexpr, MASKED: tl.constexpr,
@@ -118,7 +118,7 @@ def normalise(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def levels(  # type: ignore[no-untyped-def]
+def levels(
     slope, state, result, streams,
     FULL: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
@@ -133,7 +133,7 @@ def levels(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def retreat(  # type: ignore[no-untyped-def]
+def retreat(
     product, added, states, sources, shares, state, rstd, means, slope, slopes, sums, whole,
     streams, hidden, units, roll, edge_stride, state_stride, slope_stride, sums_stride,
     source_width,
@@ -202,7 +202,7 @@ def retreat(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def product_back(  # type: ignore[no-untyped-def]
+def product_back(
     slope, sources, matrix, mask, reach, streams, slope_stride, reach_stride, reach_width,
     WIDE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, DEEP: tl.constexpr,

@@ -170,7 +170,9 @@ def hypergradient(
             if order == "finite":
                 # A number on the device: it changes from window to window.
                 like = next(iter(weights.values()))
-                lr = torch.full((), inner.lr, dtype=like.dtype, device=like.device)
+                lr = inner.lr
+                if not isinstance(lr, Tensor):
+                    lr = torch.full((), lr, dtype=like.dtype, device=like.device)
                 given = (train, train_noise, valid, valid_noise, cut, lr, dict(inner.buffers))
                 work = finite
             loss, slopes = work(*given) if replay is None else replay("alphas", work, *given)

@@ -143,7 +143,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "cli.*": [
         "cli.*", "bench*", "blackbox", "board", "cell_latency", "cnn.dense_genes", "cnn.zoo",
         "config", "data.corpus", "demo", "dense_latency", "draw", "evaluate", "files",
-        "image_config", "latency", "layer_latency", "lm.kernels", "nas.genotype", "nas.methods",
+        "image_config", "latency", "layer_latency", "lm.device", "lm.kernels", "nas.genotype",
+        "nas.methods",
         "nas.space", "ranks", "search", "study.*", "train",
     ],
     "__main__": ["cli"],

@@ -30,7 +30,7 @@ from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import ZOO
 from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
-from rnnnas.programs import PATIENCE, programs_for
+from rnnnas.programs import PATIENCE, programs_for, synchronise
 from rnnnas.steps import evaluate, weight_step
 from rnnnas.types import Batch
 
@@ -95,7 +95,7 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
         noise=config.noise, penalty=config.penalty, generator=draws,
     ).to(device)  # fmt: skip
     masks = torch.Generator(device=device).manual_seed(2)
-    programs = programs_for("auto" if config.model.path == "fast" else "off", device)
+    programs = programs_for("auto", device, path=config.model.path)
     if kind == "eval":
         text = torch.randint(VOCABULARY, (EVALUATED + 1,), generator=draws).numpy()
         return lambda: evaluate(net, Streams(text, 1, device), {}, programs=programs)
@@ -154,11 +154,6 @@ def _loss_iteration(
     return iterate
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def timed(run: Callable[[], object], device: torch.device, repeats: int) -> float:
     """The least seconds of `repeats` runs, after one that warms up; on a card, after as many as a
     window is captured in.
@@ -167,10 +162,10 @@ def timed(run: Callable[[], object], device: torch.device, repeats: int) -> floa
         run()
     best = float("inf")
     for _ in range(repeats):
-        _synchronise(device)
+        synchronise(device)
         began = time.perf_counter()
         run()
-        _synchronise(device)
+        synchronise(device)
         best = min(best, time.perf_counter() - began)
     return best
 

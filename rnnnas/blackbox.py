@@ -62,7 +62,7 @@ class CandidateJob:
             penalty=config.penalty,
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
         ).to(self.device)
-        self.programs = programs_for(config.capture, self.device)
+        self.programs = programs_for(config.capture, self.device, path=config.model.path)
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.carry: Carry = None
         self.lost = False

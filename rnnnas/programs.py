@@ -8,6 +8,7 @@ all but the capture itself is tested without a card.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import count
@@ -25,9 +26,10 @@ Tree: TypeAlias = Any
 T = TypeVar("T")
 Buffers: TypeAlias = dict[tuple[Hashable, ...], Tensor]
 
-# More than there are lengths of windows in any preset (5 to 55). For 35 steps of 8 nodes a graph
-# holds about 5,500 launches of a derived cell and 19,000 of one under search.
-KEPT = 64
+# Of one name: more than there are forms of windows in any preset (lengths of 5 to 55, with and
+# without a carry). For 35 steps of 8 nodes a graph holds about 1,000 launches of a derived cell and
+# 1,800 of one under search, five times as many for a second order.
+KEPT = 128
 # Forms that come seldom, e.g. the paths of one draw, are not worth a program.
 PATIENCE = 2
 WARM_UP = 3  # runs before a capture: libraries set themselves up in the first ones
@@ -111,14 +113,15 @@ def captured(compute: Callable[[], None], pool: Any) -> Callable[[], None]:
             f"a window could not be captured: {str(error).splitlines()[0]}",
             "go on without by the same command and --set capture=off",
         ) from error
+    POOL.clear()  # what plain windows used, and the graph has a place of its own for
     return graph.replay
 
 
 class Programs:
-    """The programs of one network, found by name and form; at most `kept` of them.
+    """The programs of one network, found by name and form; at most `kept` of each name.
 
-    A form gets a program when it has come `patience` times before; once all places are taken no
-    further one does.
+    A form gets a program when it has come `patience` times before; once all places of its name are
+    taken no further one does.
     """
 
     def __init__(self, device: torch.device, *, kept: int = KEPT, patience: int = PATIENCE) -> None:
@@ -127,6 +130,7 @@ class Programs:
         self._kept = kept
         self._patience = patience
         self._programs: dict[Hashable, Program] = {}
+        self._taken: Counter[str] = Counter()  # how many of each name
         self._seen: dict[Hashable, int] = {}  # oldest first
         self._buffers: Buffers = {}
         # Made at the first capture: it belongs to the device that is current then.
@@ -149,7 +153,7 @@ class Programs:
         if key in self._programs:
             return self._programs[key]
         seen = self._seen.pop(key, 0)
-        if seen < self._patience or len(self._programs) >= self._kept:
+        if seen < self._patience or self._taken[name] >= self._kept:
             self._seen[key] = seen + 1
             if len(self._seen) > 16 * self._kept:
                 del self._seen[next(iter(self._seen))]
@@ -163,6 +167,7 @@ class Programs:
                 pool=self._pool,
             )  # fmt: skip
         self._programs[key] = program
+        self._taken[name] += 1
         return program
 
     def run(self, name: str, work: Callable[..., T], *inputs: Tree) -> T:
@@ -175,15 +180,22 @@ class Programs:
 
 
 def programs_for(
-    setting: Literal["auto", "on", "off"], device: torch.device, ranks: Ranks = ALONE
-) -> Programs | None:
+    setting: Literal["auto", "on", "off"], device: torch.device, ranks: Ranks = ALONE,
+    path: str = "fast",
+) -> Programs | None:  # fmt: skip
     """What the setting `capture` asks for; None where every window is computed plainly.
 
     "on" captures on CUDA, and runs the same programs uncaptured elsewhere. "auto" captures where
-    that can be: on CUDA, by a process that is alone.
+    it pays: on CUDA, the fast path of a process that is alone.
     """
-    able = device.type == "cuda" and ranks.size == 1
+    able = device.type == "cuda" and ranks.size == 1 and path == "fast"
     return Programs(device) if setting == "on" or (setting == "auto" and able) else None
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def mapped(form: Callable[[Tensor], Tensor], tree: Tree) -> Tree:

@@ -89,8 +89,10 @@ class SearchJob:
         self.net: Net = self.task.network(stage, spaces, draws).to(device)
         fresh = self.relaxation.init(self.net.space, generator(config.seed, "alphas", stage, cpu))
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
-        capture = config.capture if isinstance(config, SearchConfig) else "off"
-        self.programs = programs_for(capture, device, self.ranks)
+        self.programs = None
+        if isinstance(config, SearchConfig):
+            path = config.model.path
+            self.programs = programs_for(config.capture, device, self.ranks, path)
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
         self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas) if self.alphas else None
         self.architect = self._architect()

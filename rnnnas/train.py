@@ -61,8 +61,9 @@ class TrainJob:
         self.task = train_task(config, corpus, device, ranks)
         draws = generator(config.seed, "weights", 0, torch.device("cpu"))
         self.net: Net = self.task.network(draws).to(device)
-        capture = config.capture if isinstance(config, TrainConfig) else "off"
-        self.programs = programs_for(capture, device, ranks)
+        self.programs = None
+        if isinstance(config, TrainConfig):
+            self.programs = programs_for(config.capture, device, ranks, config.model.path)
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.train, self.valid = self.task.train, self.task.valid
         self.carry: Carry = None

@@ -7,6 +7,11 @@ import os
 # Tests work on small tensors, and often beside other processes: one thread each is fastest, and
 # what runs in a subprocess inherits it. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Without a card, Triton's kernels are interpreted; it asks when it is imported.
-if not os.path.exists("/dev/nvidiactl"):
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_configure() -> None:
+    """Without a card Triton's kernels are interpreted; it asks when it is imported."""
+    import torch  # after the line above
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -136,7 +136,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "study.report": ["board", "config", "files", "study.plan", "study.ranking", "study.record"],
     "study.estimate": [
         "blackbox", "config", "data.corpus", "data.streams", "loop", "nas.genotype",
-        "nas.relax.base", "search", "steps", "study.jobs", "study.plan", "supernet", "train",
+        "nas.relax.base", "programs", "search", "steps", "study.jobs", "study.plan", "supernet",
+        "train",
     ],
     "study.execute": ["data.corpus", "files", "lock", "signals", "study.*"],
     "cli": ["cli.*"],

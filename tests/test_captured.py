@@ -141,10 +141,11 @@ def test_captured_equals_plain_on_a_card(case: str) -> None:
 
 @pytest.mark.gpu
 @CARD
-@pytest.mark.parametrize("kind", ["train", "search"])
-def test_a_captured_epoch_does_not_wait(kind: str, home: Path) -> None:
+@pytest.mark.parametrize("method", ["", "darts-1st", "darts"])
+def test_a_captured_epoch_does_not_wait(method: str, home: Path) -> None:
     device = torch.device("cuda")
-    more = ("method=darts-1st",) if kind == "search" else ()
+    kind = "search" if method else "train"
+    more = (f"method={method}",) if method else ()
     values: dict[str, list[float]] = {}
     for setting in ("off", "on"):
         config = rank_work.configuration(kind, f"capture={setting}", *more)

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from test_kernels_derived import case, one_op
 from torch import Tensor
 
-from rnnnas.lm import device, device_mixed, fused, fused_device, fused_mixed, loss
+from rnnnas.lm import device, fused, fused_device, fused_mixed, fused_mixed_device, loss
 from rnnnas.lm.cell import unroll as reference
 from rnnnas.lm.device import padded, table, usable, wide
 from rnnnas.lm.mixed import unroll_reference
-from rnnnas.lm.pool import POOL, Pool
+from rnnnas.lm.pool import Pool
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.ranks import ALONE
 
@@ -31,21 +31,24 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"
 
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_tiles(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """Sizes of a few units then end within a tile, or need several."""
+    # Whatever is asked for here is asked for by a test that wants the kernels.
+    for module in (fused, fused_mixed, loss):
+        monkeypatch.setattr(module.device, "usable", lambda *tensors: True)
+    if request.node.get_closest_marker("gpu"):  # as they are shipped
+        yield
+        return
     flat = {"ROWS": 16, "UNITS": 16}
     product = {**flat, "DEEP": 16}
     monkeypatch.setattr(device, "TILE", 16)
     monkeypatch.setattr(fused_device, "TILE", 16)
-    monkeypatch.setattr(device_mixed, "STRIP", {"UNITS": 8})
-    monkeypatch.setattr(device_mixed, "BLOCK", {"ROWS": 4, "UNITS": 16})
-    for module in (fused_device, device_mixed):
+    monkeypatch.setattr(fused_mixed_device, "STRIP", {"UNITS": 8})
+    monkeypatch.setattr(fused_mixed_device, "BLOCK", {"ROWS": 4, "UNITS": 16})
+    for module in (fused_device, fused_mixed_device):
         monkeypatch.setattr(module, "FLAT", {"ROWS": 4, "UNITS": 16})
         for name in ("PRODUCT", "BACK", "WHOLE", "WHOLE_BACK"):
             monkeypatch.setattr(module, name, product)
-    # Whatever is asked for here is asked for by a test that wants the kernels.
-    for module in (fused, fused_mixed, loss):
-        monkeypatch.setattr(module.device, "usable", lambda *tensors: True)
     yield
 
 
@@ -160,8 +163,9 @@ def test_a_mixture_equals_the_readable_one(
         torch.testing.assert_close(one, other, **CLOSE)
 
 
-def test_a_node_that_computes_nothing_is_zero() -> None:
-    leaves, space, masks, _ = search(3, nodes=2)
+@pytest.mark.parametrize("units", [6, 3])
+def test_a_node_that_computes_nothing_is_zero(units: int) -> None:
+    leaves, space, masks, _ = search(3, nodes=2, units=units)
     none = space.ops.index("none")
     made = (leaves, space, masks, [(0, none), (1, 1), (2, 2)])
     for one, other in zip(
@@ -171,7 +175,7 @@ def test_a_node_that_computes_nothing_is_zero() -> None:
 
 
 def test_a_mixture_without_gradients_and_without_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_mixed, "POOL", pool := Pool())
+    monkeypatch.setattr(fused_mixed_device, "POOL", pool := Pool())
     leaves, space, masks, _ = search(5, nodes=2)
     args = (*leaves[:4], space, leaves[4], *masks)
     with torch.no_grad():
@@ -185,12 +189,31 @@ def test_a_mixture_without_gradients_and_without_its_own(monkeypatch: pytest.Mon
 
 
 def test_more_streams_than_a_strip_holds_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_mixed, "STREAMS", 4)
+    monkeypatch.setattr(fused_mixed_device, "STREAMS", 4)
     monkeypatch.setattr(fused_mixed, "DeviceMixed", None)
     leaves, space, masks, _ = search(2)
     args = (*leaves[:4], space, leaves[4], *masks)
     torch.testing.assert_close(fused_mixed.unroll(*args), unroll_reference(*args), **CLOSE)
-    assert ALONE.size == 1
+
+
+def test_statistics_of_several_processes_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(type(ALONE)):  # type: ignore[misc]  # that have the same streams
+        size = 2
+
+        def __init__(self) -> None:
+            pass
+
+        def mean(self, tensor: Tensor) -> Tensor:
+            asked.append(tensor)
+            return tensor
+
+    asked: list[Tensor] = []
+    monkeypatch.setattr(fused_mixed, "DeviceMixed", None)
+    leaves, space, masks, _ = search(2)
+    args = (*leaves[:4], space, leaves[4], *masks)
+    found = fused_mixed.unroll(*args, ranks=Two())
+    torch.testing.assert_close(found, unroll_reference(*args), **CLOSE)
+    assert asked
 
 
 @pytest.mark.parametrize("words", [5, 64, 131])
@@ -257,8 +280,111 @@ def test_what_the_kernels_take() -> None:
     assert usable(here) is False and usable(here, here.double()) is False, "tensors of a CPU"
 
 
-def test_nothing_is_left_behind() -> None:
+class Counted(Pool):
+    """Knows which buffers are out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out: set[int] = set()
+        self.most = 0
+
+    def take(self, like: Tensor, *shape: int) -> Tensor:
+        buffer = super().take(like, *shape)
+        self.out.add(buffer.data_ptr())
+        self.most = max(self.most, len(self.out))
+        return buffer
+
+    def give(self, *buffers: Tensor) -> None:
+        for buffer in buffers:
+            self.out.remove(buffer.data_ptr())
+        super().give(*buffers)
+
+
+def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Counted()
+    for module in (fused_device, fused_mixed_device, loss):
+        monkeypatch.setattr(module, "POOL", pool)
     slopes(fused.unroll, on(case(1, TYPE, steps=1, nodes=2)))
-    before = POOL.held()
-    slopes(fused.unroll, on(case(1, TYPE, steps=1, nodes=2)))
-    assert POOL.held() == before
+    searched(fused_mixed.unroll, search(1, steps=1, nodes=1))
+    assert pool.most > 5 and not pool.out
+
+
+def test_a_depth_that_does_not_divide_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = {"ROWS": 16, "UNITS": 16, "DEEP": 32}
+    for name in ("PRODUCT", "WHOLE"):
+        monkeypatch.setattr(fused_device, name, tile)
+    made = on(case(2, TYPE, hidden=33, steps=1, nodes=1))  # 48 with its zeros
+    for one, other in zip(slopes(fused.unroll, made), slopes(reference, made), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    assert tile["DEEP"] == 32
+
+
+# Why there are none
+
+
+def test_why_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, found = device.reason.__wrapped__, [True]
+    card = torch.device("cuda:0")
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: found[0] or None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    capability = (8, 6)
+
+    def fails(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify")
+
+    monkeypatch.setattr(device, "_try_one", lambda device: None)
+    assert here(card) == ""
+    monkeypatch.setattr(device, "_try_one", fails)
+    assert here(card) == "Failed to find C compiler."
+    capability = (7, 5)
+    assert "8.0" in here(card)
+    found[0] = False
+    assert "not installed" in here(card)
+    monkeypatch.setenv("RNNNAS_KERNELS", "off")
+    assert here(card) == "RNNNAS_KERNELS says so"
+
+
+def test_one_is_tried() -> None:
+    device._try_one(DEVICE)
+
+
+# On a card, as they are shipped
+
+
+def error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest relative one of all."""
+    return max(
+        float((one.double() - other).norm() / other.norm())
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CARD, reason="needs a CUDA device")
+@pytest.mark.parametrize("hidden", [300, 850])
+@pytest.mark.parametrize(("low", "most"), [(False, 1e-5), (True, 5e-2)])
+def test_shipped_tiles_of_a_derived_cell(hidden: int, low: bool, most: float) -> None:
+    made = on(case(1, torch.float32, streams=33, hidden=hidden, steps=3, nodes=8))
+    made = (*(0.1 * tensor for tensor in made[:3]), *made[3:])
+    precise = tuple(p.double() if isinstance(p, Tensor) else p for p in made)
+    expected = slopes(reference, precise)
+    found = slopes(lambda *args: fused.unroll(*args, low=low), made)
+    assert error(found, expected) < most
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CARD, reason="needs a CUDA device")
+@pytest.mark.parametrize("units", [300, 150])
+@pytest.mark.parametrize(("low", "most"), [(False, 1e-3), (True, 5e-2)])
+def test_shipped_tiles_of_a_mixture(units: int, low: bool, most: float) -> None:
+    leaves, space, masks, paths = search(
+        1, streams=65, hidden=300, units=units, nodes=4, mask=False
+    )
+    leaves = [0.1 * leaf for leaf in leaves[:4]] + leaves[4:]
+    double = ([leaf.double() for leaf in leaves], space, masks, paths)
+    expected = searched(unroll_reference, double)
+    found = searched(
+        lambda *args, paths: fused_mixed.unroll(*args, paths=paths, low=low),
+        (leaves, space, masks, paths),
+    )
+    assert error(found, expected) < most

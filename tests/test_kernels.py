@@ -355,10 +355,10 @@ def test_a_line_says_why_there_are_none(
 ) -> None:
     monkeypatch.setattr(kernels, "built", lambda: kernels.Built(None, "no C++ compiler was found"))
     assert not kernels.usable(torch.ones(1))
-    monkeypatch.setattr(devices, "reason", lambda: "")
+    monkeypatch.setattr(devices, "reason", lambda _: "")
     say_kernels(torch.device("cuda"))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(devices, "reason", lambda: "Triton is not installed")
+    monkeypatch.setattr(devices, "reason", lambda _: "Triton is not installed")
     say_kernels(torch.device("cuda"))
     told = capsys.readouterr().err
     assert told == "note: without kernels for CUDA, hence slower: Triton is not installed\n"

@@ -80,7 +80,7 @@ def say_kernels(device: torch.device, precision: str = "auto") -> None:
     from rnnnas.lm import device as devices
     from rnnnas.lm.kernels import built, has_bfloat16
 
-    if device.type == "cuda" and (reason := devices.reason()):
+    if device.type == "cuda" and (reason := devices.reason(device)):
         click.echo(f"note: without kernels for CUDA, hence slower: {reason}", err=True)
     if device.type != "cpu":
         return

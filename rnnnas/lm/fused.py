@@ -61,9 +61,9 @@ def unroll(
     else:
         compiled = kernels.usable(h, from_x, first, nodes, mask, low=low)
         form = CompiledUnroll if compiled else _DerivedUnroll
-    outputs: Tensor = form.apply(  # type: ignore[no-untyped-call]
-        from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled(), low
-    )
+    args = (from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled(), low)
+    with device.current(h):
+        outputs: Tensor = form.apply(*args)  # type: ignore[no-untyped-call]
     return outputs
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rnnnas.lm.device import TILE, padded, precision, rows, table, wide
+from rnnnas.lm.device import TILE, cut, padded, precision, rows, table, wide
 from rnnnas.lm.kernels import COLUMNS
 from rnnnas.lm.plan import Plan
 from rnnnas.lm.pool import POOL
@@ -187,5 +187,4 @@ class DeviceUnroll(torch.autograd.Function):
 
 def _gradient(left: Tensor, right: Tensor, hidden: int) -> Tensor:
     """A matrix' gradient (H, 2H) by its factor (T, B, W) and its product's (T, B, 2, W)."""
-    whole = multiply(left.flatten(0, 1).t(), right.flatten(2).flatten(0, 1))  # (W, 2W)
-    return whole.view(len(whole), 2, -1)[:hidden, :, :hidden].reshape(hidden, 2 * hidden)
+    return cut(multiply(left.flatten(0, 1).t(), right.flatten(2).flatten(0, 1)), hidden)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rnnnas.lm import device, device_mixed
+from rnnnas.lm import device, fused_mixed_device
 from rnnnas.lm.blocks import Node, plan_of, start_of, taken
 from rnnnas.lm.cell import masked
-from rnnnas.lm.device_mixed import DeviceMixed
 from rnnnas.lm.elementwise import Compiled, Elementwise
+from rnnnas.lm.fused_mixed_device import DeviceMixed
 from rnnnas.lm.kernels import usable
 from rnnnas.lm.mixed import Paths, Route, routes
 from rnnnas.lm.pool import POOL
@@ -67,8 +67,9 @@ def unroll(
     keep = torch.is_grad_enabled()
     tensors = (from_x, h, first[width:], nodes, weights, mask)
     outputs: Tensor
-    if ranks.size == 1 and len(h) <= device_mixed.STREAMS and device.usable(*tensors):
-        outputs = DeviceMixed.apply(*tensors, space, ways, keep, low)  # type: ignore[no-untyped-call]
+    if ranks.size == 1 and len(h) <= fused_mixed_device.STREAMS and device.usable(*tensors):
+        with device.current(h):
+            outputs = DeviceMixed.apply(*tensors, space, ways, keep, low)  # type: ignore[no-untyped-call]
     else:
         outputs = _MixedUnroll.apply(*tensors, space, ways, keep, low, ranks)  # type: ignore[no-untyped-call]
     return outputs

@@ -3,10 +3,10 @@
 Legend: B streams, H hidden, U units computed, n computed edges of a node, M rows, V words.
 
 torch's own operations read and write memory once each; between two products of the cell there are
-a dozen. One pass does them all. Where no compiler is found, or for another device than the CPU,
-torch's operations run instead, with the same values (`elementwise.py`, `fused.py`, `loss.py`,
-`dynamic.py`, `products.py`). As with torch's own threads, a process that has used them must not be
-forked and go on using them.
+a dozen. One pass does them all. Where no compiler is found torch's operations run instead, as on
+another device than a CPU where `device.py` has no kernels, with the same values
+(`elementwise.py`, `fused.py`, `loss.py`, `dynamic.py`, `products.py`). As with torch's own threads,
+a process that has used them must not be forked and go on using them.
 """
 
 from __future__ import annotations
@@ -62,10 +62,15 @@ class Built(NamedTuple):
     reason: str
 
 
+def switched_off() -> bool:
+    """Whether the user wants no kernels, here or on a device."""
+    return os.environ.get(SWITCH, "").lower() in ("off", "0", "no")
+
+
 @functools.cache
 def built() -> Built:
     """Compile, unless that was done before on a machine like this one; takes a few seconds."""
-    if os.environ.get(SWITCH, "").lower() in ("off", "0", "no"):
+    if switched_off():
         return Built(None, f"{SWITCH} says so")
     if platform.system() != "Linux":
         return Built(None, "they are compiled on Linux only")

@@ -60,13 +60,14 @@ def cross_entropy_reference(
 def cross_entropy(
     outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, *, low: bool = False
 ) -> Tensor:
-    """The same value, `CHUNK` rows at a time, its gradients formed while the logits are at hand.
+    """The same value, a chunk of rows at a time, its gradients formed while the logits are at hand.
 
     The backward pass costs nothing but a scaling; it can be differentiated once only.
 
     Args:
         low: multiply matrices in bfloat16. Softmax, loss, sums over chunks and the gradients that
-            are handed out stay in the inputs' own type.
+            are handed out stay in the inputs' own type; but for the bias' on a device with kernels,
+            where it is the sum of the rounded slopes that the matrix' is made of.
     """
     wanted = torch.is_grad_enabled()
     value: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -161,10 +162,11 @@ def _on_device(logits: Tensor, bias: Tensor, targets: Tensor, scale: float, want
 
     rows, words = logits.shape
     nats = torch.empty(rows, dtype=bias.dtype, device=logits.device)
-    triton_loss.losses[(rows,)](
-        logits, bias.contiguous(), targets.contiguous(), nats, words, scale, WANTED=wanted,
-        WORDS=WORDS, num_warps=8,
-    )  # fmt: skip
+    with device.current(bias):
+        triton_loss.losses[(rows,)](
+            logits, bias.contiguous(), targets.contiguous(), nats, words, scale, WANTED=wanted,
+            WORDS=WORDS, num_warps=8,
+        )  # fmt: skip
     return nats.sum(dtype=torch.float64)
 
 

@@ -2,7 +2,7 @@
 
 Legend: T steps, B streams, H hidden, W = H rounded up to whole tiles, N nodes, k nodes of a group.
 On a device a step of few streams takes as long as its launches; here a group of nodes has one
-forth and two back. `fused_device.py` says what lies where; rows beyond H hold zeros. Products are
+forth and two back. `fused_device.py` says what lies where; units beyond H hold zeros. Products are
 rounded to their factors' type before the gates, as on a CPU, so that going back sees what was seen.
 """
 

@@ -1,7 +1,7 @@
 """The work of the cell under a mixture on a device, in Triton.
 
 Legend: B streams, H hidden, U units computed, HW and UW = H and U rounded up to whole tiles,
-n computed edges of a node. `device_mixed.py` says what lies where. Shares and sums have the
+n computed edges of a node. `fused_mixed_device.py` says what lies where. Shares and sums have the
 columns of `kernels.COLUMNS`. Products are rounded to their factors' type, as on a CPU. A node
 has two launches forth and three back; its edges are worked on side by side: one after the other,
 each would wait for its memory.

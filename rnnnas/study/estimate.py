@@ -16,6 +16,7 @@ from rnnnas.data.streams import Streams
 from rnnnas.loop import Position
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture, Mixtures
+from rnnnas.programs import PATIENCE, synchronise
 from rnnnas.search import job_of
 from rnnnas.steps import EVALUATION_STEPS, evaluate, generator
 from rnnnas.study.jobs import threads_each
@@ -111,13 +112,20 @@ def _step(job: SearchJob | CandidateJob | TrainJob) -> float:
     """Seconds a step, in the middle of the run, where alphas are stepped too."""
     job.begin_epoch(Position())
     start, began = 0, 0.0
-    lengths = job.lengths(0)[: _WARM + _TIMED]
-    warm = min(_WARM, len(lengths) - 1)
+    warm, lengths = _WARM, job.lengths(0)
+    if job.programs is None:
+        lengths = lengths[: warm + _TIMED]
+    else:  # one length until it has its program, or a capture is what would be timed
+        warm = PATIENCE + 2
+        lengths = lengths[:1] * min(warm + _TIMED, len(lengths))
+    warm = min(warm, len(lengths) - 1)
     for number, steps in enumerate(lengths):
         if number == warm:
+            synchronise(job.device)
             began = time.perf_counter()
         job.step(Position(step=number, start=start, progress=0.5), steps, 1.0)
         start += steps
+    synchronise(job.device)
     return (time.perf_counter() - began) / (len(lengths) - warm)
 
 
@@ -127,9 +135,11 @@ def _pass_seconds(
 ) -> float:  # fmt: skip
     """Seconds that an evaluation of a split takes, from its first windows."""
     tokens = corpus.splits[split]
-    # A first one is slow, and a compiler may run.
-    evaluate(job.net, Streams(tokens[: 2 * streams], streams, job.device), mixtures)
-    cut = tokens[: streams * (_WINDOWS * EVALUATION_STEPS + 1)]
+    # A first one is slow, and a compiler may run, or a window is captured.
+    windows = _WINDOWS + (0 if job.programs is None else PATIENCE)
+    cut = tokens[: streams * (windows * EVALUATION_STEPS + 1)]
+    first = tokens[: 2 * streams] if job.programs is None else cut
+    evaluate(job.net, Streams(first, streams, job.device), mixtures, programs=job.programs)
     began = time.perf_counter()
-    evaluate(job.net, Streams(cut, streams, job.device), mixtures)
+    evaluate(job.net, Streams(cut, streams, job.device), mixtures, programs=job.programs)
     return (time.perf_counter() - began) * len(tokens) / len(cut)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rnnnas.lm.device import padded, precision, rows, table, wide
+from rnnnas.lm.device import cut, padded, precision, rows, table, wide
 from rnnnas.lm.kernels import COLUMNS
 from rnnnas.lm.mixed import EPSILON, Route, picked, stretches
 from rnnnas.lm.pool import POOL
@@ -230,7 +230,7 @@ class DeviceMixed(torch.autograd.Function):
         grad_from_h = grad_nodes = grad_weights = None
         if need_from_h:
             whole = multiply(carried[:steps].flatten(0, 1).t(), zero.flatten(0, 1))
-            grad_from_h = _cut(whole, hidden, full).to(from_h.dtype)
+            grad_from_h = cut(whole, hidden).to(from_h.dtype)
         if need_nodes:
             grad_nodes = torch.zeros_like(nodes)
             for i, edges in enumerate(own.counts):
@@ -241,7 +241,7 @@ class DeviceMixed(torch.autograd.Function):
                     accumulate(whole, left.t(), right)
                     at += end - first
                 if edges:
-                    grad_nodes[i] = _cut(whole, own.units, size)
+                    grad_nodes[i] = cut(whole, own.units)
         if need_weights:
             grad_weights = torch.zeros_like(weights)
             if own.edges:
@@ -254,8 +254,3 @@ class DeviceMixed(torch.autograd.Function):
         POOL.give(states, rstd, inner, carried, zero, products, slopes)
         own_grads = (grad_x, onward[:, :hidden], grad_from_h, grad_nodes, grad_weights)
         return (*own_grads, *(None,) * 5)
-
-
-def _cut(whole: Tensor, units: int, size: int) -> Tensor:
-    """Without its zeros, a matrix' gradient (size, 2 size): (units, 2 units)."""
-    return whole.view(size, 2, size)[:units, :, :units].reshape(units, 2 * units)

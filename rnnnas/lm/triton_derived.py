@@ -33,6 +33,40 @@ def risen(op, z, value):
 
 
 @triton.jit
+def halves(
+    lefts, rights, there, c, z, WIDE: tl.constexpr, DEEP: tl.constexpr, PRECISION: tl.constexpr
+):
+    """c and z plus rows of factors times columns of both halves of a matrix (WIDE, 2, WIDE).
+
+    lefts, rights: where the first tiles lie, rows x DEEP and DEEP x units.
+    """
+    for _ in range(0, WIDE, DEEP):
+        left = tl.load(lefts, mask=there, other=0.0)
+        c = tl.dot(left, tl.load(rights), c, input_precision=PRECISION, out_dtype=c.dtype)
+        z = tl.dot(left, tl.load(rights + WIDE), z, input_precision=PRECISION, out_dtype=z.dtype)
+        lefts += DEEP
+        rights += DEEP * 2 * WIDE
+    return c, z
+
+
+@triton.jit
+def turned(
+    lefts, rights, there, total, LENGTH: tl.constexpr, DEEP: tl.constexpr, PRECISION: tl.constexpr
+):
+    """total plus rows of LENGTH gradients times a matrix' transpose, its tiles read as they lie.
+
+    lefts, rights: where the first tiles lie, rows x DEEP and units x DEEP.
+    """
+    for _ in range(0, LENGTH, DEEP):
+        left = tl.load(lefts, mask=there, other=0.0)
+        right = tl.trans(tl.load(rights))
+        total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=total.dtype)
+        lefts += DEEP
+        rights += DEEP
+    return total
+
+
+@triton.jit
 def gate(
     factor, matrix, added, source, mask, ops, product, state, inner,
     streams, hidden, source_width, node_stride, state_stride,
@@ -59,12 +93,7 @@ def gate(
     rights = matrix + i * 2 * WIDE * WIDE + deep[:, None] * 2 * WIDE + unit
     c = tl.zeros((ROWS, UNITS), full)
     z = tl.zeros((ROWS, UNITS), full)
-    for _ in range(0, WIDE, DEEP):
-        left = tl.load(lefts, mask=there, other=0.0)
-        c = tl.dot(left, tl.load(rights), c, input_precision=PRECISION, out_dtype=full)
-        z = tl.dot(left, tl.load(rights + WIDE), z, input_precision=PRECISION, out_dtype=full)
-        lefts += DEEP
-        rights += 2 * DEEP * WIDE
+    c, z = halves(lefts, rights, there, c, z, WIDE, DEEP, PRECISION)
     c = c.to(kind)
     z = z.to(kind)
     at = product + i * node_stride + row * 2 * WIDE + unit
@@ -188,14 +217,8 @@ def product_back(
     total = tl.zeros((ROWS, UNITS), full)
     for i in range(nodes):
         lefts = product + i * node_stride + row * 2 * WIDE + deep[None, :]
-        # A tile of the matrix as it lies, its rows these units: turned in the product.
         rights = matrix + i * 2 * WIDE * WIDE + units[:, None] * 2 * WIDE + deep[None, :]
-        for _ in range(0, 2 * WIDE, DEEP):
-            left = tl.load(lefts, mask=there, other=0.0)
-            right = tl.trans(tl.load(rights))
-            total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=full)
-            lefts += DEEP
-            rights += DEEP
+        total = turned(lefts, rights, there, total, 2 * WIDE, DEEP, PRECISION)
     at = row * WIDE + units[None, :]
     if MASKED:
         total *= tl.load(mask + at, mask=there, other=0.0)

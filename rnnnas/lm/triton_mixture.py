@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rnnnas.lm.triton_derived import halves, turned
+
 
 @triton.jit
 def mixed(z, by_tanh, by_relu, by_sigmoid, by_identity):
@@ -53,12 +55,7 @@ def gated(
     rights = matrix + deep[:, None] * 2 * WIDE + unit
     c = tl.zeros((ROWS, UNITS), full)
     z = tl.zeros((ROWS, UNITS), full)
-    for _ in range(0, WIDE, DEEP):
-        factor = tl.load(lefts, mask=there, other=0.0)
-        c = tl.dot(factor, tl.load(rights), c, input_precision=PRECISION, out_dtype=full)
-        z = tl.dot(factor, tl.load(rights + WIDE), z, input_precision=PRECISION, out_dtype=full)
-        lefts += DEEP
-        rights += DEEP * 2 * WIDE
+    c, z = halves(lefts, rights, there, c, z, WIDE, DEEP, PRECISION)
     at = product + e * edge_stride + row * 2 * WIDE + unit
     tl.store(at, c.to(kind), mask=there)
     tl.store(at + WIDE, z.to(kind), mask=there)
@@ -220,12 +217,7 @@ def product_back(
     lefts = slope + e * slope_stride + row * 2 * WIDE + deep[None, :]
     rights = matrix + units[:, None] * 2 * WIDE + deep[None, :]
     total = tl.zeros((ROWS, UNITS), full)
-    for _ in range(0, 2 * WIDE, DEEP):
-        left = tl.load(lefts, mask=there, other=0.0)
-        right = tl.trans(tl.load(rights))
-        total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=full)
-        lefts += DEEP
-        rights += DEEP
+    total = turned(lefts, rights, there, total, 2 * WIDE, DEEP, PRECISION)
     at = row * reach_width + units[None, :]
     if MASKED:
         total *= tl.load(mask + at, mask=there, other=0.0)

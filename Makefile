@@ -1,4 +1,4 @@
-# `make demo` and `make test` are complete on a machine that has Python >= 3.10, make and a
+# `make demo` and `make test` are complete on a machine that has Python >= 3.11, make and a
 # package index: they create .venv, install, and run.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,7 +22,7 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'rnnnas needs Python 3.10 or newer: make PYTHON=python3.12')"
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'rnnnas needs Python 3.11 or newer: make PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@

@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnnas import config as configs
+from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import open_corpus
+from rnnnas.distributed import STORE, Ranks, joined
+from rnnnas.engine.job import Position
+from rnnnas.engine.steps import generator, own_carry, weight_step, whole_carry
 from rnnnas.errors import RnnnasError
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.loop import Position
 from rnnnas.nas.architect import hypergradient
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import recurrent_space
-from rnnnas.ranks import STORE, Ranks, joined
-from rnnnas.search import search
-from rnnnas.steps import generator, own_carry, weight_step, whole_carry
-from rnnnas.supernet import SearchJob
-from rnnnas.train import TrainJob, train
+from rnnnas.searching.run import search
+from rnnnas.searching.supernet import SearchJob
+from rnnnas.training.run import TrainJob, train
 from rnnnas.types import Batch, InnerStep
 
 CPU = torch.device("cpu")
@@ -178,7 +178,7 @@ def configuration(kind: str, *settings: str) -> Any:
     flags = {"corpus": "tiny", "seed": 3}
     if kind == "train":
         flags["genotype"] = "sigmoid0 relu1 tanh1"
-    return configs.resolve(kind, preset="smoke", file=None, settings=[*own, *settings], flags=flags)
+    return resolve(kind, preset="smoke", file=None, settings=[*own, *settings], flags=flags)
 
 
 def a_run(

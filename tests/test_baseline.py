@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from rnnnas.lm import baseline
 from rnnnas.lm import cell as derived
+from rnnnas.lm import lstm_gru
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import SILENCE, LMNoise, NoiseConfig
@@ -102,7 +102,7 @@ def formula(
             x = x if noise.words is None else x * noise.words[word]
             x = x if noise.inputs is None else x * noise.inputs[0, b]
             for k in range(layers):
-                w = {name: leaves[f"layers.{k + 1}.{name}"] for name in baseline._WEIGHTS}
+                w = {name: leaves[f"layers.{k + 1}.{name}"] for name in lstm_gru._WEIGHTS}
                 masks = ([noise.weights] + [above.weights for above in noise.above])[k:]
                 if masks and masks[0] is not None:
                     w["weight_hh"] = w["weight_hh"] * masks[0]
@@ -157,7 +157,7 @@ def test_torchs_own_modules_give_the_same(kind: Any) -> None:
     """The gates lie in the order of torch.nn.LSTM and torch.nn.GRU, and the names are theirs."""
     net, batch = lm(kind), window()
     module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind](H, H).double()
-    own = {f"{name}_l0": net.get_parameter(f"layers.1.{name}") for name in baseline._WEIGHTS}
+    own = {f"{name}_l0": net.get_parameter(f"layers.1.{name}") for name in lstm_gru._WEIGHTS}
     module.load_state_dict(own)
     outputs, _ = module(F.embedding(batch.inputs, net.embedding))
     raw, _ = net.outputs(batch.inputs, None, {}, SILENCE)
@@ -240,7 +240,7 @@ def test_layers_start_apart_and_leave_the_first_as_it_was() -> None:
     assert not torch.equal(two["first"], two["layers.2.first"])
     lstm = start("lstm", 2).state_dict()
     assert set(lstm) == {
-        "embedding", "bias", *(f"layers.{k}.{n}" for k in (1, 2) for n in baseline._WEIGHTS)
+        "embedding", "bias", *(f"layers.{k}.{n}" for k in (1, 2) for n in lstm_gru._WEIGHTS)
     }  # fmt: skip
     reach = 30**-0.5
     for name in set(lstm) - {"embedding", "bias"}:

@@ -17,19 +17,19 @@ from test_image_runs import run
 from test_runs import Crash, crashing, metrics, run_through
 from torch import Tensor
 
-from rnnnas.cell_latency import edge_costs, measure_layers, places, report, seconds_of
 from rnnnas.cnn.cell import DerivedCell
 from rnnnas.cnn.model import CnnConfig, ConvNet
 from rnnnas.cnn.space import OPERATIONS, image_spaces
-from rnnnas.data.images import ImageCorpus
+from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.errors import UsageError
-from rnnnas.layer_latency import LayerTable, Timed
-from rnnnas.nas.cost import EdgeCosts, LatencyConfig, LatencyPrice, mean_cost
+from rnnnas.latency.image_cells import edge_costs, measure_layers, places, report, seconds_of
+from rnnnas.latency.layers import LayerTable, Timed
 from rnnnas.nas.genotype import CellGene, Gene, Genotype
+from rnnnas.nas.latency_price import EdgeCosts, LatencyConfig, LatencyPrice, mean_cost
 from rnnnas.nas.relax.base import Mixture
-from rnnnas.nas.relax.sampling import cell_mixture
+from rnnnas.nas.relax.policy import cell_mixture
 from rnnnas.nas.space import CellSpace
-from rnnnas.search import SearchJob, search
+from rnnnas.searching.run import SearchJob, search
 
 __all__ = ["squares"]  # a fixture
 

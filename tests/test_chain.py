@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnnas.nas.chain import expected_cost, likeliest
+from rnnnas.cnn.dense.chain import expected_cost, likeliest
 
 DOUBLE = torch.float64
 

@@ -14,15 +14,15 @@ from test_policy import TINY, Table, seeded, update
 from torch import Tensor
 
 from rnnnas.errors import UsageError
-from rnnnas.lm.fused import plan
-from rnnnas.nas import cost
+from rnnnas.lm.fast.derived import plan
+from rnnnas.nas import latency_price
 from rnnnas.nas.architect import hypergradient
-from rnnnas.nas.cost import LatencyConfig, LatencyPrice, OperationCosts, RecurrentCosts
 from rnnnas.nas.genotype import CellGene, Genotype
-from rnnnas.nas.policy import Reinforce
+from rnnnas.nas.latency_price import LatencyConfig, LatencyPrice, OperationCosts, RecurrentCosts
+from rnnnas.nas.reinforce import Reinforce
 from rnnnas.nas.relax.base import Mixture, Mixtures
 from rnnnas.nas.relax.categorical import Categorical
-from rnnnas.nas.relax.sampling import cell_mixture
+from rnnnas.nas.relax.policy import cell_mixture
 from rnnnas.nas.space import RECURRENT_OPS, CellSpace, recurrent_space
 from rnnnas.types import InnerStep
 
@@ -116,7 +116,7 @@ def test_the_expectation_is_that_over_all_cells(space: CellSpace) -> None:
 def test_depths_are_expected_exactly_and_the_critical_path_from_below() -> None:
     space, weights = recurrent_space(3), weights_of(recurrent_space(3)).detach()
     level = costs(3, level=1.0)
-    shares = cost.choice_shares(weights, space)
+    shares = latency_price.choice_shares(weights, space)
     mean, longest = [0.0] * 3, 0.0
     for cell, chosen in every_cell(space):
         share = math.prod(float(shares[edge, op]) for edge, op in chosen)
@@ -128,7 +128,7 @@ def test_depths_are_expected_exactly_and_the_critical_path_from_below() -> None:
     taken = torch.zeros(3, 4, dtype=DOUBLE)
     for (source, target), row in zip(space.edges, shares, strict=True):
         taken[target - 1, source] = row.sum()
-    assert cost.expected_depths(taken).tolist() == pytest.approx(mean, rel=1e-12)
+    assert latency_price.expected_depths(taken).tolist() == pytest.approx(mean, rel=1e-12)
     path = float(level.expected(weights, space) - costs(3).expected(weights, space))
     assert path == pytest.approx(max(mean), rel=1e-9)
     assert path < longest < 1.5 * path  # Jensen: how far it may lie below, here
@@ -201,7 +201,7 @@ def test_deeper_costs_more(level: float) -> None:
 
 def test_count_distribution_against_enumeration() -> None:
     chances = torch.rand(4, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
-    found = cost.count_distribution(chances)
+    found = latency_price.count_distribution(chances)
     for m in range(3):
         by_hand = [0.0] * 5
         for happens in itertools.product([0, 1], repeat=4):
@@ -220,7 +220,7 @@ def test_the_mean_of_random_cells() -> None:
                 1 / (usable[n] * len(space.choices(e))) for n, (e, _) in enumerate(chosen)
             )
             total += share * table.of_cell(cell)
-        assert cost.mean_cost(table, space) == pytest.approx(total, rel=1e-12)
+        assert latency_price.mean_cost(table, space) == pytest.approx(total, rel=1e-12)
 
 
 def price(form: str, weight: float = 0.3, ref: float = 4e-4) -> LatencyPrice:
@@ -290,7 +290,7 @@ def test_a_price_reaches_all_alphas_through_the_scores(order: Any) -> None:
 
 
 def test_without_a_reference_it_is_the_mean_random_cell() -> None:
-    assert price("add", ref=0.0).ref == cost.mean_cost(costs(), recurrent_space())
+    assert price("add", ref=0.0).ref == latency_price.mean_cost(costs(), recurrent_space())
 
 
 def test_a_policy_is_rewarded_by_what_its_cells_cost() -> None:

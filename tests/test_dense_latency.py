@@ -13,11 +13,11 @@ import torch
 from test_chain import chains
 from test_dense import LAYOUT, SMALL, softmaxes
 
-from rnnnas.cnn.dense_space import LAYERS, ROUTES, Layout
-from rnnnas.dense_latency import DensePrice, measure_layers, report
+from rnnnas.cnn.dense.space import LAYERS, ROUTES, Layout
 from rnnnas.errors import CheckpointError, UsageError
-from rnnnas.layer_latency import LayerTable, read_layer_table
-from rnnnas.nas.cost import LatencyConfig
+from rnnnas.latency.dense_blocks import DensePrice, measure_layers, report
+from rnnnas.latency.layers import LayerTable, read_layer_table
+from rnnnas.nas.latency_price import LatencyConfig
 from rnnnas.nas.relax.base import Mixture
 
 CPU = torch.device("cpu")

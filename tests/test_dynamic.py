@@ -13,13 +13,14 @@ from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.errors import UsageError
-from rnnnas.lm import dynamic, kernels
-from rnnnas.lm.cache import Cache, with_cache
-from rnnnas.lm.dynamic import Dynamic, DynamicConfig, gradient_rms
+from rnnnas.evaluation import dynamic
+from rnnnas.evaluation.dynamic import Dynamic, DynamicConfig, gradient_rms
+from rnnnas.evaluation.log_probs import Scores, score
+from rnnnas.evaluation.neural_cache import Cache, with_cache
+from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.lm.scores import Scores, score
 from rnnnas.nas.genotype import Genotype
 from rnnnas.types import Batch, Carry
 
@@ -95,8 +96,8 @@ def test_the_formula(
     """θ - lr g / (rms + ε) + min(decay rms / mean rms, 1) (θ_g - θ), over several windows."""
     if not compiled:
         without_kernels(monkeypatch)
-    elif kernels.built().library is None:
-        pytest.skip(kernels.built().reason)
+    elif cpu_library.built().library is None:
+        pytest.skip(cpu_library.built().reason)
     net = make_net(seed, path)
     rms = gradient_rms(net, make_batches(seed + 50, 3, 5, 2))
     config = DynamicConfig(lr=3e-2, decay=0.4, epsilon=1e-3)
@@ -279,7 +280,7 @@ def test_every_network_can_follow_a_text(cell: Any) -> None:
             assert float(moved[-1].mean()) > float(plain[-1].mean()) + 0.02
 
 
-@pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+@pytest.mark.skipif(cpu_library.built().library is None, reason=cpu_library.built().reason)
 def test_the_number_of_threads_changes_no_weight() -> None:
     before, found = torch.get_num_threads(), []
     try:
@@ -298,7 +299,7 @@ def test_the_number_of_threads_changes_no_weight() -> None:
         assert torch.equal(weight, found[1][name]) and torch.equal(weight, found[2][name])
 
 
-@pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+@pytest.mark.skipif(cpu_library.built().library is None, reason=cpu_library.built().reason)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_kernels_against_the_formula(dtype: torch.dtype, threads: int) -> None:
@@ -325,13 +326,13 @@ def test_the_kernels_against_the_formula(dtype: torch.dtype, threads: int) -> No
         own, other, grad, trained, rms, slope, x = (
             t.to(dtype).clone() for t in (w, w, grad, trained, rms, slope, x)
         )
-        kernels.function("learn", dtype)(
+        cpu_library.function("learn", dtype)(
             own.numel(), *addresses(grad, trained, rms), lr, epsilon, relative,
             own.data_ptr(), threads,
         )  # fmt: skip
         torch.testing.assert_close(own.double(), wanted, rtol=close, atol=10 * close)
         back = torch.full_like(x, float("nan"))
-        kernels.function("learn_rows", dtype)(
+        cpu_library.function("learn_rows", dtype)(
             5, rows, width, *addresses(slope, x, trained, rms), lr, epsilon, relative,
             *addresses(other, back), threads,
         )  # fmt: skip

@@ -17,17 +17,18 @@ from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.cli.common import say_kernels
-from rnnnas.lm import device as devices
-from rnnnas.lm import fused, kernels, products
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.fused_mixed import unroll
+from rnnnas.lm.fast import cpu_library, derived, matmul
+from rnnnas.lm.fast import triton_support as devices
+from rnnnas.lm.fast.matmul import SMALL, accumulate, multiply
+from rnnnas.lm.fast.mixture import unroll
 from rnnnas.lm.loss import cross_entropy, cross_entropy_reference
-from rnnnas.lm.mixed import unroll_reference
-from rnnnas.lm.products import SMALL, accumulate, multiply
-from rnnnas.nas.genotype import RECURRENT, ZOO, Genotype
+from rnnnas.lm.search_cell import unroll_reference
+from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.zoo import ZOO
 
-needed = pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+needed = pytest.mark.skipif(cpu_library.built().library is None, reason=cpu_library.built().reason)
 
 
 def cell(
@@ -231,12 +232,14 @@ def test_what_kernels_cannot_take_is_torchs_to_refuse_or_to_widen() -> None:
             (torch.ones(1, 2), torch.ones(6, 6), cell_weights),
         ):
             with pytest.raises((RuntimeError, ValueError)):
-                fused.unroll(torch.ones(2, 1, 3), h, first, nodes, gene, None, None)
+                derived.unroll(torch.ones(2, 1, 3), h, first, nodes, gene, None, None)
     made = cell(10, torch.float64)
     one = (*made[:7], made[7][:1])  # a mask for all streams
     for wanted, got in zip(slopes(unroll_reference, one), slopes(unroll, one), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
-    assert not kernels.usable(rows, weight.double()) and not kernels.usable(rows.double(), low=True)
+    assert not cpu_library.usable(rows, weight.double()) and not cpu_library.usable(
+        rows.double(), low=True
+    )
 
 
 @needed
@@ -253,7 +256,7 @@ def test_products(
     dtype: torch.dtype, small: bool, wide_vectors: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By whichever library, wherever the factors lie; sums are added to what is there."""
-    monkeypatch.setattr(products, "_WIDE", wide_vectors)
+    monkeypatch.setattr(matmul, "_WIDE", wide_vectors)
     draws = torch.Generator().manual_seed(3)
     m, k, n = (4, 5, 6) if small else (200, 150, 130)
     assert (m * k * n > SMALL) is not small
@@ -274,7 +277,7 @@ def test_products(
 
 def note(tmp_path: Path, **environment: str) -> str:
     """The reason that a process with this environment gives for having no kernels."""
-    code = "from rnnnas.lm.kernels import built; print(built().reason)"
+    code = "from rnnnas.lm.fast.cpu_library import built; print(built().reason)"
     path = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **path, **environment},
@@ -329,9 +332,9 @@ def test_an_evaluation_is_the_reference(streams: int, seed: int, threads: None) 
         wanted = reference(x, h, first, matrices, gene, None, None)
         for number in (1, 2):
             torch.set_num_threads(number)
-            found.append(fused.unroll(x, h, first, matrices, gene, None, None))
+            found.append(derived.unroll(x, h, first, matrices, gene, None, None))
         single = [t.float() for t in (x, h, first, matrices)]
-        rounded = fused.unroll(*single, gene, None, None)
+        rounded = derived.unroll(*single, gene, None, None)
     torch.testing.assert_close(found[0], wanted, rtol=1e-12, atol=1e-12)
     assert torch.equal(*found)
     torch.testing.assert_close(rounded.double(), wanted, rtol=1e-4, atol=1e-4)
@@ -341,20 +344,22 @@ def test_an_evaluation_is_the_reference(streams: int, seed: int, threads: None) 
 def test_few_streams_are_evaluated_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     for name in ("_stream", "_evaluate"):
-        monkeypatch.setattr(fused, name, lambda *args, name=name: seen.append(name))
+        monkeypatch.setattr(derived, name, lambda *args, name=name: seen.append(name))
     gene = ZOO["DARTS_V2"].genotype.recurrent
     for streams in (1, 10, 11):
         x, h = torch.ones(2, streams, 3), torch.ones(streams, 3)
         with torch.no_grad():
-            fused.unroll(x, h, torch.ones(6, 6), torch.ones(8, 3, 6), gene, None, None)
+            derived.unroll(x, h, torch.ones(6, 6), torch.ones(8, 3, 6), gene, None, None)
     assert seen == ["_stream", "_stream", "_evaluate"]
 
 
 def test_a_line_says_why_there_are_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kernels, "built", lambda: kernels.Built(None, "no C++ compiler was found"))
-    assert not kernels.usable(torch.ones(1))
+    monkeypatch.setattr(
+        cpu_library, "built", lambda: cpu_library.Built(None, "no C++ compiler was found")
+    )
+    assert not cpu_library.usable(torch.ones(1))
     monkeypatch.setattr(devices, "reason", lambda _: "")
     say_kernels(torch.device("cuda"))
     assert capsys.readouterr().err == ""
@@ -371,8 +376,8 @@ def test_a_line_says_why_there_are_none(
 def test_a_line_says_that_bfloat16_is_imitated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], able: bool
 ) -> None:
-    monkeypatch.setattr(kernels, "built", lambda: kernels.Built(None, ""))
-    monkeypatch.setattr(kernels, "has_bfloat16", lambda: able)
+    monkeypatch.setattr(cpu_library, "built", lambda: cpu_library.Built(None, ""))
+    monkeypatch.setattr(cpu_library, "has_bfloat16", lambda: able)
     for precision in ("auto", "float32"):
         say_kernels(torch.device("cpu"), precision)
     assert capsys.readouterr().err == ""

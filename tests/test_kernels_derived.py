@@ -12,14 +12,17 @@ import torch
 from plain_torch import without_kernels
 from torch import Tensor
 
-from rnnnas.lm import fused, fused_compiled, kernels
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.fused import unroll
-from rnnnas.lm.pool import POOL, Pool
-from rnnnas.nas.genotype import RECURRENT, ZOO, CellGene, Genotype
+from rnnnas.lm.fast import cpu_library, derived, derived_cpu
+from rnnnas.lm.fast.buffers import POOL, Pool
+from rnnnas.lm.fast.derived import unroll
+from rnnnas.nas.genotype import RECURRENT, CellGene, Genotype
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.zoo import ZOO
 
-pytestmark = pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+pytestmark = pytest.mark.skipif(
+    cpu_library.built().library is None, reason=cpu_library.built().reason
+)
 
 
 def case(
@@ -53,7 +56,7 @@ def slopes(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fails where torch's operations run instead of the kernels."""
-    monkeypatch.setattr(fused, "_DerivedUnroll", None)
+    monkeypatch.setattr(derived, "_DerivedUnroll", None)
     yield
 
 
@@ -105,7 +108,7 @@ def test_without_kernels_the_values_are_the_same(
     made = (*made[:4], gene, *made[5:])
     wanted, compiled = slopes(reference, made), slopes(unroll, made)
     without_kernels(monkeypatch)
-    monkeypatch.setattr(fused, "CompiledUnroll", None)
+    monkeypatch.setattr(derived, "CompiledUnroll", None)
     for exact, got, other in zip(wanted, compiled, slopes(unroll, made), strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(other, exact, rtol=1e-9, atol=1e-9)
@@ -223,7 +226,7 @@ def test_it_keeps_less_than_torchs_operations(monkeypatch: pytest.MonkeyPatch) -
     held = []
     for plain in (False, True):
         pool = Pool()
-        for module in (fused, fused_compiled):
+        for module in (derived, derived_cpu):
             monkeypatch.setattr(module, "POOL", pool)
         if plain:
             without_kernels(monkeypatch)

@@ -15,10 +15,11 @@ from rnnnas.errors import UsageError
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import SILENCE, LMNoise, NoiseConfig
-from rnnnas.nas.genotype import ZOO, CellGene, Genotype
+from rnnnas.nas.genotype import CellGene, Genotype
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import CellSpace, recurrent_space
+from rnnnas.nas.zoo import ZOO
 from rnnnas.types import Batch
 
 DOUBLE = torch.float64

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rnnnas.errors import UsageError
+from rnnnas.nas.derive import derive
 from rnnnas.nas.genotype import Genotype
-from rnnnas.nas.methods import METHODS, derive
-from rnnnas.nas.policy import Reinforce
+from rnnnas.nas.methods import METHODS
+from rnnnas.nas.reinforce import Reinforce
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.relax.categorical import Categorical
 from rnnnas.nas.relax.enas import Enas
-from rnnnas.nas.relax.sampling import Draw, Policy
+from rnnnas.nas.relax.policy import Draw, Policy
 from rnnnas.nas.relax.uniform import Uniform
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.types import Batch, InnerStep, Loss

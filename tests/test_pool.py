@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from rnnnas.lm import fused
-from rnnnas.lm.pool import POOL, Pool
-from rnnnas.nas.genotype import ZOO
+from rnnnas.lm.fast import derived
+from rnnnas.lm.fast.buffers import POOL, Pool
+from rnnnas.nas.zoo import ZOO
 
 
 def test_what_is_taken_is_not_handed_out_again() -> None:
@@ -55,7 +55,7 @@ def test_windows_of_many_lengths_need_no_more_than_the_longest() -> None:
         inputs = torch.randn(steps, 4, 6, generator=draws)
         first = torch.randn(12, 12, generator=draws).requires_grad_()
         nodes = torch.randn(8, 6, 12, generator=draws).requires_grad_()
-        out = fused.unroll(inputs, torch.zeros(4, 6), first, nodes, cell, None, None)
+        out = derived.unroll(inputs, torch.zeros(4, 6), first, nodes, cell, None, None)
         out.sum().backward()
 
     POOL.clear()

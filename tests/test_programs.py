@@ -13,19 +13,19 @@ from test_waiting import Watch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnnnas import programs
+from rnnnas.engine import cuda_graphs
+from rnnnas.engine.cuda_graphs import Programs
+from rnnnas.engine.steps import generator, weight_step
 from rnnnas.errors import RnnnasError
+from rnnnas.lm.fast.buffers import POOL
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.lm.pool import POOL
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import recurrent_space
-from rnnnas.programs import Programs
-from rnnnas.steps import generator, weight_step
 from rnnnas.types import Batch, InnerStep
 
 CPU = torch.device("cpu")
@@ -162,10 +162,10 @@ def test_forms_are_told_apart() -> None:
     made = Programs(CPU, patience=0)
     for count, form in enumerate(FORMS, 1):
         for name in ("a", "b"):
-            made.run(name, lambda tree: programs.mapped(doubled, tree), form)
+            made.run(name, lambda tree: cuda_graphs.mapped(doubled, tree), form)
         assert made.count == 2 * count
     for form in FORMS:  # the numbers make no difference
-        made.run("a", doubled, programs.mapped(torch.zeros_like, form))
+        made.run("a", doubled, cuda_graphs.mapped(torch.zeros_like, form))
     assert made.count == 2 * len(FORMS)
 
 
@@ -276,7 +276,7 @@ def taping(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
         tapes.append(tape)
         return tape.replay
 
-    monkeypatch.setattr(programs, "captured", captured)
+    monkeypatch.setattr(cuda_graphs, "captured", captured)
     return tapes
 
 

@@ -11,9 +11,9 @@ import torch
 from rank_work import together
 from tiny_home import home as home
 
+from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import UsageError
-from rnnnas.files import load_content
-from rnnnas.ranks import ALONE, Ranks
+from rnnnas.runs.checkpoint import load_content
 
 
 def close(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:

@@ -10,9 +10,10 @@ import torch
 from sample_spaces import DOUBLE, SPACES, alphas_of, seeded
 from torch import Tensor
 
-from rnnnas.config import from_plain
+from rnnnas.config.plain import from_plain
 from rnnnas.errors import UsageError
-from rnnnas.nas.methods import METHODS, derive, method_of
+from rnnnas.nas.derive import derive
+from rnnnas.nas.methods import METHODS, method_of
 from rnnnas.nas.relax.base import Mixtures, Step
 from rnnnas.nas.space import CellSpace
 

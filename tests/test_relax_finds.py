@@ -17,14 +17,15 @@ import torch
 from sample_spaces import DOUBLE, seeded
 from torch import Tensor, nn
 
+from rnnnas.engine.steps import weight_step
 from rnnnas.nas.architect import Architect
+from rnnnas.nas.derive import derive
 from rnnnas.nas.genotype import CellGene
-from rnnnas.nas.methods import METHODS, Method, derive
+from rnnnas.nas.methods import METHODS, Method
 from rnnnas.nas.relax.base import Mixture, Mixtures
 from rnnnas.nas.space import CellSpace
+from rnnnas.nas.stages import StageConfig, plan, strongest
 from rnnnas.optim import AlphaConfig, alpha_optimizer, inner_step
-from rnnnas.stages import StageConfig, plan, strongest
-from rnnnas.steps import weight_step
 from rnnnas.types import Batch, Loss
 
 OPS = ("none", "a", "b", "c")

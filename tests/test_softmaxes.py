@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnnas.lm import loss, softmaxes
+from rnnnas.lm.fast.buffers import POOL
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.lm.pool import POOL
 from rnnnas.nas.genotype import Genotype
 from rnnnas.types import Batch
 

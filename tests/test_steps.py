@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnnnas import steps
-from rnnnas.data import streams
-from rnnnas.data.streams import Streams
+from rnnnas.data import text_streams
+from rnnnas.data.text_streams import Streams
+from rnnnas.engine import steps
+from rnnnas.engine.metrics import Score
+from rnnnas.engine.steps import evaluate, generator, weight_step
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.genotype import CellGene, Genotype
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace, recurrent_space
-from rnnnas.steps import Score, evaluate, generator, weight_step
 from rnnnas.types import Batch, Loss
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
@@ -132,7 +133,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
 
 def text(count: int, streams: int, seed: int = 0) -> Streams:
     tokens = np.random.default_rng(seed).integers(0, V, count).astype(np.uint16)
-    return Streams(tokens, streams, CPU)
+    return Streams(tokens, text_streams, CPU)
 
 
 @torch.no_grad()
@@ -151,11 +152,11 @@ def token_by_token(net: RecurrentLM, over: Streams) -> tuple[float, int]:
 
 @pytest.mark.parametrize(("count", "streams"), [(150, 1), (151, 2), (200, 7)])
 def test_evaluation_equals_one_token_at_a_time(count: int, streams: int) -> None:
-    net, over = lm(), text(count, streams)
+    net, over = lm(), text(count, text_streams)
     score = evaluate(net, over, {})
     nats, targets = token_by_token(net, over)
     # The first token of a stream is no target: dividing by all tokens would be too kind.
-    assert score.tokens == targets == streams * (count // streams - 1)
+    assert score.tokens == targets == text_streams * (count // text_streams - 1)
     assert score.nats == pytest.approx(nats, rel=1e-10)
     assert score.perplexity == pytest.approx(math.exp(nats / targets), rel=1e-10)
 
@@ -171,7 +172,7 @@ def test_the_window_of_an_evaluation_does_not_matter(
         mixtures = {"recurrent": Mixture(torch.full((3, 5), 0.2, dtype=DOUBLE))}
     usual = evaluate(net, over, mixtures)
     monkeypatch.setattr(steps, "EVALUATION_STEPS", width)
-    monkeypatch.setattr(streams, "EVALUATION_ROWS", 0)
+    monkeypatch.setattr(text_streams, "EVALUATION_ROWS", 0)
     other = evaluate(net, over, mixtures)
     assert other.tokens == usual.tokens
     assert abs(other.perplexity / usual.perplexity - 1) < 1e-10

@@ -23,9 +23,10 @@ from tiny_home import home as home
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnnnas import loop
-from rnnnas.data.streams import Streams
-from rnnnas.files import load_content
+from rnnnas.data.text_streams import Streams
+from rnnnas.distributed import ALONE
+from rnnnas.engine import loop
+from rnnnas.engine.steps import weight_step
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.optim import (
@@ -36,9 +37,8 @@ from rnnnas.optim import (
     restore_optimizer,
     weight_optimizer,
 )
-from rnnnas.ranks import ALONE
-from rnnnas.steps import weight_step
-from rnnnas.train import TrainJob
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.training.run import TrainJob
 from rnnnas.types import InnerStep
 
 CPU = torch.device("cpu")

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rnnnas.cnn import fast
+from rnnnas.cnn import fast_cell
 from rnnnas.cnn.cell import DerivedCell, MixedCell
-from rnnnas.cnn.ends import Auxiliary, LargeStem, SmallStem
 from rnnnas.cnn.noise import SILENCE, CnnNoise, draw
 from rnnnas.cnn.ops import DERIVED, Conv, Linear, Norm, Norms
 from rnnnas.cnn.space import NORMAL, REDUCE, check_genotype
+from rnnnas.cnn.stems_heads import Auxiliary, LargeStem, SmallStem
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture
@@ -236,7 +236,7 @@ class ConvNet(nn.Module):
                 if isinstance(cell, MixedCell):
                     skips = None if masks.skips is None else masks.skips[k]
                     mixture = mixtures[self.kinds[k]]
-                    run = cell if literal else partial(fast.run, cell)
+                    run = cell if literal else partial(fast_cell.run, cell)
                     out = run(older, last, mixture, skips, masks.kept, train)
                 else:
                     out = cell(older, last, None if masks.paths is None else masks.paths[k], train)

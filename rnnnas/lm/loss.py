@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.errors import UsageError
-from rnnnas.lm import device, kernels
-from rnnnas.lm.pool import POOL
-from rnnnas.lm.products import accumulate, multiply
+from rnnnas.lm.fast import cpu_library, triton_support
+from rnnnas.lm.fast.buffers import POOL
+from rnnnas.lm.fast.matmul import accumulate, multiply
 
 CHUNK = 512  # rows whose logits live at once
 DEVICE_CHUNK = 1024  # likewise, on a device with kernels: its products want more rows
@@ -87,7 +87,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wanted: bool,
         low: bool,
     ) -> Tensor:
-        on_device = device.usable(outputs, weight, bias)
+        on_device = triton_support.usable(outputs, weight, bias)
         chunk = DEVICE_CHUNK if on_device else CHUNK
         rows, size = len(targets), min(chunk, len(targets))
         need_x, need_w, need_b = (wanted and need for need in ctx.needs_input_grad[:3])
@@ -96,7 +96,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_b = torch.zeros_like(bias) if need_b else None
         total = outputs.new_zeros((), dtype=torch.float64)
         x_all, matrix = (outputs.bfloat16(), weight.bfloat16()) if low else (outputs, weight)
-        compiled = on_device or kernels.usable(outputs, weight, bias, low=low)
+        compiled = on_device or cpu_library.usable(outputs, weight, bias, low=low)
         rounded = POOL.take(matrix, size, len(weight)) if low else None
         whole = None if compiled else POOL.take(outputs, size, len(weight))
         for start in range(0, rows, chunk):
@@ -158,11 +158,11 @@ def _on_device(logits: Tensor, bias: Tensor, targets: Tensor, scale: float, want
     """The nats of some rows, a scalar in float64; with `wanted` the logits (M, V) become scale
     times the gradient. Only where tensors are `device.usable`; NaN for a target that is no word.
     """
-    from rnnnas.lm import triton_loss  # Triton is not everywhere
+    from rnnnas.lm.fast import triton_loss
 
     rows, words = logits.shape
     nats = torch.empty(rows, dtype=bias.dtype, device=logits.device)
-    with device.current(bias):
+    with triton_support.current(bias):
         triton_loss.losses[(rows,)](
             logits, bias.contiguous(), targets.contiguous(), nats, words, scale, WANTED=wanted,
             WORDS=WORDS, num_warps=8,
@@ -188,11 +188,11 @@ def nats_and_slopes(
     nats = torch.empty(len(logits), dtype=torch.float64)
     by_word = torch.zeros_like(bias) if by_word is None else by_word
     rows, words = logits.shape
-    bias, targets = kernels.dense(bias, words), kernels.dense(targets, rows).long()
+    bias, targets = cpu_library.dense(bias, words), cpu_library.dense(targets, rows).long()
     low, high = (int(end) for end in targets.aminmax())
     if low < 0 or high >= words:  # a kernel would write beyond its rows
         raise IndexError(f"target {low if low < 0 else high} is not among {words} words")
-    kernels.function("losses", logits.dtype)(
+    cpu_library.function("losses", logits.dtype)(
         rows, words, logits.data_ptr(), bias.data_ptr(), targets.data_ptr(), scale,
         nats.data_ptr(), by_word.data_ptr(), wanted, torch.get_num_threads(),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.lm import loss
-from rnnnas.lm.products import accumulate, multiply
+from rnnnas.lm.fast.matmul import accumulate, multiply
 
 
 def log_probabilities(

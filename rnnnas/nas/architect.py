@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import UsageError
 from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces
 from rnnnas.optim import guarded_step
-from rnnnas.ranks import ALONE, Ranks
 from rnnnas.types import Batch, Carry, InnerStep, Loss, Noise
 
 Order = Literal["first", "finite", "exact"]

@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
-from rnnnas.blackbox import CandidateJob
-from rnnnas.config import SearchConfig, TrainConfig
+from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.corpus import Corpus
-from rnnnas.data.streams import Streams
-from rnnnas.loop import Position
+from rnnnas.data.text_streams import Streams
+from rnnnas.engine.cuda_graphs import PATIENCE, synchronise
+from rnnnas.engine.job import Position
+from rnnnas.engine.steps import EVALUATION_STEPS, evaluate, generator
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture, Mixtures
-from rnnnas.programs import PATIENCE, synchronise
-from rnnnas.search import job_of
-from rnnnas.steps import EVALUATION_STEPS, evaluate, generator
-from rnnnas.study.jobs import threads_each
+from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.run import job_of
+from rnnnas.searching.supernet import SearchJob
+from rnnnas.study.local_jobs import threads_each
 from rnnnas.study.plan import (
     RANDOM,
     Sizes,
@@ -29,8 +30,7 @@ from rnnnas.study.plan import (
     search_config,
     train_config,
 )
-from rnnnas.supernet import SearchJob
-from rnnnas.train import TrainJob
+from rnnnas.training.run import TrainJob
 
 START_SECONDS = 5.0  # of a process: the interpreter, torch, the corpus
 _WARM, _TIMED = 1, 3  # steps

@@ -1,0 +1,1 @@
+"""Dense blocks (DenseNAS): their space, genotype and network."""

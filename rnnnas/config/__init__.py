@@ -1,0 +1,1 @@
+"""Settings of every kind of run, presets, overrides."""

@@ -1,0 +1,1 @@
+"""Perplexity, accuracy and samples of a checkpoint; dynamic evaluation and the neural cache."""

@@ -1,0 +1,1 @@
+"""Measured latency tables of cells and layers."""

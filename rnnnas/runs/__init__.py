@@ -1,0 +1,1 @@
+"""A run on disk: folder, files, checkpoint, TensorBoard, progress, signals."""

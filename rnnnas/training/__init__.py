@@ -1,0 +1,1 @@
+"""A training from scratch, and the published learning curves beside it."""

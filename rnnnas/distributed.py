@@ -54,7 +54,7 @@ class Ranks:
         if streams % self.size:
             below = streams - streams % self.size
             fitting = [str(n) for n in (below, below + self.size) if n]
-            raise self.hushed(
+            raise self.rank_zero_error(
                 UsageError(
                     f"windows.streams = {streams} cannot be shared out among {self.size} processes",
                     f"choose a multiple, e.g. --set windows.streams={' or '.join(fitting)}",
@@ -90,15 +90,15 @@ class Ranks:
         total: Tensor = _Sum.apply(own)  # type: ignore[no-untyped-call]
         return total / self.size
 
-    def spread(self, same: Tensor) -> Tensor:
+    def mean_gradient(self, same: Tensor) -> Tensor:
         """A tensor that is the same on every rank, for each to compute its own loss with.
 
         Its gradient, of any order, is the mean over the ranks: that of the whole batch's loss.
         """
         if self.size == 1:
             return same
-        spread: Tensor = _Spread.apply(same, self)  # type: ignore[no-untyped-call]
-        return spread
+        mean_gradient: Tensor = _MeanGradient.apply(same, self)  # type: ignore[no-untyped-call]
+        return mean_gradient
 
     def mean_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over the ranks, all in one message."""
@@ -113,7 +113,7 @@ class Ranks:
             for tensor, part in zip(group, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def most(self, *values: int) -> Sequence[int]:
+    def max_reduce(self, *values: int) -> Sequence[int]:
         """The largest of each value over the ranks."""
         if self.size == 1:
             return values
@@ -123,7 +123,7 @@ class Ranks:
 
     # Values
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's `value`, plain or with tensors, on every rank; tensors come on the CPU."""
         if self.size == 1:
             return value
@@ -142,7 +142,7 @@ class Ranks:
         told: T = torch.load(file, map_location="cpu", weights_only=True)
         return told
 
-    def led(self, work: Callable[[], T]) -> T:
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
         """The result of `work`, done by rank 0 while the others wait, on every rank.
 
         Raises:
@@ -157,7 +157,7 @@ class Ranks:
                 value = work()
             except RnnnasError as error:
                 met = error
-        told: dict[str, Any] = self.tell(
+        told: dict[str, Any] = self.broadcast(
             {"value": value}
             if met is None
             else {"cause": met.cause, "remedy": met.remedy, "code": met.exit_code}
@@ -165,11 +165,11 @@ class Ranks:
         if met is not None:
             raise met
         if "cause" in told:
-            raise self.hushed(_told_error(told))
+            raise self.rank_zero_error(_told_error(told))
         result: T = told["value"]
         return result
 
-    def hushed(self, error: RnnnasError) -> RnnnasError:
+    def rank_zero_error(self, error: RnnnasError) -> RnnnasError:
         """An error that every rank raises: rank 0 alone shows it."""
         error.quiet = not self.leads
         return error
@@ -188,12 +188,12 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        total: Tensor = _Sum.apply(slope.contiguous())  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total: Tensor = _Sum.apply(gradient.contiguous())  # type: ignore[no-untyped-call]
         return total
 
 
-class _Spread(torch.autograd.Function):
+class _MeanGradient(torch.autograd.Function):
     """The same value; the mean over the ranks as its gradient."""
 
     @staticmethod
@@ -202,8 +202,8 @@ class _Spread(torch.autograd.Function):
         return same.view_as(same)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks.mean(slope), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks.mean(gradient), None
 
 
 def _told_error(told: dict[str, Any]) -> RnnnasError:

@@ -40,6 +40,7 @@ LIBRARIES: dict[str, set[str]] = {
     "cnn.dense.space": set(),
     "nas.*": {"torch"},
     "cnn.*": {"torch"},
+    "lm.fast.triton_support": {"torch"},
     "lm.fast.triton_*": {"triton"},
     "lm.*": {"torch"},
     "optim": {"torch"},

@@ -220,12 +220,12 @@ def by_hand(
     streams = Streams(corpus.splits["test"], 1, CPU)
     work = Adapting(net, lambda: corpus, CPU, True)
     dynamic = Dynamic(net, work.rms, moving or OFF)
-    carry = None
+    hidden_state = None
     states: list[torch.Tensor] = []
     words: list[int] = []
     nats = 0.0
     for start, steps in streams.windows(5):
-        scores, carry = dynamic.score(streams.window(start, steps), carry)
+        scores, hidden_state = dynamic.score(streams.window(start, steps), hidden_state)
         for h, word, log_p in zip(scores.outputs, scores.targets, scores.log_probs, strict=True):
             state = h[0].double()
             p = math.exp(float(log_p))

@@ -198,7 +198,7 @@ def test_a_long_training_starts_the_text_again(corpus: Corpus) -> None:
     job.net.register_forward_pre_hook(lambda net, args: carries.append(args[1]))
     for window in (again - 1, again):
         job.step(Position(window=window), job.windows[window][1], 1.0)
-        job.carry = torch.ones(6, 6)
+        job.hidden_state = torch.ones(6, 6)
     job.step(Position(window=again + 1), job.windows[again + 1][1], 1.0)
     assert carries[1] is None and torch.equal(carries[2], torch.ones(6, 6))
 

@@ -19,7 +19,7 @@ from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import open_corpus
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine import cuda_graphs
-from rnnnas.engine.cuda_graphs import Program, Programs, programs_for
+from rnnnas.engine.cuda_graphs import Program, Programs, cuda_graphs_for
 from rnnnas.engine.job import Position
 from rnnnas.errors import UsageError
 from rnnnas.nas.methods import METHODS
@@ -30,13 +30,15 @@ from rnnnas.training.run import TrainJob
 
 
 def test_the_setting() -> None:
-    assert programs_for("auto", CPU) is None and programs_for("off", CPU) is None
-    made = programs_for("on", CPU)
+    assert cuda_graphs_for("auto", CPU) is None and cuda_graphs_for("off", CPU) is None
+    made = cuda_graphs_for("on", CPU)
     assert made is not None and not made._capture
     card = torch.device("cuda")
-    made = programs_for("auto", card)
+    made = cuda_graphs_for("auto", card)
     assert made is not None and made._capture, "by itself"
-    assert programs_for("auto", card, Ranks(0, 2)) is None and programs_for("off", card) is None
+    assert (
+        cuda_graphs_for("auto", card, Ranks(0, 2)) is None and cuda_graphs_for("off", card) is None
+    )
 
 
 class Taped(Programs):
@@ -157,7 +159,7 @@ def test_a_captured_epoch_does_not_wait(method: str, home: Path) -> None:
         reports = [job.step(at, 10, 1.0).nats for _ in range(cuda_graphs.PATIENCE + 2)]
         with no_waits():
             reports += [job.step(at, 10, 1.0).nats for _ in range(5)]
-        assert (job.programs.count > 0) if setting == "on" else job.programs is None
+        assert (job.cuda_graphs.count > 0) if setting == "on" else job.cuda_graphs is None
         values[setting] = [float(nats) for nats in reports]
     assert all(math.isfinite(nats) for nats in values["on"])
     assert values["on"] == pytest.approx(values["off"], rel=1e-4)

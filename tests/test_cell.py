@@ -181,8 +181,8 @@ def test_cheap_mixture_equals_the_reference_with_gradients(
         leaves = [t.clone().requires_grad_() for t in tensors]
         inputs, h, first, matrices, p = leaves
         out = unroll(inputs, h, first, matrices, space, p, mask_x, mask_h)
-        slope = rand(seed + 7, *out.shape)
-        results.append([out, *torch.autograd.grad((out * slope).sum(), leaves)])
+        gradient = rand(seed + 7, *out.shape)
+        results.append([out, *torch.autograd.grad((out * gradient).sum(), leaves)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 

@@ -140,17 +140,17 @@ def test_gradients_against_finite_differences(kind: str, level: float) -> None:
     space = {"recurrent": recurrent_space(5), "pruned": PRUNED, "two edges": TWO}[kind]
     table = TWO_COSTS if kind == "two edges" else costs(space.nodes, level=level)
     weights = weights_of(space)
-    (slope,) = torch.autograd.grad(1e4 * table.expected(weights, space), [weights])
-    assert float(slope.abs().sum()) > 0
+    (gradient,) = torch.autograd.grad(1e4 * table.expected(weights, space), [weights])
+    assert float(gradient.abs().sum()) > 0
     for edge in range(len(space.edges)):
         for op in range(len(space.ops)):
             shift = torch.zeros_like(weights)
             shift[edge, op] = 1e-5
             with torch.no_grad():
                 up, down = (1e4 * table.expected(weights + s, space) for s in (shift, -shift))
-            assert float(slope[edge, op]) == pytest.approx(float(up - down) / 2e-5, abs=1e-7)
+            assert float(gradient[edge, op]) == pytest.approx(float(up - down) / 2e-5, abs=1e-7)
             if not space.allowed[edge][op] or space.ops[op] == "none":
-                assert float(slope[edge, op]) == 0
+                assert float(gradient[edge, op]) == 0
 
 
 def test_two_edges_a_node_cost_the_sum_of_what_they_are_expected_to() -> None:
@@ -181,8 +181,8 @@ def test_nothing_drawn_costs_nothing_and_gives_no_gradient() -> None:
     weights.requires_grad_()
     expected = TWO_COSTS.expected(weights, TWO)
     assert float(expected.detach()) == 3e-5
-    (slope,) = torch.autograd.grad(expected, [weights])
-    assert bool(torch.isfinite(slope).all()) and float(slope.abs().max()) < 1e-3
+    (gradient,) = torch.autograd.grad(expected, [weights])
+    assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("level", [0.0, 3e-5])
@@ -233,17 +233,17 @@ def test_the_forms_against_their_formulas(form: str) -> None:
     weights = weights_of(recurrent_space())
     value = torch.tensor(5.0, dtype=DOUBLE, requires_grad=True)
     given = price(form)(value, {"recurrent": Mixture(weights)})
-    slopes = torch.autograd.grad(given, [value, weights])
+    gradients = torch.autograd.grad(given, [value, weights])
     latency = costs().expected(weights, recurrent_space())
     if form == "add":
         formula = value + 0.3 * (latency - 4e-4) / 4e-4
     else:
         formula = value * (torch.log(latency * 1e6) / math.log(400.0)) ** 0.3
     torch.testing.assert_close(given, formula, rtol=1e-12, atol=0)
-    torch.testing.assert_close(slopes, torch.autograd.grad(formula, [value, weights]))
+    torch.testing.assert_close(gradients, torch.autograd.grad(formula, [value, weights]))
 
 
-def test_where_processes_share_a_batch_the_slope_is_that_of_the_whole_loss() -> None:
+def test_where_processes_share_a_batch_the_gradient_is_that_of_the_whole_loss() -> None:
     """Two processes with losses 4 and 6; the second hand's mean is 5 on both."""
     weights = weights_of(recurrent_space())
     whole = price("mul")(torch.tensor(5.0, dtype=DOUBLE), {"recurrent": Mixture(weights)})
@@ -259,7 +259,7 @@ def test_where_processes_share_a_batch_the_slope_is_that_of_the_whole_loss() -> 
 
 
 class Drawn(Identity):
-    """A relaxation that runs one operation, and whose draw carries no slope for the others."""
+    """A relaxation that runs one operation, and whose draw carries no gradient for the others."""
 
     def mix(self, alphas: Any, *_: Any) -> dict[str, Mixture]:
         hard = torch.tensor([[0.0, 1.0, 0.0]], dtype=DOUBLE)

@@ -101,10 +101,10 @@ def test_the_price_is_lambda_log_cost_over_log_tau() -> None:
     ):
         given = price(form=form, ref=7e-4)(value, mixtures)
         assert float(given.detach()) == pytest.approx(wanted, rel=1e-12)
-    slopes = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         price(form="log", ref=7e-4)(value, mixtures), [m.weights for m in mixtures.values()]
     )
-    assert all(bool((slope != 0).any()) for slope in slopes)
+    assert all(bool((gradient != 0).any()) for gradient in gradients)
 
 
 def test_the_reference_is_that_of_uniform_choices() -> None:

@@ -16,7 +16,7 @@ from rnnnas.distributed import ALONE
 from rnnnas.lm import loss
 from rnnnas.lm.cell import unroll as reference
 from rnnnas.lm.fast import derived, derived_cuda, mixture, mixture_cuda, triton_support
-from rnnnas.lm.fast.buffers import Pool
+from rnnnas.lm.fast.buffers import Workspace
 from rnnnas.lm.fast.triton_support import padded, table, usable, wide
 from rnnnas.lm.search_cell import unroll_reference
 from rnnnas.nas.space import CellSpace, recurrent_space
@@ -57,8 +57,8 @@ def on(made: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(part.to(DEVICE) if isinstance(part, Tensor) else part for part in made)
 
 
-def slopes(form: Any, made: tuple[Any, ...]) -> list[Tensor]:
-    """The outputs and the gradients of all tensors, under a fixed slope of the outputs."""
+def gradients(form: Any, made: tuple[Any, ...]) -> list[Tensor]:
+    """The outputs and the gradients of all tensors, under a fixed gradient of the outputs."""
     return weighed([leaf.clone().requires_grad_() for leaf in made[:4]], form, made[4:], {})
 
 
@@ -78,7 +78,7 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES)
 def test_a_derived_cell_equals_the_readable_one(size: dict[str, Any]) -> None:
     made = on(case(len(size), TYPE, **size))
-    found, expected = slopes(derived.unroll, made), slopes(reference, made)
+    found, expected = gradients(derived.unroll, made), gradients(reference, made)
     assert len(found) == 5 and all(torch.isfinite(tensor).all() for tensor in found)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
@@ -89,20 +89,20 @@ def test_every_operation(op: str) -> None:
     made = list(on(case(3, TYPE, nodes=6, steps=1)))
     made[4] = one_op(op)
     for one, other in zip(
-        slopes(derived.unroll, tuple(made)), slopes(reference, tuple(made)), strict=True
+        gradients(derived.unroll, tuple(made)), gradients(reference, tuple(made)), strict=True
     ):
         torch.testing.assert_close(one, other, **CLOSE)
 
 
 def test_without_gradients_a_derived_cell_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(derived_cuda, "POOL", pool := Pool())
+    monkeypatch.setattr(derived_cuda, "WORKSPACE", workspace := Workspace())
     made = on(case(1, TYPE, steps=3, nodes=2))
     with torch.no_grad():
         torch.testing.assert_close(derived.unroll(*made), reference(*made), **CLOSE)
-    alone = pool.held()
+    alone = workspace.held()
     assert alone > 0
-    slopes(derived.unroll, made)
-    assert pool.held() > 1.5 * alone, "all steps are kept for the way back"
+    gradients(derived.unroll, made)
+    assert workspace.held() > 1.5 * alone, "all steps are kept for the way back"
 
 
 def test_a_derived_cell_goes_back_once() -> None:
@@ -176,12 +176,12 @@ def test_a_node_that_computes_nothing_is_zero(units: int) -> None:
 
 
 def test_a_mixture_without_gradients_and_without_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixture_cuda, "POOL", pool := Pool())
+    monkeypatch.setattr(mixture_cuda, "WORKSPACE", workspace := Workspace())
     leaves, space, masks, _ = search(5, nodes=2)
     args = (*leaves[:4], space, leaves[4], *masks)
     with torch.no_grad():
         torch.testing.assert_close(mixture.unroll(*args), unroll_reference(*args), **CLOSE)
-    assert pool.held() > 0
+    assert workspace.held() > 0
     nodes = leaves[3].clone().requires_grad_()  # a weight step: the mixture is fixed
     out = [form(*leaves[:3], nodes, space, leaves[4], *masks).sum()
            for form in (mixture.unroll, unroll_reference)]  # fmt: skip
@@ -230,8 +230,8 @@ def test_losses(words: int, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> No
     place = logits.clone()
     nats = loss._on_device(place, bias, targets, 0.3, wanted)
     torch.testing.assert_close(nats.to(TYPE), expected.detach(), **CLOSE)
-    (slope,) = torch.autograd.grad(0.3 * expected, whole)
-    torch.testing.assert_close(place, slope if wanted else logits, **CLOSE)
+    (gradient,) = torch.autograd.grad(0.3 * expected, whole)
+    torch.testing.assert_close(place, gradient if wanted else logits, **CLOSE)
 
 
 def test_losses_of_what_is_no_number_or_no_word() -> None:
@@ -281,7 +281,7 @@ def test_what_the_kernels_take() -> None:
     assert usable(here) is False and usable(here, here.double()) is False, "tensors of a CPU"
 
 
-class Counted(Pool):
+class Counted(Workspace):
     """Knows which buffers are out."""
 
     def __init__(self) -> None:
@@ -302,12 +302,12 @@ class Counted(Pool):
 
 
 def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = Counted()
+    workspace = Counted()
     for module in (derived_cuda, mixture_cuda, loss):
-        monkeypatch.setattr(module, "POOL", pool)
-    slopes(derived.unroll, on(case(1, TYPE, steps=1, nodes=2)))
+        monkeypatch.setattr(module, "WORKSPACE", workspace)
+    gradients(derived.unroll, on(case(1, TYPE, steps=1, nodes=2)))
     searched(mixture.unroll, search(1, steps=1, nodes=1))
-    assert pool.most > 5 and not pool.out
+    assert workspace.most > 5 and not workspace.out
 
 
 def test_a_depth_that_does_not_divide_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +315,7 @@ def test_a_depth_that_does_not_divide_the_units(monkeypatch: pytest.MonkeyPatch)
     for name in ("PRODUCT", "WHOLE"):
         monkeypatch.setattr(derived_cuda, name, tile)
     made = on(case(2, TYPE, hidden=33, steps=1, nodes=1))  # 48 with its zeros
-    for one, other in zip(slopes(derived.unroll, made), slopes(reference, made), strict=True):
+    for one, other in zip(gradients(derived.unroll, made), gradients(reference, made), strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
     assert tile["DEEP"] == 32
 
@@ -368,8 +368,8 @@ def test_shipped_tiles_of_a_derived_cell(hidden: int, low: bool, most: float) ->
     made = on(case(1, torch.float32, streams=33, hidden=hidden, steps=3, nodes=8))
     made = (*(0.1 * tensor for tensor in made[:3]), *made[3:])
     precise = tuple(p.double() if isinstance(p, Tensor) else p for p in made)
-    expected = slopes(reference, precise)
-    found = slopes(lambda *args: derived.unroll(*args, low=low), made)
+    expected = gradients(reference, precise)
+    found = gradients(lambda *args: derived.unroll(*args, low=low), made)
     assert error(found, expected) < most
 
 

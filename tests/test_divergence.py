@@ -98,13 +98,13 @@ def test_a_loss_lost_on_validation_text_alone_goes_back_too(
     module = {"train": train_module, "search": supernet}[kind]
     original, calls = module.evaluate, 0
 
-    def lost_once(*args: Any, **kwargs: Any) -> Any:
+    def diverged_once(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         score = original(*args, **kwargs)
         return replace(score, nats=math.inf) if calls == 2 else score
 
-    monkeypatch.setattr(module, "evaluate", lost_once)
+    monkeypatch.setattr(module, "evaluate", diverged_once)
     if kind == "train":
         train(train_config("epochs=2"), corpus, tmp_path / "run", device=CPU)
     else:

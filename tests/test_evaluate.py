@@ -74,9 +74,9 @@ def nats_of(path: Path, rows: Sequence[Sequence[int]]) -> list[float]:
     net = load_checkpoint(path, CPU).net.double()
     nats = []
     for row in rows:
-        carry = None
+        hidden_state = None
         for word, following in zip(row[:-1], row[1:], strict=True):
-            logits, carry = net.logits(torch.tensor([[word]]), carry)
+            logits, hidden_state = net.logits(torch.tensor([[word]]), hidden_state)
             scores = logits[0, 0].tolist()
             nats.append(math.log(sum(map(math.exp, scores))) - scores[following])
     return nats

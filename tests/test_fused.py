@@ -50,8 +50,10 @@ def test_mixed_values_and_gradients(seed: int) -> None:
     for unroll in (search_cell.unroll_reference, mixture.unroll):
         inputs, h, first, nodes, weights = leaves = [t.clone().requires_grad_() for t in tensors]
         out = unroll(inputs, h, first, nodes, space, weights, mask_x, mask_h)
-        slope = torch.randn(out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
-        results.append([out, *torch.autograd.grad((out * slope).sum(), leaves)])
+        gradient = torch.randn(
+            out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed)
+        )
+        results.append([out, *torch.autograd.grad((out * gradient).sum(), leaves)])
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
@@ -146,8 +148,10 @@ def test_derived_values_and_gradients(seed: int) -> None:
     for unroll in (derived.unroll, fused.unroll):
         inputs, h, first, nodes = leaves = [t.clone().requires_grad_() for t in tensors]
         out = unroll(inputs, h, first, nodes, cell, mask_x, mask_h)
-        slope = torch.randn(out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
-        grads = torch.autograd.grad((out * slope).sum(), leaves, allow_unused=True)
+        gradient = torch.randn(
+            out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed)
+        )
+        grads = torch.autograd.grad((out * gradient).sum(), leaves, allow_unused=True)
         results.append([out, *grads])
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)

@@ -49,8 +49,8 @@ def cell(
     )  # fmt: skip
 
 
-def slopes(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
-    """The outputs and the gradients of all tensors, under a fixed slope of the outputs."""
+def gradients(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
+    """The outputs and the gradients of all tensors, under a fixed gradient of the outputs."""
     leaves = [t.clone().requires_grad_() for t in (*made[:4], made[5])]
     inputs, h, first, nodes, mixture = leaves
     out = form(inputs, h, first, nodes, made[4], mixture, *made[6:], **options)
@@ -79,10 +79,10 @@ def test_with_and_without_kernels_the_cell_is_the_reference(
 ) -> None:
     made = cell(seed, torch.float64, **size)
     paths = None if seed < 3 else tuple((e, 1 + e % 4) for e in range(len(made[4].edges)))
-    expected = slopes(unroll_reference, made, paths=paths)
-    compiled = slopes(unroll, made, paths=paths)
+    expected = gradients(unroll_reference, made, paths=paths)
+    compiled = gradients(unroll, made, paths=paths)
     without_kernels(monkeypatch)
-    plain = slopes(unroll, made, paths=paths)
+    plain = gradients(unroll, made, paths=paths)
     for wanted, got, other in zip(expected, compiled, plain, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(other, wanted, rtol=1e-9, atol=1e-9)
@@ -95,10 +95,10 @@ def test_in_single_precision_kernels_are_as_near_as_torch(
     monkeypatch: pytest.MonkeyPatch, size: dict[str, Any]
 ) -> None:
     made = cell(4, torch.float32, **size)
-    exact = slopes(unroll, cell(4, torch.float64, **size))
-    compiled = slopes(unroll, made)
+    exact = gradients(unroll, cell(4, torch.float64, **size))
+    compiled = gradients(unroll, made)
     without_kernels(monkeypatch)
-    plain = slopes(unroll, made)
+    plain = gradients(unroll, made)
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         error, usual = (float((t.double() - wanted).norm()) for t in (got, other))
         assert error <= 3 * usual + 1e-6 * float(wanted.norm())
@@ -110,10 +110,10 @@ def test_rounded_products_change_kernels_no_more_than_torch(
     monkeypatch: pytest.MonkeyPatch, partial: int
 ) -> None:
     made = cell(5, torch.float32, streams=24, hidden=64, partial=partial)
-    exact = slopes(unroll, made)
-    compiled = slopes(unroll, made, low=True)
+    exact = gradients(unroll, made)
+    compiled = gradients(unroll, made, low=True)
     without_kernels(monkeypatch)
-    plain = slopes(unroll, made, low=True)
+    plain = gradients(unroll, made, low=True)
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         usual = float((other - wanted).norm())
         assert 0 < float((got - wanted).norm()) < 1.2 * usual
@@ -123,7 +123,7 @@ def test_rounded_products_change_kernels_no_more_than_torch(
 @needed
 def test_tensors_need_not_be_dense() -> None:
     made = cell(9, torch.float64, streams=6, hidden=4)
-    wanted = slopes(unroll, made)
+    wanted = gradients(unroll, made)
     spread = tuple(
         t.transpose(-1, -2).contiguous().transpose(-1, -2) if isinstance(t, Tensor) else t
         for t in made
@@ -133,7 +133,7 @@ def test_tensors_need_not_be_dense() -> None:
     inputs, h, first, nodes, mixture = leaves
     out = unroll(inputs, h, first, nodes, made[4], mixture, *spread[6:])
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    # The slope that comes back is not dense either.
+    # The gradient that comes back is not dense either.
     weight = weight.transpose(0, 1).contiguous().transpose(0, 1)
     got = [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
     for one, other in zip(wanted, got, strict=True):
@@ -146,7 +146,7 @@ def test_a_loss_that_is_lost_stays_lost() -> None:
     for place in (0, 1):  # in the gate's half of a product, in the candidate's
         made = cell(6, torch.float32, hidden=4)
         made[3][0, 0, 4 * place] = torch.nan
-        out, *rest = slopes(unroll, made)
+        out, *rest = gradients(unroll, made)
         assert bool(out.isnan().any()) and all(bool(g.isnan().any()) for g in rest)
     logits = torch.zeros(3, 2)
     logits[1, 0] = torch.nan
@@ -161,10 +161,10 @@ def test_saturated_gates_and_large_candidates_stay_finite() -> None:
     for scale in (1e2, 1e4, 1e8):
         large = (*made[:2], made[2] * scale, made[3] * scale, *made[4:])
         exact = (t.double() if isinstance(t, Tensor) else t for t in large)
-        got, *rest = slopes(unroll, large)
-        wanted = slopes(unroll_reference, tuple(exact))[0]
+        got, *rest = gradients(unroll, large)
+        wanted = gradients(unroll_reference, tuple(exact))[0]
         torch.testing.assert_close(got.double(), wanted, rtol=2e-3, atol=2e-3)
-        assert all(bool(slope.isfinite().all()) for slope in rest)
+        assert all(bool(gradient.isfinite().all()) for gradient in rest)
 
 
 @needed
@@ -178,8 +178,8 @@ def test_the_number_of_threads_changes_no_sum(threads: None) -> None:
     for number in (1, 2):
         torch.set_num_threads(number)
         nats = cross_entropy(rows, weight, bias, targets)
-        bias_slope = torch.autograd.grad(nats, bias)
-        found.append([*slopes(unroll, made), nats.detach(), *bias_slope])
+        bias_gradient = torch.autograd.grad(nats, bias)
+        found.append([*gradients(unroll, made), nats.detach(), *bias_gradient])
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
@@ -235,7 +235,7 @@ def test_what_kernels_cannot_take_is_torchs_to_refuse_or_to_widen() -> None:
                 derived.unroll(torch.ones(2, 1, 3), h, first, nodes, gene, None, None)
     made = cell(10, torch.float64)
     one = (*made[:7], made[7][:1])  # a mask for all streams
-    for wanted, got in zip(slopes(unroll_reference, one), slopes(unroll, one), strict=True):
+    for wanted, got in zip(gradients(unroll_reference, one), gradients(unroll, one), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
     assert not cpu_library.usable(rows, weight.double()) and not cpu_library.usable(
         rows.double(), low=True

@@ -111,7 +111,7 @@ def test_presets_named_after_a_method_use_it() -> None:
 def test_gdas_learns_in_a_cell_that_normalises(corpus: Corpus) -> None:
     """As published it hardly does: what is drawn is a node's only addend, whose scale is lost."""
 
-    def slope(*settings: str) -> float:
+    def gradient(*settings: str) -> float:
         job = SearchJob(config_of("gdas", "model.path=eager", *settings), corpus, CPU)
         steps = job.lengths(0)[0]
         batch = job.train.window(0, steps)
@@ -120,7 +120,7 @@ def test_gdas_learns_in_a_cell_that_normalises(corpus: Corpus) -> None:
         loss = job.net(batch, None, mixtures, job.net.noise(batch, draws))
         return max(float(g.norm()) for g in torch.autograd.grad(loss.value, [*job.alphas.values()]))
 
-    assert slope("relax.reach=sampled") < 1e-6 < 1e-5 < slope()
+    assert gradient("relax.reach=sampled") < 1e-6 < 1e-5 < gradient()
 
 
 @pytest.mark.parametrize("method", ["gdas", "proxyless"])

@@ -65,8 +65,8 @@ def run(form: Any, made: Any, **options: Any) -> list[Tensor]:
     inputs, h, first, nodes, weights = leaves = [t.clone().requires_grad_() for t in tensors]
     out = form(inputs, h, first, nodes, space, weights, mask_x, mask_h, **options)
     draws = torch.Generator().manual_seed(0)
-    slope = torch.randn(out.shape, dtype=DOUBLE, generator=draws).to(out.dtype)
-    return [out, *torch.autograd.grad((out * slope).sum(), leaves)]
+    gradient = torch.randn(out.shape, dtype=DOUBLE, generator=draws).to(out.dtype)
+    return [out, *torch.autograd.grad((out * gradient).sum(), leaves)]
 
 
 def only(weights: Tensor, paths: Paths) -> Tensor:
@@ -277,14 +277,14 @@ def test_rounded_products_stay_close(partial: int) -> None:
 def test_project_rounded_and_exact() -> None:
     draws = torch.Generator().manual_seed(0)
     inputs, matrix = torch.randn(4, 5, 6, generator=draws), torch.randn(6, 7, generator=draws)
-    slope = torch.randn(4, 5, 7, generator=draws)
+    gradient = torch.randn(4, 5, 7, generator=draws)
     expected = torch.einsum("tbd,dw->tbw", inputs, matrix)
-    of_inputs = torch.einsum("tbw,dw->tbd", slope, matrix)
-    of_matrix = torch.einsum("tbd,tbw->dw", inputs, slope)
+    of_inputs = torch.einsum("tbw,dw->tbd", gradient, matrix)
+    of_matrix = torch.einsum("tbd,tbw->dw", inputs, gradient)
     for low, least, most in ((False, 0.0, 1e-6), (True, 1e-5, 0.02)):
         x, w = inputs.clone().requires_grad_(), matrix.clone().requires_grad_()
         out = project(x, w, low)
-        grads = torch.autograd.grad((out * slope).sum(), (x, w))
+        grads = torch.autograd.grad((out * gradient).sum(), (x, w))
         for got, wanted in zip((out, *grads), (expected, of_inputs, of_matrix), strict=True):
             assert got.dtype == torch.float32 and got.shape == wanted.shape
             assert least <= relative(got, wanted) < most

@@ -184,9 +184,9 @@ def test_gradients_of_the_inputs_product(low: bool) -> None:
     inputs, matrix = rand(3, 4, 5), rand(5, 6)
     leaves = [inputs.clone().requires_grad_(), matrix.clone().requires_grad_()]
     out = project(*leaves, low)
-    slope = rand(*out.shape)
-    got = torch.autograd.grad(out, leaves, slope)
-    wanted = (slope @ matrix.t(), torch.einsum("tbd,tbw->dw", inputs, slope))
+    gradient = rand(*out.shape)
+    got = torch.autograd.grad(out, leaves, gradient)
+    wanted = (gradient @ matrix.t(), torch.einsum("tbd,tbw->dw", inputs, gradient))
     close = {"rtol": 3e-2, "atol": 6e-2} if low else {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(out, inputs @ matrix, **close)
     with pytest.raises(TypeError, match="factors of"):

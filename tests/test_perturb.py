@@ -115,10 +115,10 @@ def test_weights_are_tuned_under_what_is_decided(
     """On the windows after the search's own, at the settings' step size, or not at all."""
     original, seen = derive_by_perturbation.weight_step, []
 
-    def spy(net: Any, optimizer: Any, batch: Any, carry: Any, mixtures: Any, *rest: Any,
+    def spy(net: Any, optimizer: Any, batch: Any, hidden_state: Any, mixtures: Any, *rest: Any,
             **options: Any) -> Any:  # fmt: skip
-        seen.append((batch.inputs.clone(), carry is None, mixtures, options["lr"]))
-        return original(net, optimizer, batch, carry, mixtures, *rest, **options)
+        seen.append((batch.inputs.clone(), hidden_state is None, mixtures, options["lr"]))
+        return original(net, optimizer, batch, hidden_state, mixtures, *rest, **options)
 
     monkeypatch.setattr(derive_by_perturbation, "weight_step", spy)
     tuned = find(config("windows.halved=0"), corpus, tmp_path / "tuned")

@@ -256,11 +256,13 @@ class Table(nn.Module):
         raise AssertionError("rewards are computed without noise")
 
     def forward(
-        self, batch: Batch, carry: Any, mixtures: Mapping[str, Mixture], noise: Any
+        self, batch: Batch, hidden_state: Any, mixtures: Mapping[str, Mixture], noise: Any
     ) -> Loss:
         assert noise is None and not torch.is_grad_enabled()
         value = (mixtures["recurrent"].weights * self.costs).sum() ** 2
-        return Loss(value=value, count=1, carry=carry, penalty=torch.zeros_like(value))
+        return Loss(
+            value=value, count=1, hidden_state=hidden_state, penalty=torch.zeros_like(value)
+        )
 
 
 WINDOW = (Batch(torch.tensor(0), torch.tensor(0)), None)

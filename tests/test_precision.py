@@ -56,12 +56,12 @@ def test_the_rounded_cell_stays_close_to_the_exact_one(name: str) -> None:
     tensors = [torch.randn(*shape, generator=draws) * scale
                for shape, scale in zip(shapes, (1.0, 0.5, 0.2, 0.2), strict=True)]  # fmt: skip
     masks = [(torch.rand(streams, size, generator=draws) > 0.3) / 0.7 for size in (width, hidden)]
-    slope = torch.randn(steps, streams, hidden, generator=draws)
+    gradient = torch.randn(steps, streams, hidden, generator=draws)
     results = []
     for low in (False, True):
         leaves = [t.clone().requires_grad_() for t in tensors]
         out = derived.unroll(*leaves, cell, *masks, low=low)
-        results.append([out.detach(), *torch.autograd.grad((out * slope).sum(), leaves)])
+        results.append([out.detach(), *torch.autograd.grad((out * gradient).sum(), leaves)])
     for exact, rounded in zip(*results, strict=True):
         assert rounded.dtype == torch.float32
         error = float((rounded - exact).norm() / exact.norm())

@@ -253,8 +253,8 @@ def test_alpha_carry_is_dropped_where_the_text_starts_again(corpus: Corpus) -> N
     original = job.architect.step
 
     def spy(**kwargs: Any) -> Any:
-        batch, carry = kwargs["valid"]
-        starts.append((job.alpha_start - len(batch.inputs), carry is None))
+        batch, hidden_state = kwargs["valid"]
+        starts.append((job.alpha_start - len(batch.inputs), hidden_state is None))
         return original(**kwargs)
 
     job.architect.step = spy  # type: ignore[method-assign]

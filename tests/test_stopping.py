@@ -271,7 +271,7 @@ def test_every_report_sees_the_same_window_and_masks(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = SearchJob(config("stop.streams=4", "stop.steps=5", "noise.dropout=0.5"), corpus, CPU)
-    assert job.watch is not None
+    assert job.eigenvalue_stop is not None
     original, seen = eigenvalue_watch.alpha_eigenvalue, []
 
     def spy(net: Any, relaxation: Any, alphas: Any, batch: Batch, noise: Any) -> float:
@@ -281,7 +281,8 @@ def test_every_report_sees_the_same_window_and_masks(
 
     monkeypatch.setattr(eigenvalue_watch, "alpha_eigenvalue", spy)
     first, second = (
-        job.watch.look(epoch, job.net, job.alphas, job.genotype(), job.ranks) for epoch in (1, 2)
+        job.eigenvalue_stop.look(epoch, job.net, job.alphas, job.genotype(), job.ranks)
+        for epoch in (1, 2)
     )
     assert first == second and first["alpha_eigenvalue"] > 0
     (batch, noise), (_, other) = seen

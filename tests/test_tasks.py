@@ -122,7 +122,7 @@ def test_the_step_size_is_that_of_the_schedule(squares: ImageCorpus) -> None:
         report = job.step(Position(progress=progress), 1, 0.5)
         expected = 0.01 + 0.09 * (1 + math.cos(math.pi * progress)) / 2
         assert report.lr == pytest.approx(0.5 * expected, rel=1e-12)
-        assert report.right is not None and 0 <= int(report.right[0]) <= report.count == 16
+        assert report.correct is not None and 0 <= int(report.correct[0]) <= report.count == 16
 
 
 def test_drop_path_grows_with_progress(squares: ImageCorpus) -> None:
@@ -152,12 +152,12 @@ def test_dropout_on_skips_fades_within_a_stage(squares: ImageCorpus) -> None:
     seen = []
     forward = ConvNet.forward
 
-    def watch(self: Any, batch: Batch, *rest: Any) -> Any:
+    def eigenvalue_stop(self: Any, batch: Batch, *rest: Any) -> Any:
         seen.append((self.config.skip_dropout, len(self.cells), rest[2].skips is not None))
         return forward(self, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConvNet, "forward", watch)
+        patch.setattr(ConvNet, "forward", eigenvalue_stop)
         job.step(Position(step=3, progress=0.75), 1, 1.0)  # in the middle of the second stage
     expected = 0.6 * math.exp(-5 * 0.1)
     # The alphas' step and the weights' are both masked so.
@@ -177,7 +177,7 @@ def test_scores_count_what_is_right(squares: ImageCorpus) -> None:
             right += int((table.argmax(1) == batch.targets).sum())
             best = table.topk(5).indices
             near += int((best == batch.targets[:, None]).any(1).sum())
-    assert (score.right, score.near, score.tokens) == (right, near, len(squares.splits["valid"]))
+    assert (score.correct, score.top5, score.tokens) == (right, near, len(squares.splits["valid"]))
     assert score.nats == pytest.approx(nats, rel=1e-5)
     assert score.accuracy == pytest.approx(100 * right / score.tokens)
     assert score.measured == {"accuracy": score.accuracy, "loss": score.loss}
@@ -194,7 +194,7 @@ def test_a_network_that_tells_nothing_apart_is_never_right(
         net.classifier.weight.zero_()
         net.classifier.bias.fill_(value)
     score = evaluate(net, job.valid, {})
-    assert (score.right, score.near) == (0, 0)
+    assert (score.correct, score.top5) == (0, 0)
 
 
 # Refusals

@@ -202,7 +202,7 @@ def test_best_weights_are_the_averaged_ones(corpus: Corpus, tmp_path: Path) -> N
     starts: list[tuple[bool, int]] = []
     begin = TrainJob._begin_finetuning
 
-    def watch(self: TrainJob) -> None:
+    def eigenvalue_stop(self: TrainJob) -> None:
         best = load_content(tmp_path / "run/best.pt")
         begin(self)
         own = dict(self.net.named_parameters())
@@ -214,7 +214,7 @@ def test_best_weights_are_the_averaged_ones(corpus: Corpus, tmp_path: Path) -> N
         assert score.perplexity == pytest.approx(best["metrics"]["valid_perplexity"], rel=1e-9)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainJob, "_begin_finetuning", watch)
+        patch.setattr(TrainJob, "_begin_finetuning", eigenvalue_stop)
         patch.setattr(
             "rnnnas.training.run.averaging_starts", lambda past, loss, wait: len(past) == 1
         )

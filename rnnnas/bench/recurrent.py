@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rnnnas.config.presets import resolve
 from rnnnas.data.text_streams import Streams
-from rnnnas.engine.cuda_graphs import PATIENCE, programs_for, synchronise
+from rnnnas.engine.cuda_graphs import PATIENCE, cuda_graphs_for, synchronise
 from rnnnas.engine.steps import evaluate, weight_step
 from rnnnas.errors import UsageError
 from rnnnas.lm.fast.matmul import multiply
@@ -93,10 +93,10 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
         noise=config.noise, penalty=config.penalty, generator=draws,
     ).to(device)  # fmt: skip
     masks = torch.Generator(device=device).manual_seed(2)
-    programs = programs_for("auto", device, path=config.model.path)
+    cuda_graphs = cuda_graphs_for("auto", device, path=config.model.path)
     if kind == "eval":
         text = torch.randint(VOCABULARY, (EVALUATED + 1,), generator=draws).numpy()
-        return lambda: evaluate(net, Streams(text, 1, device), {}, programs=programs)
+        return lambda: evaluate(net, Streams(text, 1, device), {}, cuda_graphs=cuda_graphs)
     streams, steps = config.windows.streams, config.windows.bptt
     words = torch.randint(VOCABULARY, (steps + 1, streams), generator=draws).to(device)
     batch = Batch(words[:-1], words[1:])
@@ -105,14 +105,14 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
     if not search:
         return lambda: weight_step(
             net, optimizer, batch, None, {}, net.noise(batch, masks), lr=lr, clip=clip,
-            programs=programs,
+            cuda_graphs=cuda_graphs,
         )  # fmt: skip
     method = config.relaxation
     alphas = {n: a.to(device) for n, a in method.init(net.space, draws).items()}
     alphas = {n: a.detach().requires_grad_() for n, a in alphas.items()}
     precise = net.in_float32() if config.order == "finite" else None
     adam = alpha_optimizer(alphas, config.alphas)
-    replay = None if programs is None else programs.run
+    replay = None if cuda_graphs is None else cuda_graphs.run
     architect = Architect(net, alphas, method, adam, config.order, precise=precise, replay=replay)
 
     def iterate() -> None:
@@ -124,7 +124,7 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
             mixtures = method.mix(alphas, net.space, 0.5, masks)
         noise = net.noise(batch, masks)
         weight_step(
-            net, optimizer, batch, None, mixtures, noise, lr=lr, clip=clip, programs=programs
+            net, optimizer, batch, None, mixtures, noise, lr=lr, clip=clip, cuda_graphs=cuda_graphs
         )
 
     return iterate
@@ -193,9 +193,9 @@ def apart(measure: Callable[..., Any], *args: Any, smaller: str = "windows.strea
         UsageError: where that process was killed, as systems do that are out of memory.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context) as workspace:
         try:
-            return pool.submit(measure, *args).result()
+            return workspace.submit(measure, *args).result()
         except BrokenProcessPool as error:
             raise UsageError(
                 "the process that measures was killed, most likely for want of memory",

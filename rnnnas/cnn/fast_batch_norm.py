@@ -61,8 +61,8 @@ def batch_norm(
             mean.mul_(1 - momentum).add_(own, alpha=momentum)
             unbiased = momentum * count / (count - 1)
             variance.mul_(1 - momentum).add_(own_variance, alpha=unbiased)
-        slope = (own_variance + epsilon).rsqrt()
-    out: Tensor = _Normalise.apply(x, weight, bias, own, slope)  # type: ignore[no-untyped-call]
+        rstd = (own_variance + epsilon).rsqrt()
+    out: Tensor = _Normalise.apply(x, weight, bias, own, rstd)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -79,21 +79,21 @@ def by_running(
 
 
 class _Normalise(torch.autograd.Function):
-    """weight (x - mean) slope + bias, where mean and slope (C,) are those of x, as numbers."""
+    """weight (x - mean) rstd + bias, where mean and rstd (C,) are those of x, as numbers."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, slope: Tensor
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, slope)
-        return _scaled(x, weight, bias, mean, slope)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return _scaled(x, weight, bias, mean, rstd)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, slope = ctx.saved_tensors
+        x, weight, mean, rstd = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         for_x, for_weight, for_bias = _Gradient.apply(  # type: ignore[no-untyped-call]
-            grad, x, weight, mean, slope
+            grad, x, weight, mean, rstd
         )
         _, weighed, shifted, *_ = ctx.needs_input_grad
         return for_x, for_weight if weighed else None, for_bias if shifted else None, None, None
@@ -109,37 +109,37 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, slope: Tensor
+        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(grad, x, weight, mean, slope)
+        ctx.save_for_backward(grad, x, weight, mean, rstd)
         count = x.numel() // x.shape[1]
-        plain, along = _sums(grad, x, mean, slope)
-        scale = slope if weight is None else weight * slope
+        plain, along = _sums(grad, x, mean, rstd)
+        scale = rstd if weight is None else weight * rstd
         share = scale * (-1 / count)
-        for_x = _combined(grad, scale, x, along * share, plain * share, mean, slope)
+        for_x = _combined(grad, scale, x, along * share, plain * share, mean, rstd)
         return for_x, along, plain
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, x, weight, mean, slope = ctx.saved_tensors
+        grad, x, weight, mean, rstd = ctx.saved_tensors
         u, u_weight, u_bias = grads
         u = u.contiguous(memory_format=torch.channels_last)
         count = x.numel() // x.shape[1]
-        scale = slope if weight is None else weight * slope
-        g0, gz = (total / count for total in _sums(grad, x, mean, slope))
-        u0, uz = (total / count for total in _sums(u, x, mean, slope))
+        scale = rstd if weight is None else weight * rstd
+        g0, gz = (total / count for total in _sums(grad, x, mean, rstd))
+        u0, uz = (total / count for total in _sums(u, x, mean, rstd))
         ug = _sums(u, grad, torch.zeros_like(mean), torch.ones_like(mean))[1] / count
         inner = ug - u0 * g0 - uz * gz  # ⟨u P(grad)⟩
         by_p = u_weight - scale * uz
-        for_grad = _combined(u, scale, x, by_p, u_bias - scale * u0, mean, slope)
-        by_u, by_grad = -scale * slope * gz, slope * by_p
-        by_z = -scale * slope * inner - by_u * uz - by_grad * gz
+        for_grad = _combined(u, scale, x, by_p, u_bias - scale * u0, mean, rstd)
+        by_u, by_grad = -scale * rstd * gz, rstd * by_p
+        by_z = -scale * rstd * inner - by_u * uz - by_grad * gz
         shift = -by_u * u0 - by_grad * g0
-        for_x = _combined(u, by_u, x, by_z, shift, mean, slope)
+        for_x = _combined(u, by_u, x, by_z, shift, mean, rstd)
         columns = _columns(for_x)
         columns.addcmul_(_columns(grad), _repeated(by_grad, columns))
-        for_weight = None if weight is None else slope * inner * count
+        for_weight = None if weight is None else rstd * inner * count
         return for_grad, for_x, for_weight, None, None
 
 
@@ -165,18 +165,18 @@ def _images(columns: Tensor, like: Tensor) -> Tensor:
 
 
 def _scaled(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, slope: Tensor
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> Tensor:
-    """weight (x - mean) slope + bias, in one pass over x."""
-    scale = slope if weight is None else weight * slope
+    """weight (x - mean) rstd + bias, in one pass over x."""
+    scale = rstd if weight is None else weight * rstd
     shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
     columns = _columns(x)
     shift, scale = _repeated(shift, columns), _repeated(scale, columns)
     return _images(torch.addcmul(shift, columns, scale), x)
 
 
-def _sums(v: Tensor, x: Tensor, mean: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ v and Σ v (x - mean) slope over a channel, (C,) each, in one pass over v and x."""
+def _sums(v: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ v and Σ v (x - mean) rstd over a channel, (C,) each, in one pass over v and x."""
     columns = _columns(x)
     means = _repeated(mean, columns)
     # What torch's backward pass sums for the bias and the weight of a normalisation by statistics
@@ -185,14 +185,14 @@ def _sums(v: Tensor, x: Tensor, mean: Tensor, slope: Tensor) -> tuple[Tensor, Te
         _columns(v), columns, None, means, torch.ones_like(means), None, None, False, 0.0,
         [False, True, True],
     )  # fmt: skip
-    return plain.view(-1, len(mean)).sum(0), along.view(-1, len(mean)).sum(0) * slope
+    return plain.view(-1, len(mean)).sum(0), along.view(-1, len(mean)).sum(0) * rstd
 
 
 def _combined(
-    v: Tensor, by_v: Tensor, x: Tensor, by_z: Tensor, shift: Tensor, mean: Tensor, slope: Tensor
+    v: Tensor, by_v: Tensor, x: Tensor, by_z: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor
 ) -> Tensor:
-    """v by_v + z by_z + shift with z = (x - mean) slope; v and x images, all else (C,)."""
-    columns, by_x = _columns(x), by_z * slope
+    """v by_v + z by_z + shift with z = (x - mean) rstd; v and x images, all else (C,)."""
+    columns, by_x = _columns(x), by_z * rstd
     shift = torch.addcmul(shift, by_x, mean, value=-1)
     out = torch.addcmul(_repeated(shift, columns), columns, _repeated(by_x, columns))
     return _images(out.addcmul_(_columns(v), _repeated(by_v, columns)), x)

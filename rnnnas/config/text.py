@@ -38,7 +38,7 @@ class SearchConfig(MethodChoice):
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
     cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
-    is read off alphas, and when they have moved enough; capture: see `programs.programs_for`.
+    is read off alphas, and when they have moved enough; capture: see `programs.cuda_graphs_for`.
     """
 
     corpus: str
@@ -159,7 +159,7 @@ class SearchConfig(MethodChoice):
 class TrainConfig:
     """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
     genotype. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
-    capture: see `programs.programs_for`.
+    capture: see `programs.cuda_graphs_for`.
     """
 
     corpus: str

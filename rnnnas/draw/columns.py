@@ -44,7 +44,7 @@ def _number(column: list[Item]) -> None:
 
 
 def order(columns: Columns) -> None:
-    """Permute every column to lessen crossings: by barycentres, forth and back; the best is kept.
+    """Permute every column to lessen crossings: by barycentres, to and fro; the best is kept.
 
     (Swaps of neighbours besides took only one crossing in twenty more.)
     """

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import RnnnasError
-from rnnnas.lm.fast.buffers import POOL
+from rnnnas.lm.fast.buffers import WORKSPACE
 
 # Tensors and plain values in tuples, NamedTuples and mappings, nested at will.
 Tree: TypeAlias = Any
@@ -27,8 +27,8 @@ T = TypeVar("T")
 Buffers: TypeAlias = dict[tuple[Hashable, ...], Tensor]
 
 # Of one name: more than there are forms of windows in any preset (lengths of 5 to 55, with and
-# without a carry). For 35 steps of 8 nodes a graph holds about 1,000 launches of a derived cell and
-# 1,800 of one under search, five times as many for a second order.
+# without a hidden state). For 35 steps of 8 nodes a graph holds about 1,000 launches of a derived
+# cell and 1,800 of one under search, five times as many for a second order.
 KEPT = 128
 # Forms that come seldom, e.g. the paths of one draw, are not worth a program.
 PATIENCE = 2
@@ -101,19 +101,19 @@ def captured(compute: Callable[[], None], pool: Any) -> Callable[[], None]:
     try:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), POOL.apart():
+        with torch.cuda.stream(side), WORKSPACE.apart():
             for _ in range(WARM_UP):
                 compute()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with POOL.apart(), torch.cuda.graph(graph, pool=pool):
+        with WORKSPACE.apart(), torch.cuda.graph(graph, pool=pool):
             compute()
     except RuntimeError as error:
         raise RnnnasError(
             f"a window could not be captured: {str(error).splitlines()[0]}",
             "go on without by the same command and --set capture=off",
         ) from error
-    POOL.clear()  # what plain windows used, and the graph has a place of its own for
+    WORKSPACE.clear()  # what plain windows used, and the graph has a place of its own for
     return graph.replay
 
 
@@ -129,7 +129,7 @@ class Programs:
         self._capture = device.type == "cuda"
         self._kept = kept
         self._patience = patience
-        self._programs: dict[Hashable, Program] = {}
+        self._cuda_graphs: dict[Hashable, Program] = {}
         self._taken: Counter[str] = Counter()  # how many of each name
         self._seen: dict[Hashable, int] = {}  # oldest first
         self._buffers: Buffers = {}
@@ -139,7 +139,7 @@ class Programs:
     @property
     def count(self) -> int:
         """How many programs there are."""
-        return len(self._programs)
+        return len(self._cuda_graphs)
 
     def find(
         self, name: str, work: Callable[..., Tree], inputs: tuple[Tree, ...]
@@ -150,8 +150,8 @@ class Programs:
             name: what `work` does; it must do the same whenever the name is the same.
         """
         key = (name, _form(inputs))
-        if key in self._programs:
-            return self._programs[key]
+        if key in self._cuda_graphs:
+            return self._cuda_graphs[key]
         seen = self._seen.pop(key, 0)
         if seen < self._patience or self._taken[name] >= self._kept:
             self._seen[key] = seen + 1
@@ -166,7 +166,7 @@ class Programs:
                 work, inputs, name=name, buffers=self._buffers, capture=self._capture,
                 pool=self._pool,
             )  # fmt: skip
-        self._programs[key] = program
+        self._cuda_graphs[key] = program
         self._taken[name] += 1
         return program
 
@@ -179,7 +179,7 @@ class Programs:
         return kept
 
 
-def programs_for(
+def cuda_graphs_for(
     setting: Literal["auto", "on", "off"], device: torch.device, ranks: Ranks = ALONE,
     path: str = "fast",
 ) -> Programs | None:  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 from rnnnas.runs.folder import AnyRun
 
 
-class LostError(Exception):
+class ValidationDiverged(Exception):
     """The loss on validation text is not finite: the run has diverged, though no step showed it."""
 
 
@@ -29,7 +29,7 @@ class Position:
 
 class StepReport(NamedTuple):
     """nats: mean a target; count: targets; norm: of the gradient before clipping; lr: used;
-    right: of images, as in `types.Loss`.
+    correct: of images, as in `types.Loss`.
 
     nats and norm are of all ranks' streams, as is the count. Where they are scalars on a device
     that works ahead of this process, looking at them would make it wait: `drive` does so at its
@@ -40,7 +40,7 @@ class StepReport(NamedTuple):
     count: int  # type: ignore[assignment]  # the field's name wins over tuple.count
     norm: float | Tensor
     lr: float
-    right: Tensor | None = None
+    correct: Tensor | None = None
 
 
 class Job(Protocol):
@@ -69,7 +69,8 @@ class Job(Protocol):
         """After the last window: what to log for the epoch, `valid_perplexity` among it.
 
         Raises:
-            LostError: where validation shows that the run has diverged; nothing is kept then.
+            ValidationDiverged: where validation shows that the run has diverged; nothing is kept
+            then.
         """
 
     def state(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rnnnas.distributed import ALONE, Ranks, orphaned
-from rnnnas.engine.job import Job, LostError, Position, StepReport
+from rnnnas.engine.job import Job, Position, StepReport, ValidationDiverged
 from rnnnas.engine.metrics import measured, perplexity
 from rnnnas.errors import CheckpointError, DivergedError, Interrupted
 from rnnnas.runs.checkpoint import plain_copy
@@ -37,17 +37,17 @@ class _Tally:
     tokens: int = 0
     epoch_nats: float = 0.0
     epoch_tokens: int = 0
-    right: float | None = None  # of images: how many were classified right
-    epoch_right: float | None = None
+    correct: float | None = None  # of images: how many were classified right
+    epoch_correct: float | None = None
 
-    def add(self, nats: float, count: int, right: float | None) -> None:
+    def add(self, nats: float, count: int, correct: float | None) -> None:
         self.nats += nats * count
         self.epoch_nats += nats * count
         self.tokens += count
         self.epoch_tokens += count
-        if right is not None:
-            self.right = (self.right or 0.0) + right
-            self.epoch_right = (self.epoch_right or 0.0) + right
+        if correct is not None:
+            self.correct = (self.correct or 0.0) + correct
+            self.epoch_correct = (self.epoch_correct or 0.0) + correct
 
 
 def drive(
@@ -120,11 +120,11 @@ def drive(
             run.log("arithmetic", at.step, before=was, now=job.arithmetic)
         clock, clock_tokens = time.perf_counter(), 0
 
-        def go_back(loss: str, step: int) -> None:
+        def roll_back(loss: str, step: int) -> None:
             """To the last good state, with half the step size."""
             nonlocal at, tally, lengths, lr_factor, rollbacks
             if rollbacks == ROLLBACKS:
-                raise ranks.hushed(
+                raise ranks.rank_zero_error(
                     DivergedError(
                         f"the {loss} was not finite at step {step} of epoch {at.epoch + 1}, "
                         f"after {ROLLBACKS} returns to the last good state",
@@ -145,12 +145,12 @@ def drive(
             nonlocal norm
             first = at.step - len(waiting)
             reports = zip(waiting, _values(waiting), strict=True)
-            for step, (report, (nats, norm, right)) in enumerate(reports, first):
+            for step, (report, (nats, norm, correct)) in enumerate(reports, first):
                 # A perplexity that overflows counts as not finite: such a run is lost as well.
                 if math.isfinite(perplexity(nats, 1)) and math.isfinite(norm):
-                    tally.add(nats, report.count, right)
+                    tally.add(nats, report.count, correct)
                     continue
-                go_back("loss", step)
+                roll_back("loss", step)
                 return False
             waiting.clear()
             return True
@@ -173,8 +173,8 @@ def drive(
                     held = None
                 now = time.perf_counter()
                 speed = clock_tokens / max(now - clock, 1e-9)
-                whole = tally.epoch_nats, tally.epoch_tokens, tally.epoch_right
-                unit = "tokens" if tally.epoch_right is None else "images"
+                whole = tally.epoch_nats, tally.epoch_tokens, tally.epoch_correct
+                unit = "tokens" if tally.epoch_correct is None else "images"
                 bar.update(
                     at.step,
                     **measured(*whole),
@@ -185,19 +185,19 @@ def drive(
                 run.log(
                     kind,
                     at.step,
-                    **measured(tally.nats, tally.tokens, tally.right),
+                    **measured(tally.nats, tally.tokens, tally.correct),
                     lr=report.lr,
                     gradient_norm=norm,
                     **{f"{unit}_per_second": speed},
                 )
-                tally.nats, tally.tokens, tally.right = 0.0, 0, None
+                tally.nats, tally.tokens, tally.correct = 0.0, 0, None
                 clock, clock_tokens = now, 0
             if epoch_over:
                 planned = job.epochs
                 try:
                     trained, values = measured(*whole, "train_"), job.end_epoch(at, run)
-                except LostError:
-                    go_back("validation loss", at.step)
+                except ValidationDiverged:
+                    roll_back("validation loss", at.step)
                     continue
                 run.log(
                     "epoch", at.step, epoch=at.epoch + 1, **trained,
@@ -211,7 +211,7 @@ def drive(
                 clock, clock_tokens = time.perf_counter(), 0
             if orphaned() and stop.signum is None:
                 stop.signum = signal.SIGTERM
-            signum, due = ranks.most(stop.signum or 0, int(run.due()))
+            signum, due = ranks.max_reduce(stop.signum or 0, int(run.due()))
             if (signum or due) and not look():
                 continue
             # With every epoch, too: what a divergence returns to must know of the best.pt there is.
@@ -222,14 +222,14 @@ def drive(
             try:
                 stop.check(save, run.folder, signum)
             except Interrupted as error:
-                ranks.hushed(error)
+                ranks.rank_zero_error(error)
                 raise
     return before + time.perf_counter() - began
 
 
 def _at_hand(report: StepReport) -> bool:
     """Whether looking at the report costs nothing: its values are here, or on the CPU."""
-    values = (report.nats, report.norm, report.right)
+    values = (report.nats, report.norm, report.correct)
     return not any(isinstance(v, Tensor) and v.device.type != "cpu" for v in values)
 
 
@@ -237,7 +237,7 @@ def _values(reports: list[StepReport]) -> list[tuple[float, float, float | None]
     """(nats, norm, targets that scored best) of each report, fetched from a device at once."""
     flat: list[float | Tensor | None] = []
     for report in reports:
-        flat += [report.nats, report.norm, None if report.right is None else report.right[0]]
+        flat += [report.nats, report.norm, None if report.correct is None else report.correct[0]]
     held = [value for value in flat if isinstance(value, Tensor)]
     fetched = iter(torch.stack([v.double() for v in held]).tolist() if held else ())
     here: list[Any] = [next(fetched) if isinstance(value, Tensor) else value for value in flat]
@@ -252,7 +252,7 @@ def finished(run: AnyRun, ranks: Ranks = ALONE) -> dict[str, Any]:
     """
     result = dict(run.result or {})
     if not {"run", "seconds", "digest"} <= set(result):
-        raise ranks.hushed(
+        raise ranks.rank_zero_error(
             CheckpointError(
                 f"{run.folder / 'result.json'} is damaged",
                 "delete it, and the same command reports anew from the saved state",

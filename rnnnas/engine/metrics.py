@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 
 
-def measured(nats: float, count: int, right: float | None, start: str = "") -> dict[str, float]:
+def measured(nats: float, count: int, correct: float | None, start: str = "") -> dict[str, float]:
     """Sums over `count` targets as they are reported, by name: a perplexity, or of images accuracy
     in percent and loss.
     """
-    if right is None:
+    if correct is None:
         return {f"{start}perplexity": perplexity(nats, count)}
     count = max(count, 1)
-    return {f"{start}accuracy": 100 * right / count, f"{start}loss": nats / count}
+    return {f"{start}accuracy": 100 * correct / count, f"{start}loss": nats / count}
 
 
 def perplexity(nats: float, tokens: int) -> float:
@@ -24,14 +24,14 @@ def perplexity(nats: float, tokens: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """nats: sum over the targets counted; tokens: how many were counted. Of images, right: how
-    many targets scored best; near: how many were among the best five.
+    """nats: sum over the targets counted; tokens: how many were counted. Of images, correct: how
+    many targets scored best; in_top5: how many were among the best five.
     """
 
     nats: float
     tokens: int
-    right: int | None = None
-    near: int | None = None
+    correct: int | None = None
+    in_top5: int | None = None
 
     @property
     def loss(self) -> float:
@@ -46,23 +46,23 @@ class Score:
     @property
     def accuracy(self) -> float:
         """Percent of the images that are classified right."""
-        return 100 * (self.right or 0) / self.tokens
+        return 100 * (self.correct or 0) / self.tokens
 
     @property
     def top5(self) -> float:
         """Percent of the images whose class is among the best five."""
-        return 100 * (self.near or 0) / self.tokens
+        return 100 * (self.in_top5 or 0) / self.tokens
 
     @property
     def regret(self) -> float:
         """What checkpoints are chosen by, the lower the better: mean nats, or of images, where a
         loss may rise while more are right, the share that is wrong.
         """
-        return self.loss if self.right is None else 1 - self.right / self.tokens
+        return self.loss if self.correct is None else 1 - self.correct / self.tokens
 
     @property
     def measured(self) -> dict[str, float]:
         """What is reported of it, by name."""
-        if self.right is None:
+        if self.correct is None:
             return {"perplexity": self.perplexity}
         return {"accuracy": self.accuracy, "loss": self.loss}

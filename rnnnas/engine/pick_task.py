@@ -50,6 +50,6 @@ def _check(config: AnySearch | AnyTrain, corpus: AnyCorpus, ranks: Ranks) -> Non
         )
     if images and ranks.size > 1:
         # Each process would normalise by its own share of a batch.
-        raise ranks.hushed(
+        raise ranks.rank_zero_error(
             UsageError("a run on images has one process", "leave out --processes and torchrun")
         )

@@ -17,9 +17,9 @@ from rnnnas.engine.cuda_graphs import Programs
 from rnnnas.engine.metrics import Score
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.optim import guarded_step
-from rnnnas.types import Batch, Carry, Loss, Noise
+from rnnnas.types import Batch, HiddenState, Loss, Noise
 
-EVALUATION_STEPS = 70  # T of evaluation windows; the carry makes the value independent of it
+EVALUATION_STEPS = 70  # T of evaluation windows; the hidden state makes the value independent of it
 
 
 class Readable(Protocol):
@@ -39,14 +39,14 @@ def weight_step(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    carry: Carry,
+    hidden_state: HiddenState,
     mixtures: Mapping[str, Mixture],
     noise: Noise,
     *,
     lr: float,
     clip: float,
     ranks: Ranks = ALONE,
-    programs: Programs | None = None,
+    cuda_graphs: Programs | None = None,
 ) -> tuple[Loss, Tensor]:
     """One step of the weights; returns the detached loss and the gradient norm before clipping.
 
@@ -57,20 +57,20 @@ def weight_step(
     Args:
         programs: of this network; where one fits the window, it makes the loss and the gradients.
     """
-    inputs = (batch, carry, mixtures, noise)
+    inputs = (batch, hidden_state, mixtures, noise)
     program = None
-    if programs is not None:
-        program = programs.find("weights", partial(_slopes, net), inputs)
+    if cuda_graphs is not None:
+        program = cuda_graphs.find("weights", partial(_gradients, net), inputs)
     loss: Loss
     if program is None:
         loss = net(*inputs)
         optimizer.zero_grad(set_to_none=True)
         loss.objective.backward()  # type: ignore[no-untyped-call]
     else:
-        loss, slopes = program.run(inputs)
-        loss = loss._replace(carry=carry_of(loss.carry, torch.clone))
-        for parameter, slope in zip(net.parameters(), slopes, strict=True):
-            parameter.grad = slope
+        loss, gradients = program.run(inputs)
+        loss = loss._replace(hidden_state=state_of(loss.hidden_state, torch.clone))
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            parameter.grad = gradient
     value, penalty = loss.value.detach().clone(), loss.penalty.detach().clone()
     grads = [p.grad for p in net.parameters() if p.grad is not None]
     ranks.mean_([*grads, value, penalty])
@@ -82,11 +82,15 @@ def weight_step(
     return whole, norm
 
 
-def _slopes(
-    net: nn.Module, batch: Batch, carry: Carry, mixtures: Mapping[str, Mixture], noise: Noise
+def _gradients(
+    net: nn.Module,
+    batch: Batch,
+    hidden_state: HiddenState,
+    mixtures: Mapping[str, Mixture],
+    noise: Noise,
 ) -> tuple[Loss, tuple[Tensor | None, ...]]:
     """The loss and its gradient in every weight, for a program."""
-    loss: Loss = net(batch, carry, mixtures, noise)
+    loss: Loss = net(batch, hidden_state, mixtures, noise)
     return loss, torch.autograd.grad(loss.objective, list(net.parameters()), allow_unused=True)
 
 
@@ -95,21 +99,21 @@ def weights_of(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in (*net.named_parameters(), *net.named_buffers())}
 
 
-def carry_of(carry: Carry, form: Callable[[Tensor], Tensor]) -> Carry:
-    """`form` of every state of a carry."""
-    if carry is None or isinstance(carry, Tensor):
-        return None if carry is None else form(carry)
-    return tuple(form(part) for part in carry)
+def state_of(hidden_state: HiddenState, form: Callable[[Tensor], Tensor]) -> HiddenState:
+    """`form` of every state of a hidden state."""
+    if hidden_state is None or isinstance(hidden_state, Tensor):
+        return None if hidden_state is None else form(hidden_state)
+    return tuple(form(part) for part in hidden_state)
 
 
-def whole_carry(carry: Carry, ranks: Ranks) -> Carry:
-    """The carry over all streams, on every rank, of the ranks' own ones (B / R, H)."""
-    return carry_of(carry, lambda own: ranks.gather(own, 0))
+def whole_state(hidden_state: HiddenState, ranks: Ranks) -> HiddenState:
+    """The hidden state over all streams, on every rank, of the ranks' own ones (B / R, H)."""
+    return state_of(hidden_state, lambda own: ranks.gather(own, 0))
 
 
-def own_carry(carry: Carry, device: torch.device, ranks: Ranks) -> Carry:
-    """A carry over all streams, e.g. a saved one: this rank's part of it, on `device`."""
-    return carry_of(carry, lambda whole: ranks.own(whole, 0).to(device))
+def own_state(hidden_state: HiddenState, device: torch.device, ranks: Ranks) -> HiddenState:
+    """A hidden state over all streams, e.g. a saved one: this rank's part of it, on `device`."""
+    return state_of(hidden_state, lambda whole: ranks.own(whole, 0).to(device))
 
 
 @torch.no_grad()
@@ -118,7 +122,7 @@ def evaluate(
     data: Readable,
     mixtures: Mapping[str, Mixture],
     weights: Mapping[str, Tensor] | None = None,
-    programs: Programs | None = None,
+    cuda_graphs: Programs | None = None,
 ) -> Score:
     """The loss over all targets of `data`, state carried across windows, without noise.
 
@@ -127,34 +131,34 @@ def evaluate(
         programs: of this network, for windows that come again.
     """
     own: dict[str, Tensor] = dict(weights or net.named_parameters())
-    carry: Carry = None
+    hidden_state: HiddenState = None
     tokens = 0
     nats: list[Tensor] = []
-    right: list[Tensor] = []
+    correct: list[Tensor] = []
     score = partial(_scored, net)
     for batch in data.read(EVALUATION_STEPS):
         # The weights are handed over, for others may lie elsewhere the next time.
-        inputs = (own, batch, carry, mixtures)
-        loss = score(*inputs) if programs is None else programs.run("score", score, *inputs)
-        carry = loss.carry
+        inputs = (own, batch, hidden_state, mixtures)
+        loss = score(*inputs) if cuda_graphs is None else cuda_graphs.run("score", score, *inputs)
+        hidden_state = loss.hidden_state
         nats.append(loss.value.double() * loss.count)
         tokens += loss.count
-        if loss.right is not None:
-            right.append(loss.right)
+        if loss.correct is not None:
+            correct.append(loss.correct)
     total = 0.0
     for value in torch.stack(nats).tolist() if nats else []:  # one wait for the device
         total += value
-    if not right:
+    if not correct:
         return Score(nats=total, tokens=tokens)
-    first, near = torch.stack(right).sum(0).tolist()
-    return Score(nats=total, tokens=tokens, right=first, near=near)
+    first, in_top5 = torch.stack(correct).sum(0).tolist()
+    return Score(nats=total, tokens=tokens, correct=first, in_top5=in_top5)
 
 
 @torch.no_grad()
 def _scored(
-    net: nn.Module, own: Mapping[str, Tensor], batch: Batch, carry: Carry,
+    net: nn.Module, own: Mapping[str, Tensor], batch: Batch, hidden_state: HiddenState,
     mixtures: Mapping[str, Mixture],
 ) -> Loss:  # fmt: skip
     """The loss of one window under weights that are handed in, for a program."""
-    loss: Loss = functional_call(net, dict(own), (batch, carry, mixtures, None))
+    loss: Loss = functional_call(net, dict(own), (batch, hidden_state, mixtures, None))
     return loss

@@ -30,7 +30,7 @@ from rnnnas.evaluation.neural_cache import Cache, CacheConfig, mixed, with_cache
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.runs.files import json_plain, read_json, write_json
 from rnnnas.runs.progress import Progress
-from rnnnas.types import Carry
+from rnnnas.types import HiddenState
 
 T = TypeVar("T")
 
@@ -177,16 +177,16 @@ class Adapting:
         """The windows of a text, scored by the network, or as its weights follow the text."""
         # With a step of 0 the weights stay where they are.
         moving = Dynamic(self._net, self.rms, config) if config and config.lr else None
-        carry: Carry = None
+        hidden_state: HiddenState = None
         nats, done = 0.0, 0
         total = streams.streams * (streams.length - 1)
         with Progress(title, total, unit="tokens", quiet=self._quiet) as bar:
             for window in streams.windows(moving.config.steps if moving else EVALUATION_STEPS):
                 batch = streams.window(*window)
                 if moving:
-                    result, carry = moving.score(batch, carry)
+                    result, hidden_state = moving.score(batch, hidden_state)
                 else:
-                    result, carry = score(self._net, batch, carry)
+                    result, hidden_state = score(self._net, batch, hidden_state)
                 yield result
                 nats -= float(result.log_probs.sum())
                 done += batch.targets.numel()

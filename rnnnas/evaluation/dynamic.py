@@ -19,10 +19,10 @@ from torch.func import functional_call
 from rnnnas.errors import UsageError
 from rnnnas.evaluation.log_probs import Scores, target_log_probs
 from rnnnas.lm.fast import cpu_library
-from rnnnas.lm.loss import nats_and_slopes
+from rnnnas.lm.loss import nats_and_gradients
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.lm.noise import SILENCE
-from rnnnas.types import Batch, Carry, Loss
+from rnnnas.types import Batch, HiddenState, Loss
 
 # Targets up to which the decoder's step goes a row at a time; more are better off with a product.
 FEW = 16
@@ -60,15 +60,15 @@ class DynamicConfig:
 def gradient_rms(net: RecurrentLM, batches: Iterable[Batch]) -> dict[str, Tensor]:
     """√MS_g by parameter: the root mean square over windows of the mean loss's gradient.
 
-    Consecutive windows hand on their carry. Raises ValueError without any window.
+    Consecutive windows hand on their hidden state. Raises ValueError without any window.
     """
     own = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
     squares = {name: torch.zeros_like(p) for name, p in own.items()}
-    carry: Carry = None
+    hidden_state: HiddenState = None
     count = 0
     for batch in batches:
-        loss: Loss = functional_call(net, own, (batch, carry, {}, None))
-        carry = loss.carry
+        loss: Loss = functional_call(net, own, (batch, hidden_state, {}, None))
+        hidden_state = loss.hidden_state
         grads = torch.autograd.grad(loss.value, list(own.values()))
         for total, grad in zip(squares.values(), grads, strict=True):
             total.addcmul_(grad, grad)
@@ -86,9 +86,9 @@ class _Outputs(nn.Module):
         self.net = net
 
     def forward(
-        self, inputs: Tensor, carry: Carry, targets: Tensor | None = None
-    ) -> tuple[Tensor, Carry, Tensor | None]:
-        raw, after = self.net.outputs(inputs, carry, {}, SILENCE)
+        self, inputs: Tensor, hidden_state: HiddenState, targets: Tensor | None = None
+    ) -> tuple[Tensor, HiddenState, Tensor | None]:
+        raw, after = self.net.outputs(inputs, hidden_state, {}, SILENCE)
         if targets is None:
             return raw, after, None
         flat = target_log_probs(self.net, raw.flatten(0, 1), targets.flatten())
@@ -125,18 +125,22 @@ class Dynamic:
         self._back = {name: (r * self._relative).clamp_(max=1) for name, r in self._rms.items()}
         self._step = {name: -config.lr / (r + config.epsilon) for name, r in self._rms.items()}
 
-    def score(self, batch: Batch, carry: Carry) -> tuple[Scores, Carry]:
-        """Score a window, then learn from it; the next carry is the one before learning."""
-        return self._score_plain(batch, carry) if self._plain else self._score_any(batch, carry)
+    def score(self, batch: Batch, hidden_state: HiddenState) -> tuple[Scores, HiddenState]:
+        """Score a window, then learn from it; the next hidden state is the one before learning."""
+        return (
+            self._score_plain(batch, hidden_state)
+            if self._plain
+            else self._score_any(batch, hidden_state)
+        )
 
-    def _score_any(self, batch: Batch, carry: Carry) -> tuple[Scores, Carry]:
+    def _score_any(self, batch: Batch, hidden_state: HiddenState) -> tuple[Scores, HiddenState]:
         """By automatic differentiation, whatever the decoder."""
         own = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
         with torch.enable_grad():
             raw, after, log_probs = functional_call(
                 self._outputs,
                 {f"net.{name}": w for name, w in own.items()},
-                (batch.inputs, carry, batch.targets),
+                (batch.inputs, hidden_state, batch.targets),
             )
             grads = torch.autograd.grad(-log_probs.mean(), list(own.values()))
         with torch.no_grad():
@@ -144,7 +148,7 @@ class Dynamic:
                 self._update(name, grad)
         return Scores(raw.detach(), batch.targets, log_probs.detach()), after
 
-    def _score_plain(self, batch: Batch, carry: Carry) -> tuple[Scores, Carry]:
+    def _score_plain(self, batch: Batch, hidden_state: HiddenState) -> tuple[Scores, HiddenState]:
         """The same for a plain softmax, with the decoder's gradients by hand."""
         steps, streams = batch.inputs.shape
         own = self.weights
@@ -158,12 +162,14 @@ class Dynamic:
         given = {"embedding": rows, "bias": own["bias"], **cell}
         with torch.enable_grad():
             raw, after, _ = functional_call(
-                self._outputs, {f"net.{name}": w for name, w in given.items()}, (index, carry)
+                self._outputs,
+                {f"net.{name}": w for name, w in given.items()},
+                (index, hidden_state),
             )
         with torch.no_grad():
             x = raw.detach().flatten(0, 1)  # (M, H)
-            log_probs, slope, of_bias = self._decoded(x, targets)
-            from_loss = self._through_decoder(slope, x)
+            log_probs, gradient, of_bias = self._decoded(x, targets)
+            from_loss = self._through_decoder(gradient, x)
         from_rows, *from_cell = torch.autograd.grad(
             raw, [rows, *cell.values()], from_loss.view_as(raw)
         )
@@ -186,28 +192,28 @@ class Dynamic:
             # With few targets (V, D) times (D, M) takes half the time of (M, D) times (D, V).
             logits = torch.mm(embedding, x.t()).t().contiguous()
             of_bias = torch.zeros_like(bias)
-            nats = nats_and_slopes(logits, bias, targets, 1 / len(x), True, of_bias)
+            nats = nats_and_gradients(logits, bias, targets, 1 / len(x), True, of_bias)
             return -nats.to(x.dtype), logits, of_bias
         logits = torch.addmm(bias, x, embedding.t())
         at, total = targets.unsqueeze(1), logits.logsumexp(-1, keepdim=True)
         log_probs = logits.gather(1, at) - total
-        slope = logits.sub_(total).exp_().div_(len(targets))  # in the logits' place
-        slope.scatter_add_(1, at, torch.full_like(log_probs, -1 / len(x)))
-        return log_probs.squeeze(1), slope, slope.sum(0)
+        gradient = logits.sub_(total).exp_().div_(len(targets))  # in the logits' place
+        gradient.scatter_add_(1, at, torch.full_like(log_probs, -1 / len(x)))
+        return log_probs.squeeze(1), gradient, gradient.sum(0)
 
-    def _through_decoder(self, slope: Tensor, x: Tensor) -> Tensor:
-        """slope (M, V), x (M, D) → the gradient of x (M, D); the embedding takes its step."""
+    def _through_decoder(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """gradient (M, V), x (M, D) → the gradient of x (M, D); the embedding takes its step."""
         own = self.weights["embedding"]
         if self._compiled and len(x) <= FEW:
-            x = cpu_library.dense(x, len(slope), own.shape[1])
+            x = cpu_library.dense(x, len(gradient), own.shape[1])
             back = torch.empty_like(x)
             cpu_library.function("learn_rows", own.dtype)(
-                len(x), *own.shape, slope.data_ptr(), x.data_ptr(), *self._rule("embedding"),
+                len(x), *own.shape, gradient.data_ptr(), x.data_ptr(), *self._rule("embedding"),
                 back.data_ptr(), torch.get_num_threads(),
             )  # fmt: skip
             return back
-        back = slope @ own
-        self._update("embedding", torch.mm(slope.t(), x, out=self._dense))
+        back = gradient @ own
+        self._update("embedding", torch.mm(gradient.t(), x, out=self._dense))
         return back
 
     def _update(self, name: str, grad: Tensor) -> None:

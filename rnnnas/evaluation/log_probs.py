@@ -13,7 +13,7 @@ from torch import Tensor
 from rnnnas.lm.loss import CHUNK
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.lm.noise import SILENCE
-from rnnnas.types import Batch, Carry
+from rnnnas.types import Batch, HiddenState
 
 
 class Scores(NamedTuple):
@@ -38,8 +38,8 @@ def target_log_probs(net: RecurrentLM, outputs: Tensor, targets: Tensor) -> Tens
 
 
 @torch.no_grad()
-def score(net: RecurrentLM, batch: Batch, carry: Carry) -> tuple[Scores, Carry]:
-    """A window under the model as it is, without noise, and the next carry."""
-    raw, after = net.outputs(batch.inputs, carry, {}, SILENCE)
+def score(net: RecurrentLM, batch: Batch, hidden_state: HiddenState) -> tuple[Scores, HiddenState]:
+    """A window under the model as it is, without noise, and the next hidden state."""
+    raw, after = net.outputs(batch.inputs, hidden_state, {}, SILENCE)
     log_probs = target_log_probs(net, raw.flatten(0, 1), batch.targets.flatten())
     return Scores(raw, batch.targets, log_probs.view_as(batch.targets)), after

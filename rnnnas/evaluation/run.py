@@ -242,7 +242,7 @@ def sample(
     start = loaded.vocab.encode([""]).tokens.tolist()
     given = loaded.vocab.encode_line(prompt)[:-1] if prompt else []
     ids = torch.tensor([*start, *given], device=device).unsqueeze(1)
-    logits, carry = loaded.net.logits(ids, None)
+    logits, hidden_state = loaded.net.logits(ids, None)
     drawn: list[int] = []
     for _ in range(tokens):
         last = logits[-1, 0].double().cpu()
@@ -252,5 +252,7 @@ def sample(
             chances = ((last - last.max()) / temperature).softmax(-1)
             choice = int(torch.multinomial(chances, 1, generator=draws))
         drawn.append(choice)
-        logits, carry = loaded.net.logits(torch.tensor([[choice]], device=device), carry)
+        logits, hidden_state = loaded.net.logits(
+            torch.tensor([[choice]], device=device), hidden_state
+        )
     return loaded.vocab.decode([*given, *drawn])

@@ -333,7 +333,7 @@ def run_price(
             write_json(path, (given or measure_table(config, device)).to_plain())
         return read_table(path).to_plain()
 
-    return price_of(config, LatencyTable.from_plain(ranks.led(settle)), ranks)
+    return price_of(config, LatencyTable.from_plain(ranks.on_rank_zero(settle)), ranks)
 
 
 def report(cell: CellGene, table: LatencyTable, device: torch.device | None) -> str:

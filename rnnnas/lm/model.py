@@ -28,7 +28,7 @@ from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise, NoiseConfig, draw
 from rnnnas.nas.genotype import RECURRENT, CellGene
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace
-from rnnnas.types import Batch, Carry, Loss
+from rnnnas.types import Batch, HiddenState, Loss
 
 INITIAL_RANGE = 0.04  # weights start in U(-0.04, 0.04)
 
@@ -189,10 +189,14 @@ class RecurrentLM(nn.Module):
         return twin
 
     def outputs(
-        self, inputs: Tensor, carry: Carry, mixtures: Mapping[str, Mixture], noise: LMNoise,
+        self,
+        inputs: Tensor,
+        hidden_state: HiddenState,
+        mixtures: Mapping[str, Mixture],
+        noise: LMNoise,
         low: bool = False,
-    ) -> tuple[Tensor, Carry]:  # fmt: skip
-        """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next carry.
+    ) -> tuple[Tensor, HiddenState]:
+        """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next hidden state.
 
         low: whether the fast cell multiplies in bfloat16.
         """
@@ -202,9 +206,9 @@ class RecurrentLM(nn.Module):
         raw = derived.masked(words, noise.inputs)
         layers = self.config.layers
         each = lstm_gru.STATES[self.cell] if isinstance(self.cell, str) else 1
-        if carry is None:
-            carry = (words.new_zeros(words.shape[1:]),) * (layers * each)
-        states = (carry,) if isinstance(carry, Tensor) else carry
+        if hidden_state is None:
+            hidden_state = (words.new_zeros(words.shape[1:]),) * (layers * each)
+        states = (hidden_state,) if isinstance(hidden_state, Tensor) else hidden_state
         after: tuple[Tensor, ...] = ()
         for k in range(layers):
             state = states[k * each : (k + 1) * each]
@@ -253,15 +257,15 @@ class RecurrentLM(nn.Module):
     def forward(
         self,
         batch: Batch,
-        carry: Carry,
+        hidden_state: HiddenState,
         mixtures: Mapping[str, Mixture],
         noise: LMNoise | None,
     ) -> Loss:
         """The loss of one window.
 
         Args:
-            carry: the states after the window before, layer by layer, (B, H) each: h of a cell
-                of ours (a single layer's not in a tuple), h and c of an LSTM, h of a GRU; None
+            hidden_state: the states after the window before, layer by layer, (B, H) each: h of a
+                cell of ours (a single layer's not in a tuple), h and c of an LSTM, h of a GRU; None
                 for zeros.
             mixtures: of the cell under search; {} for any other.
             noise: the window's masks, or None to evaluate: no masks and no penalty.
@@ -270,7 +274,7 @@ class RecurrentLM(nn.Module):
         # Evaluation never rounds; neither does any other type than float32, a test's say.
         low = noise is not None and self.embedding.dtype == torch.float32
         low = low and low_precision(self.config, self.embedding.device)
-        raw, after = self.outputs(batch.inputs, carry, mixtures, masks, low)
+        raw, after = self.outputs(batch.inputs, hidden_state, mixtures, masks, low)
         dropped = derived.masked(raw, masks.outputs)
         extra = raw.new_zeros(()) if noise is None else penalty(self.penalty_config, raw, dropped)
         fast = self.config.path == "fast"
@@ -284,7 +288,7 @@ class RecurrentLM(nn.Module):
             value = cross_entropy(rows, *decoder, low=low)
         else:
             value = cross_entropy_reference(rows, *decoder)
-        return Loss(value=value, count=len(targets), carry=after, penalty=extra)
+        return Loss(value=value, count=len(targets), hidden_state=after, penalty=extra)
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Next-word scores (..., V) for the last layer's outputs (..., H): their softmax is p.
@@ -297,7 +301,9 @@ class RecurrentLM(nn.Module):
             )
         return F.linear(outputs, self.embedding, self.bias)
 
-    def logits(self, inputs: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """Next-word scores (T, B, V) for word ids (T, B), and the next carry; without noise."""
-        raw, after = self.outputs(inputs, carry, {}, SILENCE)
+    def logits(self, inputs: Tensor, hidden_state: HiddenState) -> tuple[Tensor, HiddenState]:
+        """Next-word scores (T, B, V) for word ids (T, B), and the next hidden state; without
+        noise.
+        """
+        raw, after = self.outputs(inputs, hidden_state, {}, SILENCE)
         return self.scores(raw), after

@@ -55,21 +55,21 @@ def largest_eigenvalue(loss: Callable[[Alphas], Tensor], alphas: Alphas) -> floa
     leaves = {name: alpha.detach().requires_grad_() for name, alpha in alphas.items()}
     points = list(leaves.values())
     with torch.enable_grad():
-        slopes = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             loss(leaves), points, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        slope = torch.cat([s.reshape(-1) for s in slopes])
-    if not slope.requires_grad:  # a loss that is linear in the alphas, or knows none of them
+        gradient = torch.cat([s.reshape(-1) for s in gradients])
+    if not gradient.requires_grad:  # a loss that is linear in the alphas, or knows none of them
         return 0.0
 
     def bent(vector: Tensor) -> Tensor:
         """The Hessian times `vector`, (n,) float64 on the CPU, as are all vectors below."""
         along = torch.autograd.grad(
-            slope, points, vector.to(slope), retain_graph=True, materialize_grads=True
+            gradient, points, vector.to(gradient), retain_graph=True, materialize_grads=True
         )
         return torch.cat([a.reshape(-1) for a in along]).double().cpu()
 
-    size = len(slope)
+    size = len(gradient)
     vector = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     basis = (vector / vector.norm())[None]  # (k, n)
     along: list[float] = []  # the tridiagonal matrix of the Hessian in the basis: its diagonal

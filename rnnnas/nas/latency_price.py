@@ -302,7 +302,7 @@ def priced(
     if form == "log":
         return value + weight * logs
     factor = logs**weight
-    # As a product, but where processes share a batch the factor's slope is that of the whole
+    # As a product, but where processes share a batch the factor's gradient is that of the whole
     # batch's loss, as it is on one process.
     return value * factor.detach() + mean(value.detach()) * (factor - factor.detach())
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from rnnnas.nas.architect import Searchable
 from rnnnas.nas.relax.base import Mixtures
 from rnnnas.nas.relax.policy import Policy
-from rnnnas.types import Batch, Carry, InnerStep, Loss
+from rnnnas.types import Batch, HiddenState, InnerStep, Loss
 
 
 class Reinforce:
@@ -50,8 +50,8 @@ class Reinforce:
     def step(
         self,
         *,
-        train: tuple[Batch, Carry],
-        valid: tuple[Batch, Carry],
+        train: tuple[Batch, HiddenState],
+        valid: tuple[Batch, HiddenState],
         inner: InnerStep,
         progress: float,
         generator: torch.Generator,

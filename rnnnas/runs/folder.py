@@ -410,7 +410,7 @@ class SharedRun:
             self._run = Run.open(folder, kind, config, **options)
             return {"folder": str(self._run.folder), "result": self._run.result}
 
-        told = ranks.led(enter)
+        told = ranks.on_rank_zero(enter)
         self.folder = Path(told["folder"])
         self.result: dict[str, Any] | None = told["result"]
 
@@ -428,7 +428,7 @@ class SharedRun:
         self._by_first(lambda run: run.save_best(content))
 
     def _by_first(self, work: Callable[[Run], T]) -> T | None:
-        return self._ranks.led(lambda: None if self._run is None else work(self._run))
+        return self._ranks.on_rank_zero(lambda: None if self._run is None else work(self._run))
 
     def due(self) -> bool:
         """Whether rank 0 would save now; the others never ask for it."""

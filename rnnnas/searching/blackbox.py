@@ -12,10 +12,10 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus
 from rnnnas.data.text_streams import Streams, window_lengths
 from rnnnas.distributed import ALONE
-from rnnnas.engine.cuda_graphs import programs_for
+from rnnnas.engine.cuda_graphs import cuda_graphs_for
 from rnnnas.engine.job import Position, StepReport
 from rnnnas.engine.metrics import perplexity
-from rnnnas.engine.steps import evaluate, generator, own_carry, weight_step
+from rnnnas.engine.steps import evaluate, generator, own_state, weight_step
 from rnnnas.engine.task import products_in
 from rnnnas.engine.text_task import scoring_streams, search_texts
 from rnnnas.errors import DivergedError
@@ -25,7 +25,7 @@ from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import restore_optimizer, scheduled, weight_optimizer
 from rnnnas.runs.folder import AnyRun
 from rnnnas.searching.derive_by_trying import log_candidate, strategy_of
-from rnnnas.types import Carry
+from rnnnas.types import HiddenState
 
 
 class CandidateJob:
@@ -65,10 +65,10 @@ class CandidateJob:
             penalty=config.penalty,
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
         ).to(self.device)
-        self.programs = programs_for(config.capture, self.device, path=config.model.path)
+        self.cuda_graphs = cuda_graphs_for(config.capture, self.device, path=config.model.path)
         self.optimizer = weight_optimizer(self.net, config.weights)
-        self.carry: Carry = None
-        self.lost = False
+        self.hidden_state: HiddenState = None
+        self.diverged = False
 
     def _pass(self, number: int) -> list[int]:
         """T of the windows of one pass over the text, as a search has them in that epoch."""
@@ -113,18 +113,19 @@ class CandidateJob:
         progress = at.window / len(self.lengths(at.epoch))
         lr = scheduled(config.weights, progress) * steps / config.windows.bptt * lr_factor
         batch = self.train.window(start, steps)
-        if not self.lost:
+        if not self.diverged:
             noise = self.net.noise(
                 batch, generator(config.seed, "weight-step", at.window, self.device)
             )
-            carry = self.carry if start else None
+            hidden_state = self.hidden_state if start else None
             loss, norm = weight_step(
-                self.net, self.optimizer, batch, carry, {}, noise, lr=lr, clip=config.weights.clip,
-                programs=self.programs,
+                self.net, self.optimizer, batch, hidden_state, {}, noise, lr=lr,
+                clip=config.weights.clip,
+                cuda_graphs=self.cuda_graphs,
             )  # fmt: skip
-            self.carry = loss.carry
-            self.lost = not math.isfinite(perplexity(float(loss.value), 1) + float(norm))
-        if self.lost:
+            self.hidden_state = loss.hidden_state
+            self.diverged = not math.isfinite(perplexity(float(loss.value), 1) + float(norm))
+        if self.diverged:
             return StepReport(math.log(self.vocabulary), batch.targets.numel(), 0.0, lr)
         return StepReport(float(loss.value), loss.count, float(norm), lr)
 
@@ -132,8 +133,8 @@ class CandidateJob:
         """Score the cell; where it is the best so far, its validation perplexity is noted."""
         loss = (
             math.inf
-            if self.lost
-            else evaluate(self.net, self.scored, {}, programs=self.programs).loss
+            if self.diverged
+            else evaluate(self.net, self.scored, {}, cuda_graphs=self.cuda_graphs).loss
         )
         loss = loss if math.isfinite(loss) else math.inf
         better = not self.strategy.history or loss < self.strategy.best.loss
@@ -141,7 +142,7 @@ class CandidateJob:
         if better:
             self.valid_perplexity = math.inf
             if math.isfinite(loss):
-                score = evaluate(self.net, self.valid, {}, programs=self.programs)
+                score = evaluate(self.net, self.valid, {}, cuda_graphs=self.cuda_graphs)
                 self.valid_perplexity = score.perplexity
         log_candidate(run, at.step, self.strategy)
         return {"best_perplexity": perplexity(self.strategy.best.loss, 1),
@@ -175,8 +176,8 @@ class CandidateJob:
             "genotype_now": self.genotype_now.to_plain(),
             "weights": {name: p.detach() for name, p in self.net.named_parameters()},
             "optimizer": self.optimizer.state_dict(),
-            "carry": self.carry,
-            "lost": self.lost,
+            "carry": self.hidden_state,
+            "lost": self.diverged,
             "valid_perplexity": self.valid_perplexity,
         }
 
@@ -185,6 +186,6 @@ class CandidateJob:
         self._begin(Genotype.from_plain(state["genotype_now"]))
         self.net.load_state_dict(state["weights"])
         restore_optimizer(self.optimizer, state["optimizer"])
-        self.carry = own_carry(state["carry"], self.device, ALONE)
-        self.lost = state["lost"]
+        self.hidden_state = own_state(state["carry"], self.device, ALONE)
+        self.diverged = state["lost"]
         self.valid_perplexity = state["valid_perplexity"]

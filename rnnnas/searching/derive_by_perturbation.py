@@ -26,7 +26,7 @@ from rnnnas.nas.relax.base import Mixtures, Relaxation, Spaces
 from rnnnas.runs.folder import AnyRun
 from rnnnas.runs.progress import Progress
 from rnnnas.runs.signals import StopRequest
-from rnnnas.types import Carry
+from rnnnas.types import HiddenState
 
 
 class Searched(Protocol):
@@ -39,7 +39,7 @@ class Searched(Protocol):
     alphas: dict[str, Tensor]
     net: RecurrentLM
     train: Streams
-    train_carry: Carry
+    train_state: HiddenState
     weight_optimizer: torch.optim.SGD
 
     def lengths(self, epoch: int) -> list[int]: ...
@@ -85,21 +85,21 @@ class LanguageSearch:
 
     def score(self, mixtures: Mixtures) -> float:
         net = self.job.net.alone()
-        return self.ranks.led(lambda: evaluate(net, self.scored, mixtures).loss)
+        return self.ranks.on_rank_zero(lambda: evaluate(net, self.scored, mixtures).loss)
 
     def tune(self, number: int, mixtures: Mixtures) -> float:
         job, config = self.job, self.job.config
         start, steps = self._window(number)
         if start == 0:
-            job.train_carry = None
+            job.train_state = None
         batch = job.train.window(start, steps)
         noise = job.net.noise(batch, generator(config.seed, "tune", number, job.device))
         lr = config.derive.lr * config.weights.lr * steps / config.windows.bptt * self.lr_factor
         loss, norm = weight_step(
-            job.net, job.weight_optimizer, batch, job.train_carry, mixtures, noise,
+            job.net, job.weight_optimizer, batch, job.train_state, mixtures, noise,
             lr=lr, clip=config.weights.clip, ranks=self.ranks,
         )  # fmt: skip
-        job.train_carry = loss.carry
+        job.train_state = loss.hidden_state
         return float(loss.value) if math.isfinite(float(norm)) else math.nan
 
     def _window(self, number: int) -> tuple[int, int]:
@@ -183,7 +183,7 @@ def decide_all(
             if tuned < tune_windows * len(plan.kept):
                 loss = work.tune(tuned, plan.mixtures())
                 if not math.isfinite(perplexity(loss, 1)):
-                    raise ranks.hushed(
+                    raise ranks.rank_zero_error(
                         DivergedError(
                             f"the loss was not finite in tuning step {tuned}",
                             "lower the step size with --set derive.lr=... and start with --fresh",
@@ -202,13 +202,13 @@ def decide_all(
                 bar.update(done(), perplexity=perplexity(loss, 1), decisions=made)
             if orphaned() and stop.signum is None:
                 stop.signum = signal.SIGTERM
-            signum, due = ranks.most(stop.signum or 0, int(run.due()))
+            signum, due = ranks.max_reduce(stop.signum or 0, int(run.due()))
             if due or plan.done:
                 save()
             try:
                 stop.check(save, run.folder, signum)
             except Interrupted as error:
-                ranks.hushed(error)
+                ranks.rank_zero_error(error)
                 raise
     return Outcome(genotype=plan.genotype(), seconds=seconds())
 

@@ -20,7 +20,7 @@ from rnnnas.nas.relax.base import Alphas
 
 
 @final
-class AlphaWatch:
+class EigenvalueStop:
     """Reports the largest eigenvalue of the loss' Hessian in the alphas, and stops by it.
 
     It is taken on the first window of the alphas' text, from a zero state, under the same masks
@@ -43,7 +43,9 @@ class AlphaWatch:
             return {}
         twin, relaxation = net.twice(), self.config.relaxation
         noise = twin.noise(self.batch, generator(self.config.seed, "curvature", 0, self.device))
-        value = ranks.led(lambda: alpha_eigenvalue(twin, relaxation, alphas, self.batch, noise))
+        value = ranks.on_rank_zero(
+            lambda: alpha_eigenvalue(twin, relaxation, alphas, self.batch, noise)
+        )
         self.rule.report(epoch, value, genotype.to_plain())
         return {"alpha_eigenvalue": value}
 

@@ -36,14 +36,14 @@ def job_of(
             captured because they talk within a window, for its batch statistics.
     """
     if ranks.size > 1 and isinstance(config, SearchConfig) and config.capture == "on":
-        raise ranks.hushed(
+        raise ranks.rank_zero_error(
             UsageError(
                 "capture = 'on' is for searches in one process",
                 "leave it out, or start the search without torchrun or --processes",
             )
         )
     if ranks.size > 1 and method_of(config.method).alphas != "gradient":
-        raise ranks.hushed(
+        raise ranks.rank_zero_error(
             UsageError(
                 f"a search by {config.method!r} runs in one process",
                 "start it without torchrun or --processes; `rnnnas study --jobs N` runs several",
@@ -107,7 +107,7 @@ def search(
             seconds = job.perturb(corpus, run, quiet)
         genotype = job.genotype()
         digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
-        ranks.led(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
+        ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
         result = {
             "run": str(run.folder),
             "genotype": genotype.to_plain(),
@@ -116,11 +116,15 @@ def search(
             **job.measured(),
             "arithmetic": job.arithmetic,
             "digest": digest,
-            **(job.watch.rule.told() if isinstance(job, SearchJob) and job.watch else {}),
+            **(
+                job.eigenvalue_stop.rule.told()
+                if isinstance(job, SearchJob) and job.eigenvalue_stop
+                else {}
+            ),
         }
         if isinstance(job, SearchJob) and job.price is not None:
             result["latency_us"] = job.price.of_cells(genotype.cells) / MICROSECOND
         run.hparams(plain, job.measured())
-        result = ranks.tell(result)  # the seconds differ
+        result = ranks.broadcast(result)  # the seconds differ
         run.finish(result)
         return result

@@ -14,18 +14,18 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.distributed import ALONE, Ranks
-from rnnnas.engine.cuda_graphs import programs_for
-from rnnnas.engine.job import LostError, Position, StepReport
+from rnnnas.engine.cuda_graphs import cuda_graphs_for
+from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.metrics import Score
 from rnnnas.engine.pick_task import search_task
 from rnnnas.engine.steps import (
     Readable,
     evaluate,
     generator,
-    own_carry,
+    own_state,
     weight_step,
     weights_of,
-    whole_carry,
+    whole_state,
 )
 from rnnnas.engine.task import Net, arithmetic
 from rnnnas.lm.model import RecurrentLM
@@ -48,8 +48,8 @@ from rnnnas.optim import (
 from rnnnas.runs.folder import AnyRun, Run
 from rnnnas.searching.derive_by_perturbation import Searched, cell_of
 from rnnnas.searching.derive_by_trying import PolicyCells, strategy_of, try_cells
-from rnnnas.searching.eigenvalue_watch import AlphaWatch
-from rnnnas.types import Batch, Carry
+from rnnnas.searching.eigenvalue_watch import EigenvalueStop
+from rnnnas.types import Batch, HiddenState
 
 
 class SearchJob:
@@ -74,10 +74,10 @@ class SearchJob:
         if self.method.derive != "scores":
             trained = self.epochs * sum(self.lengths(0))
             self.scored = self.task.scored(trained)
-        self.watch: AlphaWatch | None = None  # searches on images have none
+        self.eigenvalue_stop: EigenvalueStop | None = None  # searches on images have none
         if isinstance(config, SearchConfig) and config.stop.eigenvalue:
             assert isinstance(corpus, Corpus)
-            self.watch = AlphaWatch(config, corpus, device)
+            self.eigenvalue_stop = EigenvalueStop(config, corpus, device)
         self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
         self.chosen: Genotype | None = None  # of the cells that were tried
 
@@ -89,15 +89,15 @@ class SearchJob:
         self.net: Net = self.task.network(stage, spaces, draws).to(device)
         fresh = self.relaxation.init(self.net.space, generator(config.seed, "alphas", stage, cpu))
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
-        self.programs = None
+        self.cuda_graphs = None
         if isinstance(config, SearchConfig):
             path = config.model.path
-            self.programs = programs_for(config.capture, device, self.ranks, path)
+            self.cuda_graphs = cuda_graphs_for(config.capture, device, self.ranks, path)
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
         self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas) if self.alphas else None
         self.architect = self._architect()
-        self.train_carry: Carry = None
-        self.alpha_carry: Carry = None
+        self.train_state: HiddenState = None
+        self.alpha_state: HiddenState = None
         self.alpha_start = 0
 
     def _architect(self) -> Architect | Reinforce | None:
@@ -111,7 +111,7 @@ class SearchJob:
         return Architect(
             net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
             ranks=self.ranks, precise=self._precise(net),
-            replay=None if self.programs is None else self.programs.run,
+            replay=None if self.cuda_graphs is None else self.cuda_graphs.run,
         )  # fmt: skip
 
     def _precise(self, net: Net) -> Net | None:
@@ -143,7 +143,7 @@ class SearchJob:
         return self.task.lengths(epoch)
 
     def begin_epoch(self, at: Position) -> None:
-        self.train_carry = self.alpha_carry = None
+        self.train_state = self.alpha_state = None
         self.alpha_start = 0
 
     def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
@@ -165,13 +165,13 @@ class SearchJob:
                 if isinstance(self.architect, Architect):
                     self.architect.precise = self._precise(net)
             loss = self.architect.step(
-                train=(batch, self.train_carry),
-                valid=(batch, self.train_carry) if single else self._alpha_window(at, steps),
+                train=(batch, self.train_state),
+                valid=(batch, self.train_state) if single else self._alpha_window(at, steps),
                 inner=inner_step(self.net, self.weight_optimizer, config.weights.clip),
                 progress=progress,
                 generator=generator(config.seed, "alpha-step", at.step, self.device),
             )
-            self.alpha_carry = loss.carry
+            self.alpha_state = loss.hidden_state
             alpha_nats = loss.value
             if alpha_nats.device.type == "cpu" and not bool(torch.isfinite(alpha_nats)):
                 return StepReport(float("nan"), 0, 0.0, lr)
@@ -180,31 +180,31 @@ class SearchJob:
             mixtures = self.relaxation.mix(self.alphas, self.net.space, progress, draws)
         noise = net.noise(batch, draws)
 
-        def slopes(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
+        def gradients(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
             leaves = {n: m.weights.detach().requires_grad_() for n, m in tried.items()}
-            spread = self.ranks.spread  # the slopes are those of the whole batch
-            cut = {n: m._replace(weights=spread(leaves[n])) for n, m in tried.items()}
-            value = net(batch, self.train_carry, cut, noise).objective
+            mean_gradient = self.ranks.mean_gradient  # the gradients are those of the whole batch
+            cut = {n: m._replace(weights=mean_gradient(leaves[n])) for n, m in tried.items()}
+            value = net(batch, self.train_state, cut, noise).objective
             grads = torch.autograd.grad(value, list(leaves.values()))
             # All ranks see the same loss, and decide the same by it.
             return self.ranks.mean(value.detach()), dict(zip(leaves, grads, strict=True))
 
         spaces = self.net.space
-        mixtures = self.relaxation.perturb(mixtures, spaces, progress, draws, slopes)
+        mixtures = self.relaxation.perturb(mixtures, spaces, progress, draws, gradients)
         loss, norm = weight_step(
-            net, self.weight_optimizer, batch, self.train_carry, mixtures, noise,
-            lr=lr, clip=config.weights.clip, ranks=self.ranks, programs=self.programs,
+            net, self.weight_optimizer, batch, self.train_state, mixtures, noise,
+            lr=lr, clip=config.weights.clip, ranks=self.ranks, cuda_graphs=self.cuda_graphs,
         )  # fmt: skip
-        self.train_carry = loss.carry
+        self.train_state = loss.hidden_state
         nats = loss.value
         if alpha_nats is not None:  # a lost alpha step shows, though nobody waited for it
             nats = torch.where(torch.isfinite(alpha_nats), nats, torch.nan)
-        return StepReport(nats, loss.count, norm, lr, loss.right)
+        return StepReport(nats, loss.count, norm, lr, loss.correct)
 
-    def _alpha_window(self, at: Position, steps: int) -> tuple[Batch, Carry]:
+    def _alpha_window(self, at: Position, steps: int) -> tuple[Batch, HiddenState]:
         """The next batch for the alphas, and the state that enters it."""
         batch, self.alpha_start, fresh = self.task.alpha_batch(at, self.alpha_start, steps)
-        return batch, None if fresh else self.alpha_carry
+        return batch, None if fresh else self.alpha_state
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
         draws = generator(self.config.seed, "valid", at.epoch, self.device)
@@ -214,9 +214,9 @@ class SearchJob:
         if isinstance(self.relaxation, Policy) or self._draws_cells(mixtures):
             mixtures = self.mixtures_of(self.genotype())  # of the likeliest cell, not of one draw
         net = self.task.alone(self.net)
-        score = Score(**self.ranks.led(lambda: asdict(self._score(net, mixtures))))
+        score = Score(**self.ranks.on_rank_zero(lambda: asdict(self._score(net, mixtures))))
         if not math.isfinite(score.loss):
-            raise LostError
+            raise ValidationDiverged
         self.valid_score = score.measured[self.task.measure]
         values = {f"valid_{name}": value for name, value in score.measured.items()}
         if self.architect is None:  # that of a random cell
@@ -231,15 +231,17 @@ class SearchJob:
             expected = float(self.price.expected({n: Mixture(s) for n, s in scores.items()}))
             values["expected_latency_us"] = expected / MICROSECOND
             values["cell_latency_us"] = self.price.of_cells(genotype.cells) / MICROSECOND
-        if self.watch is not None:
+        if self.eigenvalue_stop is not None:
             assert isinstance(self.net, RecurrentLM)
-            values |= self.watch.look(at.epoch + 1, self.net, self.alphas, genotype, self.ranks)
-            self.epochs = self.watch.stopped_at or self.epochs
+            values |= self.eigenvalue_stop.look(
+                at.epoch + 1, self.net, self.alphas, genotype, self.ranks
+            )
+            self.epochs = self.eigenvalue_stop.stopped_at or self.epochs
         return values if len(self.plan) == 1 else {**values, "stage": self.stage + 1.0}
 
     def _score(self, net: Net, mixtures: Mixtures) -> Score:
         """Of the validation text; net: this one, or its twin whose batches are whole."""
-        return evaluate(net, self.valid, mixtures, programs=self.programs)
+        return evaluate(net, self.valid, mixtures, cuda_graphs=self.cuda_graphs)
 
     def _draws_cells(self, mixtures: Mixtures) -> bool:
         """Whether the alphas' draws are cells as they are derived: one path a node."""
@@ -248,7 +250,7 @@ class SearchJob:
 
     def genotype(self) -> Genotype:
         """The cell that was chosen, or else the one that the alphas stand for now."""
-        stopped = None if self.watch is None else self.watch.genotype
+        stopped = None if self.eigenvalue_stop is None else self.eigenvalue_stop.genotype
         found = self.chosen or stopped
         return found or self.task.derive(self.relaxation, self.alphas, self.net.space)
 
@@ -280,7 +282,7 @@ class SearchJob:
         derived = cell_of(cast(Searched, self), corpus, run, quiet=quiet)
         self.chosen = derived.genotype
         net, mixtures = self.task.alone(self.net), self.mixtures_of(self.chosen)
-        self.valid_score = self.ranks.led(lambda: self._score(net, mixtures).perplexity)
+        self.valid_score = self.ranks.on_rank_zero(lambda: self._score(net, mixtures).perplexity)
         return derived.seconds
 
     def measured(self) -> dict[str, float]:
@@ -303,12 +305,12 @@ class SearchJob:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict() if self.alpha_optimizer else None,
             "architect": self.architect.state() if self.architect else None,
-            "train_carry": whole_carry(self.train_carry, self.ranks),
-            "alpha_carry": whole_carry(self.alpha_carry, self.ranks),
+            "train_carry": whole_state(self.train_state, self.ranks),
+            "alpha_carry": whole_state(self.alpha_state, self.ranks),
             "alpha_start": self.alpha_start,
             "valid_score": self.valid_score,
             "drawn": None if self.drawn is None else self.drawn.to_plain(),
-            "watch": None if self.watch is None else self.watch.rule.state(),
+            "watch": None if self.eigenvalue_stop is None else self.eigenvalue_stop.rule.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -324,15 +326,15 @@ class SearchJob:
             restore_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         if self.architect is not None:
             self.architect.restore(state["architect"])
-        self.train_carry = own_carry(state["train_carry"], self.device, self.ranks)
-        self.alpha_carry = own_carry(state["alpha_carry"], self.device, self.ranks)
+        self.train_state = own_state(state["train_carry"], self.device, self.ranks)
+        self.alpha_state = own_state(state["alpha_carry"], self.device, self.ranks)
         self.alpha_start = state["alpha_start"]
         self.valid_score = state["valid_score"]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
-        if self.watch is not None:
-            self.watch.rule.restore(state["watch"])
-            self.epochs = self.watch.stopped_at or self.config.epochs
+        if self.eigenvalue_stop is not None:
+            self.eigenvalue_stop.rule.restore(state["watch"])
+            self.epochs = self.eigenvalue_stop.stopped_at or self.config.epochs
 
 
 def _draw(

@@ -113,7 +113,7 @@ def _step(job: SearchJob | CandidateJob | TrainJob) -> float:
     job.begin_epoch(Position())
     start, began = 0, 0.0
     warm, lengths = _WARM, job.lengths(0)
-    if job.programs is None:
+    if job.cuda_graphs is None:
         lengths = lengths[: warm + _TIMED]
     else:  # one length until it has its program, or a capture is what would be timed
         warm = PATIENCE + 2
@@ -136,10 +136,10 @@ def _pass_seconds(
     """Seconds that an evaluation of a split takes, from its first windows."""
     tokens = corpus.splits[split]
     # A first one is slow, and a compiler may run, or a window is captured.
-    windows = _WINDOWS + (0 if job.programs is None else PATIENCE)
+    windows = _WINDOWS + (0 if job.cuda_graphs is None else PATIENCE)
     cut = tokens[: streams * (windows * EVALUATION_STEPS + 1)]
-    first = tokens[: 2 * streams] if job.programs is None else cut
-    evaluate(job.net, Streams(first, streams, job.device), mixtures, programs=job.programs)
+    first = tokens[: 2 * streams] if job.cuda_graphs is None else cut
+    evaluate(job.net, Streams(first, streams, job.device), mixtures, cuda_graphs=job.cuda_graphs)
     began = time.perf_counter()
-    evaluate(job.net, Streams(cut, streams, job.device), mixtures, programs=job.programs)
+    evaluate(job.net, Streams(cut, streams, job.device), mixtures, cuda_graphs=job.cuda_graphs)
     return (time.perf_counter() - began) * len(tokens) / len(cut)

@@ -74,6 +74,6 @@ def published(corpus_sha256: str, config: AnyTrain, epoch: int) -> float | None:
     if not epochs[0] <= epoch <= epochs[-1]:
         return None
     i = min(bisect_right(epochs, epoch), len(epochs) - 1)
-    (left, before), (right, after) = curve.points[i - 1 : i + 1]
-    share = log(epoch / left) / log(right / left)
+    (left, before), (correct, after) = curve.points[i - 1 : i + 1]
+    share = log(epoch / left) / log(correct / left)
     return before * (1 - share) + after * share

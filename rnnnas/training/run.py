@@ -17,12 +17,12 @@ from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import AnyCorpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.draw import images as raster
-from rnnnas.engine.cuda_graphs import programs_for
-from rnnnas.engine.job import LostError, Position, StepReport
+from rnnnas.engine.cuda_graphs import cuda_graphs_for
+from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.metrics import Score
 from rnnnas.engine.pick_task import train_task
-from rnnnas.engine.steps import evaluate, generator, own_carry, weight_step, weights_of, whole_carry
+from rnnnas.engine.steps import evaluate, generator, own_state, weight_step, weights_of, whole_state
 from rnnnas.engine.task import Net, arithmetic
 from rnnnas.errors import CheckpointError, DivergedError
 from rnnnas.evaluation.run import evaluate_checkpoint
@@ -38,7 +38,7 @@ from rnnnas.runs.checkpoint import load_content
 from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import AnyRun, differences, open_run
 from rnnnas.training.published_curves import curve_for, published
-from rnnnas.types import Carry
+from rnnnas.types import HiddenState
 
 
 class TrainJob:
@@ -55,12 +55,12 @@ class TrainJob:
         self.task = train_task(config, corpus, device, ranks)
         draws = generator(config.seed, "weights", 0, torch.device("cpu"))
         self.net: Net = self.task.network(draws).to(device)
-        self.programs = None
+        self.cuda_graphs = None
         if isinstance(config, TrainConfig):
-            self.programs = programs_for(config.capture, device, ranks, config.model.path)
+            self.cuda_graphs = cuda_graphs_for(config.capture, device, ranks, config.model.path)
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.train, self.valid = self.task.train, self.task.valid
-        self.carry: Carry = None
+        self.hidden_state: HiddenState = None
         self.average: Average | None = None
         self.history: list[float] = []  # validation loss after each epoch
         self.best = math.inf  # the least `Score.regret` so far
@@ -77,7 +77,7 @@ class TrainJob:
         return self.task.lengths(epoch)
 
     def begin_epoch(self, at: Position) -> None:
-        self.carry = None
+        self.hidden_state = None
         if at.epoch == self.config.epochs:
             self._begin_finetuning()
 
@@ -108,13 +108,14 @@ class TrainJob:
         draws = generator(config.seed, "weight-step", at.step, self.device)
         noise = self.task.noise(self.net, batch, draws, at.progress)
         loss, norm = weight_step(
-            self.net, self.optimizer, batch, self.carry, {}, noise, lr=lr, clip=config.weights.clip,
-            ranks=self.ranks, programs=self.programs,
+            self.net, self.optimizer, batch, self.hidden_state, {}, noise, lr=lr,
+            clip=config.weights.clip,
+            ranks=self.ranks, cuda_graphs=self.cuda_graphs,
         )  # fmt: skip
-        self.carry = loss.carry
+        self.hidden_state = loss.hidden_state
         if self.average is not None:
             self.average.update(dict(self.net.named_parameters()))
-        return StepReport(loss.value, loss.count, norm, lr, loss.right)
+        return StepReport(loss.value, loss.count, norm, lr, loss.correct)
 
     def weights(self) -> dict[str, Tensor]:
         """What is evaluated, saved and reported: the averaged weights once averaging is on."""
@@ -127,12 +128,12 @@ class TrainJob:
         return average.weights | self._statistics[1]
 
     def _score(self) -> Score:
-        return evaluate(self.net, self.valid, {}, self.weights(), self.programs)
+        return evaluate(self.net, self.valid, {}, self.weights(), self.cuda_graphs)
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
-        score = Score(**self.ranks.led(lambda: asdict(self._score())))
+        score = Score(**self.ranks.on_rank_zero(lambda: asdict(self._score())))
         if not math.isfinite(score.loss):
-            raise LostError
+            raise ValidationDiverged
         averaged = self.average is not None
         if score.regret < self.best and math.isfinite(score.perplexity):
             self.best = score.regret
@@ -208,7 +209,7 @@ class TrainJob:
             "average": None
             if average is None
             else {"steps": average.steps, "weights": average.weights},
-            "carry": whole_carry(self.carry, self.ranks),
+            "carry": whole_state(self.hidden_state, self.ranks),
             "history": self.history,
             "best": self.best,
             "best_weights": self.best_weights,
@@ -222,7 +223,7 @@ class TrainJob:
             weights = {name: w.to(self.device) for name, w in state["average"]["weights"].items()}
             self.average = Average(weights)
             self.average.steps = state["average"]["steps"]
-        self.carry = own_carry(state["carry"], self.device, self.ranks)
+        self.hidden_state = own_state(state["carry"], self.device, self.ranks)
         self.history = list(state["history"])
         self.best = state["best"]
         best = state["best_weights"]
@@ -264,24 +265,24 @@ def train(
         if run.result is not None:
             return finished(run, ranks)
         if config.genotype:
-            ranks.led(lambda: write_json(run.folder / "genotype.json", config.genotype))
+            ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", config.genotype))
         seconds = drive(
             job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet, ranks=ranks,
-            ready=lambda resumed: ranks.led(lambda: job.enter(run, resumed)),
+            ready=lambda resumed: ranks.on_rank_zero(lambda: job.enter(run, resumed)),
         )  # fmt: skip
         if not math.isfinite(job.best):
-            raise ranks.hushed(
+            raise ranks.rank_zero_error(
                 DivergedError(
                     "the validation loss was never finite: there is no model to report",
                     "lower the step size with --set weights.lr=... and start with --fresh",
                 )
             )
-        ranks.led(lambda: job.check_best(run))
+        ranks.on_rank_zero(lambda: job.check_best(run))
 
         def evaluated(split: str) -> dict[str, Any]:
             return evaluate_checkpoint(run.best_path, split, corpus=corpus, device=device)
 
-        valid, test = (ranks.led(partial(evaluated, split)) for split in ("valid", "test"))
+        valid, test = (ranks.on_rank_zero(partial(evaluated, split)) for split in ("valid", "test"))
         measure = job.task.measure
         scores = {f"valid_{measure}": valid[measure], f"test_{measure}": test[measure]}
         result = {
@@ -294,6 +295,6 @@ def train(
             "digest": valid["digest"],
         }
         run.hparams(plain, scores)
-        result = ranks.tell(result)  # the seconds differ
+        result = ranks.broadcast(result)  # the seconds differ
         run.finish(result)
         return result

@@ -24,7 +24,7 @@ from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace
-from rnnnas.types import Batch, Carry, Loss
+from rnnnas.types import Batch, HiddenState, Loss
 
 
 class InvertedResidual(nn.Module):
@@ -203,7 +203,7 @@ class DenseNet(nn.Module):
     def forward(
         self,
         batch: Batch,
-        carry: Carry,
+        hidden_state: HiddenState,
         mixtures: Mapping[str, Mixture],
         noise: CnnNoise | None,
     ) -> Loss:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-class Pool:
+class Workspace:
     """Buffers that outlive a window. What is taken is not handed out again until given back.
 
     A request gets the smallest free buffer that is large enough, whatever its shape and type were:
@@ -68,4 +68,4 @@ class Pool:
         self._free.clear()
 
 
-POOL = Pool()
+WORKSPACE = Workspace()

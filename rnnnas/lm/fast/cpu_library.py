@@ -194,28 +194,28 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     and sums (B, H), shares (n, 5) as COLUMNS says, product (n, B, 2U) = [c, z]:
 
     mix: n, B, H, U, sources, shares, product, states, → total Σ_e m s + σ(c) (Σ_f p f(z) - m s).
-    mix_back: n, B, H, U, sources, shares, product, states, slope of the total, slopes, dots: the
-        product becomes its gradient; adds to the states' slopes what reaches them directly, and
-        to dots (parts of the streams, n, 5) the inner products of the shares' own gradients.
-    reach: n, B, H, U, sources, back (n, B, U), mask (B, U) or 0, slopes: adds back times mask.
+    mix_back: n, B, H, U, sources, shares, product, states, gradient of the total, gradients, dots:
+        the product becomes its gradient; adds to the states' gradients what reaches them directly,
+        and to dots (parts of the streams, n, 5) the inner products of the shares' own gradients.
+    reach: n, B, H, U, sources, back (n, B, U), mask (B, U) or 0, gradients: adds back times mask.
     normalise: B, H, U, roll, epsilon, raw, mask or 0, → state, rstd (H), inner: the first U units
         times the mask. The state's units are rolled by `roll`, as torch.roll does.
-    normalise_back: B, H, roll, slope, state, rstd, → the gradient of raw.
+    normalise_back: B, H, roll, gradient, state, rstd, → the gradient of raw.
 
     Of a derived cell, with product (B, k, 2H) of the k nodes of one source, which the first state
     gets from_x (B, 2H) added to, and 0 for what is not there:
 
     gate: B, H, k, elements between two nodes' states, operations (as COLUMNS counts), product,
         from_x or 0, source, mask or 0, → states, and times the mask (k, B, H) or 0.
-    gate_back: B, H, k, operations, product, from_x or 0, source, slopes of the nodes' states
-        (k, B, H), slope of the source, gradient (B, 2H) or 0: the product becomes its gradient,
-        which is also written unrounded where there is from_x; adds to the source's slope what
+    gate_back: B, H, k, operations, product, from_x or 0, source, gradients of the nodes' states
+        (k, B, H), gradient of the source, gradient (B, 2H) or 0: the product becomes its gradient,
+        which is also written unrounded where there is from_x; adds to the source's gradient what
         reaches it directly.
     mean: B, H, outputs, elements between two states, outputs (slots, rising), states, mask or 0,
         → their mean, and times the mask or 0.
-    spread: B, H, states, outputs, outputs (slots, rising), slope of the result, onward, back,
-        mask or 0, → slopes (N+1, B, H) of the states: slope + onward + back times mask, shared by
-        the outputs, else 0. onward becomes 0.
+    spread: B, H, states, outputs, outputs (slots, rising), gradient of the result, onward, back,
+        mask or 0, → gradients (N+1, B, H) of the states: gradient + onward + back times mask,
+        shared by the outputs, else 0. onward becomes 0.
 
     Of either cell:
 
@@ -233,8 +233,8 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
         of the longer side, each of which one thread makes.
     learn: elements, gradient g, trained weights, rms, lr, epsilon, relative, → weights w, which
         move by -lr g / (rms + epsilon) + min(relative rms, 1) (trained - w).
-    learn_rows: M, V, D, slope (M, V), x (M, D), trained (V, D), rms, lr, epsilon, relative,
-        → weights (V, D), whose gradient is slopeᵀ x; and slope times what they were, (M, D).
+    learn_rows: M, V, D, gradient (M, V), x (M, D), trained (V, D), rms, lr, epsilon, relative,
+        → weights (V, D), whose gradient is slopeᵀ x; and gradient times what they were, (M, D).
     """
     library = built().library
     assert library is not None

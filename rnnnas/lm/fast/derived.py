@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from rnnnas.lm.cell import masked
 from rnnnas.lm.fast import cpu_library, triton_support
-from rnnnas.lm.fast.buffers import POOL
+from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.derived_cpu import CompiledUnroll
 from rnnnas.lm.fast.derived_cuda import DeviceUnroll
 from rnnnas.lm.fast.derived_plan import Group, Plan, plan
@@ -151,15 +151,15 @@ class _DerivedUnroll(torch.autograd.Function):
         hidden, count = double // 2, len(plan.nodes)
         keep = keep and any(ctx.needs_input_grad)
         slots = steps if keep else 1
-        states = POOL.take(from_x, slots, count + 1, streams, hidden)
+        states = WORKSPACE.take(from_x, slots, count + 1, streams, hidden)
         # σ(c) and f(z): of s0 in the first two rows, then group by group, gates before candidates.
-        halves = POOL.take(from_x, slots, 2 * (count + 1), streams, hidden)
+        halves = WORKSPACE.take(from_x, slots, 2 * (count + 1), streams, hidden)
         outputs = from_x.new_empty(steps, streams, hidden)
         factor = torch.bfloat16 if low else from_x.dtype
         across = from_h.to(factor)
         matrices = [_matrices(nodes, group, plan.nodes).to(factor) for group in plan.groups]
         widest = 2 * max(group.size for group in plan.groups)
-        rounded = POOL.take(across, widest, streams, hidden) if low else None
+        rounded = WORKSPACE.take(across, widest, streams, hidden) if low else None
         mean = [*range(count + 1)] == [0, *plan.outputs]  # all states but s0: a slice
         carried = h
         for t in range(steps):
@@ -184,17 +184,17 @@ class _DerivedUnroll(torch.autograd.Function):
             chosen = state[1:] if mean else torch.stack([state[i] for i in plan.outputs])
             carried = torch.mean(chosen, 0, out=outputs[t])
         if rounded is not None:
-            POOL.give(rounded)
+            WORKSPACE.give(rounded)
         if keep:
             ctx.save_for_backward(h, from_h, nodes, mask, outputs)
             ctx.buffers, ctx.plan, ctx.factor = (states, halves), plan, factor
         else:
-            POOL.give(states, halves)
+            WORKSPACE.give(states, halves)
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         h, from_h, nodes, mask, outputs = ctx.saved_tensors
         if ctx.buffers is None:
             raise RuntimeError("the fast cell's backward pass can run only once a forward pass")
@@ -205,32 +205,32 @@ class _DerivedUnroll(torch.autograd.Function):
         count = len(plan.nodes)
         across = from_h.to(factor).t()
         backs = [_matrices(nodes, group, plan.nodes).to(factor).mT for group in plan.groups]
-        slopes = POOL.take(outputs, count + 1, streams, hidden)  # of the states
+        gradients = WORKSPACE.take(outputs, count + 1, streams, hidden)  # of the states
         # The gradients of c and z as factors of products, the gradients of all matrices among
         # them: row by row of `halves`, over all steps.
-        factors = POOL.take(across, 2 * count, steps, streams, hidden)
+        factors = WORKSPACE.take(across, 2 * count, steps, streams, hidden)
         grad_x = outputs.new_empty(steps, streams, 2 * hidden)
         onward = torch.zeros_like(h)  # the gradient of h from the step after
         for t in reversed(range(steps)):
             state, half = states[t], halves[t]
-            slopes.zero_()
-            share = (slope[t] + onward).div_(len(plan.outputs))
+            gradients.zero_()
+            share = (gradient[t] + onward).div_(len(plan.outputs))
             for chosen in plan.outputs:
-                slopes[chosen] = share
+                gradients[chosen] = share
             for group, back in zip(reversed(plan.groups), reversed(backs), strict=True):
                 k = group.size
                 part = half[2 * group.start : 2 * (group.start + k)]
                 gate, value = part[:k], part[k:]
                 rest = _through_gate_(
-                    slopes[group.start : group.start + k], state[group.source], gate, value,
+                    gradients[group.start : group.start + k], state[group.source], gate, value,
                     group.runs,
                 )  # fmt: skip
                 # Through the product: (2k, B, H) times (2k, H, H), added up.
                 left = factors[2 * group.start - 2 : 2 * (group.start + k) - 2, t].copy_(part)
                 inner = torch.bmm(left, back).sum(0, dtype=outputs.dtype)
-                slopes[group.source] += rest.sum(0).addcmul_(inner, mask)
+                gradients[group.source] += rest.sum(0).addcmul_(inner, mask)
             before = h if t == 0 else outputs[t - 1]
-            rest = _through_gate_(slopes[0], before, half[0], half[1], (("tanh", 0, streams),))
+            rest = _through_gate_(gradients[0], before, half[0], half[1], (("tanh", 0, streams),))
             grad_x[t, :, :hidden], grad_x[t, :, hidden:] = half[0], half[1]
             onward = rest.addcmul_(multiply(grad_x[t].to(factor), across).to(rest.dtype), mask)
         grad_from_h = grad_nodes = None
@@ -240,24 +240,24 @@ class _DerivedUnroll(torch.autograd.Function):
             grad_from_h = grad_from_h.to(outputs.dtype)
         if ctx.needs_input_grad[3]:
             grad_nodes = _matrix_gradients(nodes, plan, states, factors, mask)
-        POOL.give(states, halves, slopes, factors)
+        WORKSPACE.give(states, halves, gradients, factors)
         return grad_x, onward, grad_from_h, grad_nodes, None, None, None, None
 
 
 def _through_gate_(
-    slope: Tensor, source: Tensor, gate: Tensor, value: Tensor,
+    gradient: Tensor, source: Tensor, gate: Tensor, value: Tensor,
     runs: tuple[tuple[str, int, int], ...],
 ) -> Tensor:  # fmt: skip
     """Back through s + g (f - s): gate and value become the gradients of c and z, in place.
 
-    Returns the gradient that reaches the source directly, slope (1 - g). All (k, B, H).
+    Returns the gradient that reaches the source directly, gradient (1 - g). All (k, B, H).
     """
-    through = slope * gate  # of f
-    rest = slope - through
+    through = gradient * gate  # of f
+    rest = gradient - through
     risen = value - source
     for op, low, high in runs:
         _through_activation_(op, value[low:high], through[low:high])
-    gate.mul_(rest).mul_(risen)  # slope g (1 - g) (f - s)
+    gate.mul_(rest).mul_(risen)  # gradient g (1 - g) (f - s)
     return rest
 
 
@@ -271,8 +271,10 @@ def _matrix_gradients(
     for group in plan.groups:
         k = group.size
         inner = (states[:, group.source] * mask).to(factors.dtype).view(rows, hidden).t()
-        slope = factors[2 * group.start - 2 : 2 * (group.start + k) - 2].view(2 * k, rows, hidden)
-        grads = torch.bmm(inner.expand(2 * k, hidden, rows), slope)
+        gradient = factors[2 * group.start - 2 : 2 * (group.start + k) - 2].view(
+            2 * k, rows, hidden
+        )
+        grads = torch.bmm(inner.expand(2 * k, hidden, rows), gradient)
         for i in range(k):
             node = plan.nodes[group.start - 1 + i]
             result[node, :, :hidden], result[node, :, hidden:] = grads[i], grads[k + i]
@@ -291,13 +293,13 @@ def activate_(op: str, z: Tensor) -> None:
         assert op == "identity"
 
 
-def _through_activation_(op: str, f: Tensor, slope: Tensor) -> None:
-    """f, the activation's value, becomes slope times its derivative."""
+def _through_activation_(op: str, f: Tensor, gradient: Tensor) -> None:
+    """f, the activation's value, becomes gradient times its derivative."""
     if op == "tanh":  # 1 - f²
-        torch.addcmul(slope, slope, f.mul_(f), value=-1.0, out=f)
+        torch.addcmul(gradient, gradient, f.mul_(f), value=-1.0, out=f)
     elif op == "sigmoid":  # f (1 - f)
-        torch.mul(slope, f - f * f, out=f)
+        torch.mul(gradient, f - f * f, out=f)
     elif op == "relu":  # 1 where z > 0, and there only f > 0
-        f.sign_().mul_(slope)
+        f.sign_().mul_(gradient)
     else:
-        f.copy_(slope)
+        f.copy_(gradient)

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.lm.fast import cpu_library
-from rnnnas.lm.fast.buffers import POOL
+from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.derived_plan import Group, Plan
 from rnnnas.lm.fast.matmul import multiply
 
 
 class _Layout:
-    """What forth and back have in common: the factors of products, and the kernels' tables.
+    """What forward and backward have in common: the factors of products, and the kernels' tables.
 
     from_h (H, 2H), matrices[g] (H, k 2H): in the products' type. mask (B, H), or None for ones.
     """
@@ -88,13 +88,13 @@ class CompiledUnroll(torch.autograd.Function):
         own = _Layout(h, from_h, nodes, mask, plan, low)
         keep = keep and any(ctx.needs_input_grad)
         slots = steps if keep else 1
-        states = POOL.take(h, own.count + 1, slots, streams, hidden)
-        buffer = POOL.take(own.from_h, own.count + 1, slots * streams * double)
+        states = WORKSPACE.take(h, own.count + 1, slots, streams, hidden)
+        buffer = WORKSPACE.take(own.from_h, own.count + 1, slots * streams * double)
         first, products = own.products(buffer, slots)
         outputs = from_x.new_empty(steps, streams, hidden)
         # Of all states and, last, of the step before; where it is the state itself, none.
         same = own.mask is None and not low
-        inner = None if same else POOL.take(own.from_h, own.count + 2, streams, hidden)
+        inner = None if same else WORKSPACE.take(own.from_h, own.count + 2, streams, hidden)
         gate, mean = (cpu_library.function(name, own.type) for name in ("gate", "mean"))
         states_at, from_x_at, outputs_at = [_at(s) for s in states], _at(from_x), _at(outputs)
         inner_at = [0] * (own.count + 2) if inner is None else _at(inner)
@@ -127,17 +127,17 @@ class CompiledUnroll(torch.autograd.Function):
             )  # fmt: skip
             carried, before = outputs[t] if inner is None else inner[-1], outputs_at[t]
         if inner is not None:
-            POOL.give(inner)
+            WORKSPACE.give(inner)
         if keep:
             ctx.save_for_backward(from_x, h, from_h, nodes, mask, outputs)
             ctx.buffers, ctx.own = (states, buffer), own
         else:
-            POOL.give(states, buffer)
+            WORKSPACE.give(states, buffer)
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from_x, h, from_h, nodes, mask, outputs = ctx.saved_tensors
         if ctx.buffers is None:
             raise RuntimeError("the fast cell's backward pass can run only once a forward pass")
@@ -146,20 +146,21 @@ class CompiledUnroll(torch.autograd.Function):
         ctx.own = None
         plan = own.plan
         steps, streams, hidden = outputs.shape
-        slope = cpu_library.dense(slope, steps, streams, hidden)
+        gradient = cpu_library.dense(gradient, steps, streams, hidden)
         first, products = own.products(buffer, steps)
-        slopes = POOL.take(h, own.count + 1, streams, hidden)  # of the states
-        back = POOL.take(own.from_h, streams, hidden).zero_()  # through a product
+        gradients = WORKSPACE.take(h, own.count + 1, streams, hidden)  # of the states
+        back = WORKSPACE.take(own.from_h, streams, hidden).zero_()  # through a product
         grad_x = torch.empty_like(from_x)
         onward = torch.zeros_like(h)  # what reaches the step before, but through a product
         gate_back, spread, reach = (
             cpu_library.function(name, own.type) for name in ("gate_back", "spread", "reach")
         )
         none = torch.zeros(1, dtype=torch.int64)  # the source that `reach` adds to is the first
-        slopes_at, back_at, onward_at = _at(slopes), back.data_ptr(), onward.data_ptr()
+        gradients_at, back_at, onward_at = _at(gradients), back.data_ptr(), onward.data_ptr()
         groups = [
             (matrix.t(), product, _at(product), _at(states[group.source]),
-             (streams, hidden, group.size, ops), slopes_at[group.start], slopes_at[group.source])
+             (streams, hidden, group.size, ops), gradients_at[group.start],
+             gradients_at[group.source])
             for group, matrix, product, ops in zip(
                 plan.groups, own.matrices, products, own.ops, strict=True)
         ]  # fmt: skip
@@ -169,16 +170,16 @@ class CompiledUnroll(torch.autograd.Function):
         ats = (_at(first), _at(from_x), [h.data_ptr(), *_at(outputs)][:-1], _at(grad_x))
         for t in reversed(range(steps)):
             spread(
-                *spread_sizes, slope.data_ptr() + t * slope[0].nbytes, onward_at, back_at,
-                own.masked, slopes_at[0], own.threads,
+                *spread_sizes, gradient.data_ptr() + t * gradient[0].nbytes, onward_at, back_at,
+                own.masked, gradients_at[0], own.threads,
             )  # fmt: skip
-            for matrix, product, at, source_at, sizes, slope_at, to in groups:
-                gate_back(*sizes, at[t], 0, source_at[t], slope_at, to, 0, own.threads)
+            for matrix, product, at, source_at, sizes, gradient_at, to in groups:
+                gate_back(*sizes, at[t], 0, source_at[t], gradient_at, to, 0, own.threads)
                 multiply(product[t], matrix, out=back)
                 reach(*reach_sizes, to, own.threads)
             product_at, added, before, result = (at[t] for at in ats)
             gate_back(
-                streams, hidden, 1, own.tanh, product_at, added, before, slopes_at[0], onward_at,
+                streams, hidden, 1, own.tanh, product_at, added, before, gradients_at[0], onward_at,
                 result, own.threads,
             )  # fmt: skip
             multiply(first[t], own.from_h.t(), out=back)
@@ -195,5 +196,5 @@ class CompiledUnroll(torch.autograd.Function):
                 columns = product.flatten(0, 1).chunk(group.size, -1)
                 for node, right in zip(own.members(group), columns, strict=True):
                     multiply(left, right, out=grad_nodes[node])
-        POOL.give(states, buffer, slopes, back)
+        WORKSPACE.give(states, buffer, gradients, back)
         return grad_x, onward, grad_from_h, grad_nodes, None, None, None, None

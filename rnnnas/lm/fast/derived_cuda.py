@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rnnnas.lm.fast.buffers import POOL
+from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.cpu_library import COLUMNS
 from rnnnas.lm.fast.derived_plan import Plan
 from rnnnas.lm.fast.matmul import multiply
@@ -31,7 +31,7 @@ FLAT = {"ROWS": 4, "UNITS": 64}
 
 
 class _Layout:
-    """What forth and back have in common: padded factors, tables, and the kernels' tiles.
+    """What forward and backward have in common: padded factors, tables, and the kernels' tiles.
 
     matrices (N+1, W, 2, W): of the first state, then slot by slot; see `device.padded`. like: of
     the products' type. mask (B, W), or None for ones.
@@ -89,10 +89,10 @@ class DeviceUnroll(torch.autograd.Function):
         keep = keep and any(ctx.needs_input_grad)
         slots = steps if keep else 1
         count, size = len(plan.nodes), own.wide
-        states = POOL.take(h, count + 1, slots, streams, size)
-        inner = POOL.take(own.like, count + 1, slots, streams, size)  # states times the mask
-        carried = POOL.take(own.like, slots + 1, streams, size)  # h before each step, likewise
-        products = POOL.take(own.like, count + 1, slots, streams, 2, size)
+        states = WORKSPACE.take(h, count + 1, slots, streams, size)
+        inner = WORKSPACE.take(own.like, count + 1, slots, streams, size)  # states times the mask
+        carried = WORKSPACE.take(own.like, slots + 1, streams, size)  # h before each step, likewise
+        products = WORKSPACE.take(own.like, count + 1, slots, streams, 2, size)
         outputs = from_x.new_empty(steps, streams, double // 2)
         carried[0] = F.pad(h if own.mask is None else h * mask, (0, size - h.shape[1]))
         strides = (products.stride(0), states.stride(0))
@@ -126,12 +126,12 @@ class DeviceUnroll(torch.autograd.Function):
             ctx.save_for_backward(from_x, h, from_h, nodes, outputs)
             ctx.own, ctx.buffers = own, (states, inner, carried, products)
         else:
-            POOL.give(states, inner, carried, products)
+            WORKSPACE.give(states, inner, carried, products)
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from_x, h, from_h, nodes, outputs = ctx.saved_tensors
         if ctx.buffers is None:
             raise RuntimeError("the fast cell's backward pass can run only once a forward pass")
@@ -140,8 +140,8 @@ class DeviceUnroll(torch.autograd.Function):
         ctx.own = None
         plan, size, hidden = own.plan, own.wide, own.hidden
         steps, streams, _ = outputs.shape
-        slope = slope.contiguous()
-        slopes = POOL.take(states, len(states), streams, size)
+        gradient = gradient.contiguous()
+        gradients = WORKSPACE.take(states, len(states), streams, size)
         onward = states.new_zeros(streams, size)  # the gradient of h from the step after
         grad_x = torch.empty_like(from_x)
         options = {"WIDE": size, **FLAT}
@@ -150,14 +150,14 @@ class DeviceUnroll(torch.autograd.Function):
         gate_back, product_back = own.kernels.gate_back, own.kernels.product_back
         for t in reversed(range(steps)):
             own.kernels.spread[flat](
-                slope[t], onward, own.flags, slopes, streams, hidden, len(states),
+                gradient[t], onward, own.flags, gradients, streams, hidden, len(states),
                 1 / len(plan.outputs), **options,
             )  # fmt: skip
             for group in reversed(plan.groups):
-                at, reach = products[group.start, t], slopes[group.source]
+                at, reach = products[group.start, t], gradients[group.source]
                 gate_back[flat](
                     at, None, states[group.source, t], own.ops[group.start :],
-                    slopes[group.start], reach, None, streams, hidden, group.size, size,
+                    gradients[group.start], reach, None, streams, hidden, group.size, size,
                     products.stride(0), **options, ADDED=False,
                 )  # fmt: skip
                 product_back[tiles](
@@ -165,8 +165,9 @@ class DeviceUnroll(torch.autograd.Function):
                     products.stride(0), **product,
                 )  # fmt: skip
             gate_back[flat](
-                products[0, t], from_x[t], outputs[t - 1] if t else h, own.ops, slopes[0], onward,
-                grad_x[t], streams, hidden, 1, hidden, products.stride(0), **options, ADDED=True,
+                products[0, t], from_x[t], outputs[t - 1] if t else h, own.ops, gradients[0],
+                onward, grad_x[t], streams, hidden, 1, hidden, products.stride(0), **options,
+                ADDED=True,
             )  # fmt: skip
             product_back[tiles](
                 products[0, t], own.matrices, own.mask, onward, streams, 1, products.stride(0),
@@ -181,7 +182,7 @@ class DeviceUnroll(torch.autograd.Function):
                 for slot in range(group.start, group.start + group.size):
                     node = grad_nodes[plan.nodes[slot - 1]]
                     node.copy_(_gradient(inner[group.source], products[slot], hidden))
-        POOL.give(states, inner, carried, products, slopes)
+        WORKSPACE.give(states, inner, carried, products, gradients)
         return grad_x, onward[:, :hidden], grad_from_h, grad_nodes, None, None, None, None
 
 

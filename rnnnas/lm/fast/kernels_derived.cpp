@@ -92,13 +92,13 @@ void mean(int64_t rows, int64_t hidden, int64_t chosen, int64_t stride, const in
     }
 }
 
-// slopes of all states, by what reaches the outputs from above and from the step after.
+// gradients of all states, by what reaches the outputs from above and from the step after.
 template <class S, class P>
 void spread(int64_t rows, int64_t hidden, int64_t states, int64_t chosen, const int64_t *outputs,
-            const S *slope, S *onward, const P *back, const S *mask, S *slopes, int threads) {
+            const S *gradient, S *onward, const P *back, const S *mask, S *gradients, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t b = 0; b < rows; b++) {
-        const S *d = slope + b * hidden, *m = mask ? mask + b * hidden : nullptr;
+        const S *d = gradient + b * hidden, *m = mask ? mask + b * hidden : nullptr;
         const P *in = back + b * hidden;
         S *rest = onward + b * hidden;
         if (m) {
@@ -111,7 +111,7 @@ void spread(int64_t rows, int64_t hidden, int64_t states, int64_t chosen, const 
                 rest[u] = (d[u] + (rest[u] + widen(in[u]))) / S(chosen);
         }
         for (int64_t i = 0, k = 0; i < states; i++) {
-            S *out = slopes + (i * rows + b) * hidden;
+            S *out = gradients + (i * rows + b) * hidden;
             if (k < chosen && outputs[k] == i) {
                 std::copy(rest, rest + hidden, out);
                 k++;
@@ -124,12 +124,12 @@ void spread(int64_t rows, int64_t hidden, int64_t states, int64_t chosen, const 
 
 template <class S, class P>
 void gate_back(int64_t rows, int64_t hidden, int64_t nodes, const int64_t *ops, P *product,
-               const S *added, const S *source, const S *slope, S *reach, S *whole, int threads) {
+               const S *added, const S *source, const S *gradient, S *reach, S *whole, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t b = 0; b < rows; b++)
         for (int64_t i = 0; i < nodes; i++) {
             P *c = product + (b * nodes + i) * 2 * hidden, *z = c + hidden;
-            const S *s = source + b * hidden, *d = slope + (i * rows + b) * hidden;
+            const S *s = source + b * hidden, *d = gradient + (i * rows + b) * hidden;
             const S *x = added ? added + b * 2 * hidden : nullptr;
             S *to = reach + b * hidden, *full = whole ? whole + b * 2 * hidden : nullptr;
             by_op(ops[i], [=](auto op) {
@@ -177,15 +177,15 @@ void gate_back(int64_t rows, int64_t hidden, int64_t nodes, const int64_t *ops, 
         mean(rows, hidden, chosen, stride, outputs, states, mask, result, inner, threads);         \
     }                                                                                              \
     extern "C" void spread_##NAME(int64_t rows, int64_t hidden, int64_t states, int64_t chosen,    \
-                                  const int64_t *outputs, const S *slope, S *onward,               \
-                                  const P *back, const S *mask, S *slopes, int threads) {          \
-        spread(rows, hidden, states, chosen, outputs, slope, onward, back, mask, slopes, threads); \
+                                  const int64_t *outputs, const S *gradient, S *onward,               \
+                                  const P *back, const S *mask, S *gradients, int threads) {          \
+        spread(rows, hidden, states, chosen, outputs, gradient, onward, back, mask, gradients, threads); \
     }                                                                                              \
     extern "C" void gate_back_##NAME(int64_t rows, int64_t hidden, int64_t nodes,                  \
                                      const int64_t *ops, P *product, const S *added,               \
-                                     const S *source, const S *slope, S *reach, S *whole,          \
+                                     const S *source, const S *gradient, S *reach, S *whole,          \
                                      int threads) {                                                \
-        gate_back(rows, hidden, nodes, ops, product, added, source, slope, reach, whole, threads); \
+        gate_back(rows, hidden, nodes, ops, product, added, source, gradient, reach, whole, threads); \
     }
 
 EXPORT(float32, float, float)

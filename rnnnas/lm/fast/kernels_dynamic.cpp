@@ -33,10 +33,10 @@ void learn(int64_t size, const S *grad, const S *trained, const S *rms, Rates<S>
                rates, weights + start);
 }
 
-// The gradient of W (V, D) is slopeᵀ x and lives a row at a time. Before it moves, W hands
-// `slope` W on to the outputs.
+// The gradient of W (V, D) is gradientᵀ x and lives a row at a time. Before it moves, W hands
+// `gradient` W on to the outputs.
 template <class S>
-void learn_rows(int64_t targets, int64_t rows, int64_t width, const S *slope, const S *x,
+void learn_rows(int64_t targets, int64_t rows, int64_t width, const S *gradient, const S *x,
                 const S *trained, const S *rms, Rates<S> rates, S *weights, S *back, int threads) {
     int64_t size = targets * width;
     std::vector<S> sums(SLICES * size);
@@ -49,7 +49,7 @@ void learn_rows(int64_t targets, int64_t rows, int64_t width, const S *slope, co
                 S *w = weights + v * width, *g = grad.data();
                 std::fill(g, g + width, S(0));
                 for (int64_t m = 0; m < targets; m++) {
-                    S d = slope[m * rows + v], *sum = sums.data() + slice * size + m * width;
+                    S d = gradient[m * rows + v], *sum = sums.data() + slice * size + m * width;
                     const S *in = x + m * width;
 #pragma omp simd
                     for (int64_t u = 0; u < width; u++) {
@@ -75,10 +75,10 @@ void learn_rows(int64_t targets, int64_t rows, int64_t width, const S *slope, co
               threads);                                                                            \
     }                                                                                              \
     extern "C" void learn_rows_##NAME(int64_t targets, int64_t rows, int64_t width,                \
-                                      const S *slope, const S *x, const S *trained, const S *rms,  \
+                                      const S *gradient, const S *x, const S *trained, const S *rms,  \
                                       double lr, double epsilon, double relative, S *weights,      \
                                       S *back, int threads) {                                      \
-        learn_rows(targets, rows, width, slope, x, trained, rms,                                   \
+        learn_rows(targets, rows, width, gradient, x, trained, rms,                                   \
                    Rates<S>{S(lr), S(epsilon), S(relative)}, weights, back, threads);              \
     }
 

@@ -38,7 +38,7 @@ void mix(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int64_t *
 
 template <class S, class P>
 void mix_back(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int64_t *source,
-              const S *shares, P *product, const S *states, const S *slope, S *slopes, S *dots,
+              const S *shares, P *product, const S *states, const S *gradient, S *gradients, S *dots,
               int threads) {
     int64_t parts = (rows + PART - 1) / PART;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -49,8 +49,8 @@ void mix_back(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int6
             std::copy(shares + e * COLUMNS, shares + (e + 1) * COLUMNS, p);
             S kept = 0, by_tanh = 0, by_relu = 0, by_sigmoid = 0, by_identity = 0;
             for (int64_t b = part * PART; b < std::min(rows, (part + 1) * PART); b++) {
-                const S *s = states + (source[e] * rows + b) * hidden, *d = slope + b * hidden;
-                S *reach = slopes + (source[e] * rows + b) * hidden;
+                const S *s = states + (source[e] * rows + b) * hidden, *d = gradient + b * hidden;
+                S *reach = gradients + (source[e] * rows + b) * hidden;
                 P *c = product + (e * rows + b) * 2 * units, *z = c + units;
 #pragma omp simd reduction(+ : kept, by_tanh, by_relu, by_sigmoid, by_identity)
                 for (int64_t u = 0; u < units; u++) {
@@ -88,11 +88,11 @@ void mix_back(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int6
 
 template <class S, class P>
 void reach(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int64_t *source,
-           const P *back, const S *mask, S *slopes, int threads) {
+           const P *back, const S *mask, S *gradients, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t b = 0; b < rows; b++)
         for (int64_t e = 0; e < n; e++) {
-            S *out = slopes + (source[e] * rows + b) * hidden;
+            S *out = gradients + (source[e] * rows + b) * hidden;
             const P *in = back + (e * rows + b) * units;
             const S *m = mask ? mask + b * units : nullptr;
             if (m) {
@@ -156,7 +156,7 @@ void normalise(int64_t rows, int64_t hidden, int64_t units, int64_t roll, S epsi
 }
 
 template <class S>
-void normalise_back(int64_t rows, int64_t hidden, int64_t roll, const S *slope, const S *state,
+void normalise_back(int64_t rows, int64_t hidden, int64_t roll, const S *gradient, const S *state,
                     const S *rstd, S *total, int threads) {
     int64_t strips = (hidden + STRIP - 1) / STRIP;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -164,7 +164,7 @@ void normalise_back(int64_t rows, int64_t hidden, int64_t roll, const S *slope, 
         int64_t first = strip * STRIP, width = std::min<int64_t>(STRIP, hidden - first);
         S along[STRIP] = {}, level[STRIP] = {};
         for (int64_t b = 0; b < rows; b++) {
-            const S *d = slope + b * hidden + first, *s = state + b * hidden + first;
+            const S *d = gradient + b * hidden + first, *s = state + b * hidden + first;
 #pragma omp simd
             for (int64_t k = 0; k < width; k++) {
                 along[k] += d[k] * s[k];
@@ -176,7 +176,7 @@ void normalise_back(int64_t rows, int64_t hidden, int64_t roll, const S *slope, 
             level[k] /= S(rows);
         }
         for (int64_t b = 0; b < rows; b++) {
-            const S *d = slope + b * hidden + first, *s = state + b * hidden + first;
+            const S *d = gradient + b * hidden + first, *s = state + b * hidden + first;
             S *out = total + b * hidden;
             if (!roll) {
 #pragma omp simd
@@ -201,15 +201,15 @@ void normalise_back(int64_t rows, int64_t hidden, int64_t roll, const S *slope, 
     }                                                                                              \
     extern "C" void mix_back_##NAME(int64_t n, int64_t rows, int64_t hidden, int64_t units,        \
                                     const int64_t *source, const S *shares, P *product,            \
-                                    const S *states, const S *slope, S *slopes, S *dots,           \
+                                    const S *states, const S *gradient, S *gradients, S *dots,           \
                                     int threads) {                                                 \
-        mix_back(n, rows, hidden, units, source, shares, product, states, slope, slopes, dots,     \
+        mix_back(n, rows, hidden, units, source, shares, product, states, gradient, gradients, dots,     \
                  threads);                                                                         \
     }                                                                                              \
     extern "C" void reach_##NAME(int64_t n, int64_t rows, int64_t hidden, int64_t units,           \
-                                 const int64_t *source, const P *back, const S *mask, S *slopes,   \
+                                 const int64_t *source, const P *back, const S *mask, S *gradients,   \
                                  int threads) {                                                    \
-        reach(n, rows, hidden, units, source, back, mask, slopes, threads);                        \
+        reach(n, rows, hidden, units, source, back, mask, gradients, threads);                        \
     }                                                                                              \
     extern "C" void normalise_##NAME(int64_t rows, int64_t hidden, int64_t units, int64_t roll,    \
                                      double epsilon, const S *raw, const S *mask, S *state,        \
@@ -217,9 +217,9 @@ void normalise_back(int64_t rows, int64_t hidden, int64_t roll, const S *slope, 
         normalise(rows, hidden, units, roll, S(epsilon), raw, mask, state, rstd, inner, threads);  \
     }                                                                                              \
     extern "C" void normalise_back_##NAME(int64_t rows, int64_t hidden, int64_t roll,              \
-                                          const S *slope, const S *state, const S *rstd, S *total, \
+                                          const S *gradient, const S *state, const S *rstd, S *total, \
                                           int threads) {                                           \
-        normalise_back(rows, hidden, roll, slope, state, rstd, total, threads);                    \
+        normalise_back(rows, hidden, roll, gradient, state, rstd, total, threads);                    \
     }
 
 EXPORT(float32, float, float)

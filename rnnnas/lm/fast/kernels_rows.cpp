@@ -37,9 +37,9 @@ void losses(int64_t rows, int64_t words, P *logits, const S *bias, const int64_t
                 x[targets[b]] -= mass;
 #pragma omp simd
                 for (int64_t v = 0; v < words; v++) {
-                    S slope = x[v] * share;
-                    sum[v] += slope;
-                    narrow(slope, l[v]);
+                    S gradient = x[v] * share;
+                    sum[v] += gradient;
+                    narrow(gradient, l[v]);
                 }
             }
     }

@@ -103,10 +103,10 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, matrix = ctx.saved_tensors
-        slope = slope.to(rows.dtype)
+        gradient = gradient.to(rows.dtype)
         need_rows, need_matrix, _ = ctx.needs_input_grad
-        of_rows = multiply(slope, matrix.t()).to(ctx.type) if need_rows else None
-        of_matrix = multiply(rows.t(), slope).to(ctx.type) if need_matrix else None
+        of_rows = multiply(gradient, matrix.t()).to(ctx.type) if need_rows else None
+        of_matrix = multiply(rows.t(), gradient).to(ctx.type) if need_matrix else None
         return of_rows, of_matrix, None

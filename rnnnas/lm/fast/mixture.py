@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.lm.cell import masked
 from rnnnas.lm.fast import mixture_cuda, triton_support
-from rnnnas.lm.fast.buffers import POOL
+from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.cpu_library import usable
 from rnnnas.lm.fast.matmul import accumulate, multiply, project
 from rnnnas.lm.fast.mixture_cpu import Compiled, Elementwise
@@ -84,24 +84,25 @@ class _Window:
 
     def __init__(self, h: Tensor, nodes: Tensor, plan: list[Node], steps: int) -> None:
         streams, hidden = h.shape
-        self.states = POOL.take(h, steps, len(plan) + 1, streams, hidden)
-        self.rstd = POOL.take(h, steps, len(plan) + 1, hidden)
-        self.zero = POOL.take(h, steps, streams, 2 * hidden)
+        self.states = WORKSPACE.take(h, steps, len(plan) + 1, streams, hidden)
+        self.rstd = WORKSPACE.take(h, steps, len(plan) + 1, hidden)
+        self.zero = WORKSPACE.take(h, steps, streams, 2 * hidden)
         self.products = [
-            POOL.take(nodes, steps, len(node.sources), streams, nodes.shape[-1]) for node in plan
+            WORKSPACE.take(nodes, steps, len(node.sources), streams, nodes.shape[-1])
+            for node in plan
         ]
 
     def give_back(self) -> None:
-        POOL.give(self.states, self.rstd, self.zero, *self.products)
+        WORKSPACE.give(self.states, self.rstd, self.zero, *self.products)
 
 
 def _work_of(
     form: type[Elementwise], like: Tensor, plan: list[Node], units: int, mask: Tensor,
-    ranks: Ranks, slopes: bool = False,
+    ranks: Ranks, gradients: bool = False,
 ) -> tuple[Elementwise, Elementwise]:  # fmt: skip
     """What lies between the products: of the first state, and of the nodes."""
     first = form(like, [start_of(like)], like.shape[1], mask, ranks)
-    return first, form(like, plan, units, mask, ranks, slopes)
+    return first, form(like, plan, units, mask, ranks, gradients)
 
 
 class _MixedUnroll(torch.autograd.Function):
@@ -121,8 +122,8 @@ class _MixedUnroll(torch.autograd.Function):
         matrix_h, matrices = (from_h.bfloat16(), nodes.bfloat16()) if low else (from_h, nodes)
         window = _Window(h, matrices, plan, steps if keep else 1)
         outputs = from_x.new_empty(steps, streams, hidden)
-        inner = POOL.take(matrices, len(plan) + 1, streams, units)  # states times the mask
-        total = POOL.take(h, streams, hidden)
+        inner = WORKSPACE.take(matrices, len(plan) + 1, streams, units)  # states times the mask
+        total = WORKSPACE.take(h, streams, hidden)
         tensors = (h, from_x, from_h, nodes, weights, mask)
         form = Compiled if usable(*tensors, low=low) else Elementwise
         start, work = _work_of(form, h, plan, units, mask, ranks)
@@ -142,7 +143,7 @@ class _MixedUnroll(torch.autograd.Function):
                 work.mix(i, product, states, total)
                 work.normalise(total, states[i + 1], rstd[i + 1], inner[i + 1], roll)
             carried = torch.mean(states[1:], 0, out=outputs[t])
-        POOL.give(inner, total)
+        WORKSPACE.give(inner, total)
         start.close()
         work.close()
         if keep:
@@ -154,7 +155,7 @@ class _MixedUnroll(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         h, from_h, nodes, weights, mask, outputs = ctx.saved_tensors
         window: _Window | None = ctx.window
         if window is None:
@@ -169,10 +170,10 @@ class _MixedUnroll(torch.autograd.Function):
         matrix_h, matrices = (from_h.bfloat16(), nodes.bfloat16()) if low else (from_h, nodes)
         grad_x = outputs.new_empty(steps, streams, 2 * hidden)
         grad_nodes = torch.zeros_like(nodes) if need_nodes else None
-        slopes = POOL.take(outputs, count + 1, streams, hidden)  # of the states
-        inner = POOL.take(matrices, count + 1, streams, units)
+        gradients = WORKSPACE.take(outputs, count + 1, streams, hidden)  # of the states
+        inner = WORKSPACE.take(matrices, count + 1, streams, units)
         widest = max(len(node.sources) for node in plan)
-        reached = POOL.take(matrices, widest, streams, units)
+        reached = WORKSPACE.take(matrices, widest, streams, units)
         start, work = _work_of(ctx.form, h, plan, units, mask, ranks, need_weights)
         mask_u = mask[:, :units] if mask.dim() else mask
         roll = units % hidden
@@ -181,23 +182,23 @@ class _MixedUnroll(torch.autograd.Function):
             states, rstd = window.states[t], window.rstd[t]
             if need_nodes:
                 torch.mul(states[..., :units], mask_u, out=inner)
-            slopes[0].zero_()
-            slopes[1:] = (slope[t] + onward).div_(count)
+            gradients[0].zero_()
+            gradients[1:] = (gradient[t] + onward).div_(count)
             for i, node in reversed([*enumerate(plan)]):
                 if not node.blocks:
                     continue
                 product = window.products[i][t]  # (n, B, 2U)
-                total = work.normalise_back(slopes[i + 1], states[i + 1], rstd[i + 1], roll)
-                work.mix_back(i, product, states, total, slopes)
+                total = work.normalise_back(gradients[i + 1], states[i + 1], rstd[i + 1], roll)
+                work.mix_back(i, product, states, total, gradients)
                 rows = product.view(-1, 2 * units)
                 back = reached[: len(node.sources)]
                 multiply(rows, matrices[i].t(), out=back.view(-1, units))
-                work.reach(i, back, slopes)
+                work.reach(i, back, gradients)
                 if grad_nodes is not None:
                     accumulate(grad_nodes[i], taken(inner, node).view(-1, units).t(), rows)
             before = (h if t == 0 else outputs[t - 1]).unsqueeze(0)
             zero = window.zero[t]
-            total = work.normalise_back(slopes[0], states[0], rstd[0], 0)
+            total = work.normalise_back(gradients[0], states[0], rstd[0], 0)
             onward.zero_()
             start.mix_back(0, zero.unsqueeze(0), before, total, onward.unsqueeze(0))
             grad_x[t] = zero
@@ -209,7 +210,7 @@ class _MixedUnroll(torch.autograd.Function):
             left, right = (a.flatten(0, 1).to(matrix_h.dtype) for a in (previous, grad_x))
             grad_from_h = multiply(left.t(), right).to(from_h.dtype)
         grad_weights = work.gathered(steps, weights) if need_weights else None
-        POOL.give(slopes, inner, reached)
+        WORKSPACE.give(gradients, inner, reached)
         start.close()
         work.close()
         window.give_back()

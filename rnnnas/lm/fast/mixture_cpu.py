@@ -1,4 +1,4 @@
-"""What the fast mixed cell computes between its products, forth and back.
+"""What the fast mixed cell computes between its products, forward and backward.
 
 Legend: B streams, E edges, O operations, H hidden, N nodes; U units computed, n computed edges of
 a node, m of one block. `Elementwise` is made of torch's operations and runs everywhere;
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rnnnas.distributed import Ranks
 from rnnnas.lm.fast import cpu_library
-from rnnnas.lm.fast.buffers import POOL
+from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.mixture_plan import Node, taken
 from rnnnas.lm.search_cell import EPSILON
 
@@ -26,18 +26,18 @@ class Elementwise:
 
     Args:
         like: (B, H), of the states' type. units: U. mask: (B, H), or a single 1.
-        slopes: whether the mixture's gradient will be asked for.
+        gradients: whether the mixture's gradient will be asked for.
     """
 
     def __init__(
         self, like: Tensor, plan: Sequence[Node], units: int, mask: Tensor, ranks: Ranks,
-        slopes: bool = False,
+        gradients: bool = False,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.units = units
         self.mask = mask[:, :units] if mask.dim() else mask
         self.ranks = ranks
-        self.slopes = slopes
+        self.gradients = gradients
         self._prepare(like)
 
     def _prepare(self, like: Tensor) -> None:
@@ -46,11 +46,11 @@ class Elementwise:
         self._dots: list[Tensor] = []
         most = max([block.size for node in plan for block in node.blocks], default=0)
         kinds = max([len(block.ops) for node in plan for block in node.blocks], default=0)
-        self._work = POOL.take(like, 6 + kinds, most, like.shape[0], self.units)
+        self._work = WORKSPACE.take(like, 6 + kinds, most, like.shape[0], self.units)
 
     def close(self) -> None:
         """Hand the buffers back."""
-        POOL.give(self._work)
+        WORKSPACE.give(self._work)
 
     def mix(self, i: int, product: Tensor, states: Tensor, total: Tensor) -> None:
         """total = Σ_j P_j s_j + σ(c_j) (Σ_f P[j, f] f(z_j) - P_j s_j) of node `i`.
@@ -61,8 +61,8 @@ class Elementwise:
         if not node.blocks:
             total.zero_()
             return
-        carry = taken(states, node).flatten(1)
-        torch.mm(node.masses, carry, out=total.view(1, -1))  # Σ_j P_j s_j
+        hidden_state = taken(states, node).flatten(1)
+        torch.mm(node.masses, hidden_state, out=total.view(1, -1))  # Σ_j P_j s_j
         inside = total[:, :units]
         cs, zs = product[..., :units], product[..., units:]
         for block in node.blocks:
@@ -79,19 +79,20 @@ class Elementwise:
                 inside += gain.mul_(gate).sum(0)
 
     def mix_back(
-        self, i: int, product: Tensor, states: Tensor, slope: Tensor, slopes: Tensor
+        self, i: int, product: Tensor, states: Tensor, gradient: Tensor, gradients: Tensor
     ) -> None:
         """Back through `mix`: the product becomes its own gradient, in place.
 
-        slope (B, H): the gradient of the total. Adds what reaches the predecessors directly to
-        their `slopes` (N+1, B, H), and keeps the inner products of the mixture's gradient: of
-        slope and s, then edge by edge of slope σ(c) with the values of all operations and with s.
+        gradient (B, H): the gradient of the total. Adds what reaches the predecessors directly to
+        their `gradients` (N+1, B, H), and keeps the inner products of the mixture's gradient: of
+        gradient and s, then edge by edge of gradient σ(c) with the values of all operations and
+        with s.
         """
         node, units, work, lowest = self.plan[i], self.units, self._work, self._lowest
         cs, zs = product[..., :units], product[..., units:]
-        inside, rest_units = slope[:, :units], slope[:, units:]
-        if self.slopes:
-            self._dots.append(torch.mv(taken(states, node).flatten(1), slope.flatten()))
+        inside, rest_units = gradient[:, :units], gradient[:, units:]
+        if self.gradients:
+            self._dots.append(torch.mv(taken(states, node).flatten(1), gradient.flatten()))
         for block in node.blocks:
             m, at, source, count = block.size, block.at, block.source, len(block.ops)
             gate, q, rest, gain, rise, *_ = (work if m == work.shape[1] else work[:, :m]).unbind(0)
@@ -99,13 +100,13 @@ class Elementwise:
             z = values[count - 1] if block.ops[-1][1] == "identity" else values[count]
             s = states[source : source + m, :, :units]
             c_part, z_part = cs[at : at + m], zs[at : at + m]
-            reach = slopes[source : source + m]
+            reach = gradients[source : source + m]
             gate.copy_(c_part).sigmoid_()
             z.copy_(z_part)
             torch.mul(gate, inside, out=q)
-            torch.sub(inside, q, out=rest)  # slope (1 - σ(c))
+            torch.sub(inside, q, out=rest)  # gradient (1 - σ(c))
             reach[..., :units].addcmul_(rest, block.mass)
-            if units < slope.shape[-1]:
+            if units < gradient.shape[-1]:
                 reach[..., units:].addcmul_(rest_units, block.mass)
             torch.mul(s, block.minus, out=gain)
             for value, (_, op), p in zip(values.unbind(0), block.ops, block.shares, strict=False):
@@ -113,24 +114,24 @@ class Elementwise:
                 gain.addcmul_(result, p)
                 if result.data_ptr() != value.data_ptr():
                     value.copy_(result)  # the identity, where it is not the last operation
-            if self.slopes:
+            if self.gradients:
                 for e in range(m):
                     own = q[e].view(-1)
                     self._dots.append(torch.mv(values[:count, e].flatten(1), own))
                     self._dots.append(torch.dot(own, s[e].flatten()).view(1))
-            c_part.copy_(gain.mul_(rest).mul_(gate))  # d/dc = slope σ (1 - σ) gain
+            c_part.copy_(gain.mul_(rest).mul_(gate))  # d/dc = gradient σ (1 - σ) gain
             rise.zero_()
             for value, (_, op), p in zip(values.unbind(0), block.ops, block.shares, strict=False):
                 _add_rise(op, value, p, rise)
-            z_part.copy_(rise.mul_(q))  # d/dz = slope σ Σ_f p_f f'(z)
+            z_part.copy_(rise.mul_(q))  # d/dz = gradient σ Σ_f p_f f'(z)
 
-    def reach(self, i: int, back: Tensor, slopes: Tensor) -> None:
-        """Add what comes back through node `i`'s product, (n, B, U), to its sources' slopes."""
+    def reach(self, i: int, back: Tensor, gradients: Tensor) -> None:
+        """Add what comes back through node `i`'s product, (n, B, U), to its sources' gradients."""
         for block in self.plan[i].blocks:
             own = back[block.at : block.at + block.size]
-            if own.dtype != slopes.dtype:
+            if own.dtype != gradients.dtype:
                 own = self._work[0, : block.size].copy_(own)
-            part = slopes[block.source : block.source + block.size, :, : self.units]
+            part = gradients[block.source : block.source + block.size, :, : self.units]
             part.addcmul_(own, self.mask)
 
     def normalise(self, raw: Tensor, state: Tensor, rstd: Tensor, inner: Tensor, roll: int) -> None:
@@ -153,18 +154,18 @@ class Elementwise:
         rstd.copy_(scale)
         torch.mul(state[:, : self.units], self.mask, out=inner)
 
-    def normalise_back(self, slope: Tensor, state: Tensor, rstd: Tensor, roll: int) -> Tensor:
+    def normalise_back(self, gradient: Tensor, state: Tensor, rstd: Tensor, roll: int) -> Tensor:
         """The gradient before `normalise` from the one after it. (B, H)."""
-        along, level = (slope * state).mean(0), slope.mean(0)
+        along, level = (gradient * state).mean(0), gradient.mean(0)
         if self.ranks.size > 1:
             along, level = self.ranks.mean(torch.stack([along, level]))
-        result = (slope - level).addcmul_(state, along, value=-1.0).mul_(rstd)
+        result = (gradient - level).addcmul_(state, along, value=-1.0).mul_(rstd)
         return result.roll(-roll, -1) if roll else result
 
     def gathered(self, steps: int, like: Tensor) -> Tensor:
         """The gradient (E, O) of the mixture `like`, zero where nothing was computed.
 
-        Of every operation with weight p: slope σ f(z), and slope (1 - σ) s through P.
+        Of every operation with weight p: gradient σ f(z), and gradient (1 - σ) s through P.
         """
         grad = torch.zeros_like(like)
         if not self._dots:
@@ -223,16 +224,16 @@ class Compiled(Elementwise):
         )  # fmt: skip
 
     def mix_back(
-        self, i: int, product: Tensor, states: Tensor, slope: Tensor, slopes: Tensor
+        self, i: int, product: Tensor, states: Tensor, gradient: Tensor, gradients: Tensor
     ) -> None:
         cpu_library.function("mix_back", product.dtype)(
             *self._sizes[i], *self._given[i], product.data_ptr(), states.data_ptr(),
-            slope.data_ptr(), slopes.data_ptr(), self._sums[i].data_ptr(), self._threads,
+            gradient.data_ptr(), gradients.data_ptr(), self._sums[i].data_ptr(), self._threads,
         )  # fmt: skip
 
-    def reach(self, i: int, back: Tensor, slopes: Tensor) -> None:
+    def reach(self, i: int, back: Tensor, gradients: Tensor) -> None:
         cpu_library.function("reach", back.dtype)(
-            *self._sizes[i], self._given[i][0], back.data_ptr(), self._masked, slopes.data_ptr(),
+            *self._sizes[i], self._given[i][0], back.data_ptr(), self._masked, gradients.data_ptr(),
             self._threads,
         )  # fmt: skip
 
@@ -245,12 +246,12 @@ class Compiled(Elementwise):
             state.data_ptr(), rstd.data_ptr(), inner.data_ptr(), self._threads,
         )  # fmt: skip
 
-    def normalise_back(self, slope: Tensor, state: Tensor, rstd: Tensor, roll: int) -> Tensor:
+    def normalise_back(self, gradient: Tensor, state: Tensor, rstd: Tensor, roll: int) -> Tensor:
         if self.ranks.size > 1:
-            return super().normalise_back(slope, state, rstd, roll)
-        total = torch.empty_like(slope)
-        cpu_library.function("normalise_back", slope.dtype)(
-            *slope.shape, roll, slope.data_ptr(), state.data_ptr(), rstd.data_ptr(),
+            return super().normalise_back(gradient, state, rstd, roll)
+        total = torch.empty_like(gradient)
+        cpu_library.function("normalise_back", gradient.dtype)(
+            *gradient.shape, roll, gradient.data_ptr(), state.data_ptr(), rstd.data_ptr(),
             total.data_ptr(), self._threads,
         )  # fmt: skip
         return total

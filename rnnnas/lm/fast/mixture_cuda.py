@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rnnnas.lm.fast.buffers import POOL
+from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.cpu_library import COLUMNS
 from rnnnas.lm.fast.matmul import accumulate, multiply
 from rnnnas.lm.fast.triton_support import cut, padded, precision, rows, table, wide
@@ -35,7 +35,7 @@ FLAT = {"ROWS": 4, "UNITS": 64}
 
 
 class _Layout:
-    """What forth and back have in common.
+    """What forward and backward have in common.
 
     from_h (HW, 2, HW), matrices (N, UW, 2, UW): see `device.padded`. like: of the products' type.
     mask (B, HW), or None for ones. taken, sources: of each node, the slots of its computed edges'
@@ -116,18 +116,18 @@ class DeviceMixed(torch.autograd.Function):
         keep = keep and any(ctx.needs_input_grad)
         slots = steps if keep else 1
         full, size = own.full, own.wide
-        states = POOL.take(h, count + 1, slots, streams, full)
-        rstd = POOL.take(h, count + 1, slots, full)
-        inner = POOL.take(own.like, count + 1, slots, streams, size)  # states times the mask
-        carried = POOL.take(own.like, slots + 1, streams, full)  # h before each step, likewise
-        zero = POOL.take(own.like, slots, streams, 2 * full)
-        products = POOL.take(own.like, max(1, len(own.edges)), slots, streams, 2 * size)
+        states = WORKSPACE.take(h, count + 1, slots, streams, full)
+        rstd = WORKSPACE.take(h, count + 1, slots, full)
+        inner = WORKSPACE.take(own.like, count + 1, slots, streams, size)  # states times the mask
+        carried = WORKSPACE.take(own.like, slots + 1, streams, full)  # h before each step, likewise
+        zero = WORKSPACE.take(own.like, slots, streams, 2 * full)
+        products = WORKSPACE.take(own.like, max(1, len(own.edges)), slots, streams, 2 * size)
         outputs = from_x.new_empty(steps, streams, hidden)
         carried[0] = F.pad(h if own.mask is None else h * mask, (0, full - hidden))
         masked = own.mask is not None
         inner_stride, edge_stride, state_stride = (b.stride(0) for b in (inner, products, states))
         of_inner = {"FULL": full, "INNER": size, "MASKED": masked, **own.strip}
-        values = POOL.take(h, max(1, *own.counts), streams, full)  # of a node's edges
+        values = WORKSPACE.take(h, max(1, *own.counts), streams, full)  # of a node's edges
         before = h
         gated, normalise, mean = own.kernels.gated, own.kernels.normalise, own.others.mean
         flags = table(tuple(range(1, count + 1)), h.device)
@@ -165,17 +165,17 @@ class DeviceMixed(torch.autograd.Function):
                 count, 1 / count, state_stride, WIDE=full, MASKED=masked, **FLAT,
             )  # fmt: skip
             before = outputs[t]
-        POOL.give(values)
+        WORKSPACE.give(values)
         if keep:
             ctx.save_for_backward(from_x, h, from_h, nodes, weights, outputs)
             ctx.own, ctx.buffers = own, (states, rstd, inner, carried, zero, products)
         else:
-            POOL.give(states, rstd, inner, carried, zero, products)
+            WORKSPACE.give(states, rstd, inner, carried, zero, products)
         return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from_x, h, from_h, nodes, weights, outputs = ctx.saved_tensors
         if ctx.buffers is None:
             raise RuntimeError("the fast cell's backward pass can run only once a forward pass")
@@ -184,43 +184,46 @@ class DeviceMixed(torch.autograd.Function):
         ctx.own = None
         _, _, need_from_h, need_nodes, need_weights = ctx.needs_input_grad[:5]
         steps, streams, hidden = outputs.shape
-        slope = slope.contiguous()
+        gradient = gradient.contiguous()
         full, size, count = own.full, own.wide, len(own.counts)
-        slopes = POOL.take(states, count + 1, streams, full)
+        gradients = WORKSPACE.take(states, count + 1, streams, full)
         onward = states.new_zeros(streams, full)  # the gradient of h from the step after
         sums = states.new_zeros(own.blocks(1)[1], max(1, len(own.edges)), len(COLUMNS), full)
         grad_x = torch.empty_like(from_x)
         masked = own.mask is not None
-        edge_stride, state_stride, slope_stride = (b.stride(0) for b in (products, states, slopes))
+        edge_stride, state_stride, gradient_stride = (
+            b.stride(0) for b in (products, states, gradients)
+        )
         means = states.new_empty(2, full)
         levels, retreat = own.kernels.levels, own.kernels.retreat
         product_back = own.kernels.product_back
         of_levels = {"FULL": full, **own.strip}
         for t in reversed(range(steps)):
             own.others.spread[own.flat](
-                slope[t], onward, own.flags, slopes, streams, hidden, count + 1, 1 / count,
+                gradient[t], onward, own.flags, gradients, streams, hidden, count + 1, 1 / count,
                 WIDE=full, **FLAT,
             )  # fmt: skip
             for i, edges in reversed([*enumerate(own.counts)]):
                 if not edges:
                     continue
                 at = own.starts[i]
-                levels[own.strips](slopes[i + 1], states[i + 1, t], means, streams, **of_levels)
+                levels[own.strips](gradients[i + 1], states[i + 1, t], means, streams, **of_levels)
                 retreat[own.blocks(edges)](
                     products[at, t], None, states[0, t], own.sources[i], own.shares[at:],
-                    states[i + 1, t], rstd[i + 1, t], means, slopes[i + 1], slopes, sums[0, at:],
-                    None, streams, hidden, own.units, own.units % hidden, edge_stride,
-                    state_stride, slope_stride, sums.stride(0), full, WIDE=size, FULL=full,
+                    states[i + 1, t], rstd[i + 1, t], means, gradients[i + 1], gradients, sums[0,
+                    at:], None, streams, hidden, own.units, own.units % hidden, edge_stride,
+                    state_stride, gradient_stride, sums.stride(0), full, WIDE=size, FULL=full,
                     ADDED=False, SUMS=need_weights, **BLOCK,
                 )  # fmt: skip
                 product_back[own.grid(size, edges, own.back)](
-                    products[at, t], own.sources[i], own.matrices[i], own.mask, slopes, streams,
-                    edge_stride, slope_stride, full, WIDE=size, MASKED=masked, **own.back,
+                    products[at, t], own.sources[i], own.matrices[i], own.mask, gradients, streams,
+                    edge_stride, gradient_stride, full, WIDE=size, MASKED=masked, **own.back,
                 )  # fmt: skip
-            levels[own.strips](slopes[0], states[0, t], means, streams, **of_levels)
+            levels[own.strips](gradients[0], states[0, t], means, streams, **of_levels)
             retreat[own.blocks(1)](
                 zero[t], from_x[t], outputs[t - 1] if t else h, own.zero, own.start, states[0, t],
-                rstd[0, t], means, slopes[0], onward, sums, grad_x[t], streams, hidden, hidden, 0,
+                rstd[0, t], means, gradients[0], onward, sums, grad_x[t], streams, hidden, hidden,
+                0,
                 0, 0, 0, 0, hidden, WIDE=full, FULL=full, ADDED=True, SUMS=False, **BLOCK,
             )  # fmt: skip
             product_back[own.grid(full, 1, own.back)](
@@ -251,6 +254,6 @@ class DeviceMixed(torch.autograd.Function):
                 for first, end in stretches(own.edges):
                     grad_weights[first:end] = rows[at : at + end - first]
                     at += end - first
-        POOL.give(states, rstd, inner, carried, zero, products, slopes)
+        WORKSPACE.give(states, rstd, inner, carried, zero, products, gradients)
         own_grads = (grad_x, onward[:, :hidden], grad_from_h, grad_nodes, grad_weights)
         return (*own_grads, *(None,) * 5)

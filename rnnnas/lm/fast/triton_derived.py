@@ -139,41 +139,41 @@ def mean(
 
 @triton.jit
 def spread(
-    slope, onward, flags, slopes, streams, hidden, count, share,
+    gradient, onward, flags, gradients, streams, hidden, count, share,
     WIDE: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """Slopes of all `count` states: (slope + onward) share where their flag is 1, else 0.
+    """Gradients of all `count` states: (gradient + onward) share where their flag is 1, else 0.
 
-    slope (B, H), onward (B, W), which becomes 0, flags (count) → slopes (count, B, W).
+    gradient (B, H), onward (B, W), which becomes 0, flags (count) → gradients (count, B, W).
     """
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     unit = (tl.program_id(0) * UNITS + tl.arange(0, UNITS))[None, :]
     there = row < streams
     at = row * WIDE + unit
-    arrived = tl.load(slope + row * hidden + unit, mask=there & (unit < hidden), other=0.0)
+    arrived = tl.load(gradient + row * hidden + unit, mask=there & (unit < hidden), other=0.0)
     total = (arrived + tl.load(onward + at, mask=there, other=0.0)) * share
     tl.store(onward + at, tl.zeros_like(total), mask=there)
     for i in range(count):
         own = tl.where(tl.load(flags + i) == 1, total, 0.0)
-        tl.store(slopes + i * streams * WIDE + at, own, mask=there)
+        tl.store(gradients + i * streams * WIDE + at, own, mask=there)
 
 
 @triton.jit
 def gate_back(
-    product, added, source, ops, slopes, reach, whole, streams, hidden, nodes, source_width,
+    product, added, source, ops, gradients, reach, whole, streams, hidden, nodes, source_width,
     node_stride, WIDE: tl.constexpr, ADDED: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """Back through `gate`'s element-wise part: the products become their own gradients.
 
-    slopes (k, B, W) of the nodes' states; adds to reach (B, W), the source's slope, what comes
-    to it directly. With `added`, its gradient goes unrounded to whole (B, 2H).
+    gradients (k, B, W) of the nodes' states; adds to reach (B, W), the source's gradient, what
+    comes to it directly. With `added`, its gradient goes unrounded to whole (B, 2H).
     """
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     unit = (tl.program_id(0) * UNITS + tl.arange(0, UNITS))[None, :]
     there = row < streams
     inside = there & (unit < hidden)
-    full = slopes.dtype.element_ty
+    full = gradients.dtype.element_ty
     kind = product.dtype.element_ty
     s = tl.load(source + row * source_width + unit, mask=inside, other=0.0)
     total = tl.zeros((ROWS, UNITS), full)
@@ -184,7 +184,7 @@ def gate_back(
         if ADDED:
             c += tl.load(added + row * 2 * hidden + unit, mask=inside, other=0.0)
             z += tl.load(added + row * 2 * hidden + hidden + unit, mask=inside, other=0.0)
-        d = tl.load(slopes + (i * streams + row) * WIDE + unit, mask=there, other=0.0)
+        d = tl.load(gradients + (i * streams + row) * WIDE + unit, mask=there, other=0.0)
         op = tl.load(ops + i)
         opened = tl.sigmoid(c)
         value = activated(op, z)

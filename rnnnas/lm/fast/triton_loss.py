@@ -38,8 +38,8 @@ def losses(
     top = tl.max(most, 0)
     mass = tl.where(mass == 0, mass, mass * tl.exp(most - top))
     total = tl.sum(mass, 0)
-    lost = (target < 0) | (target >= words)
-    value = tl.where(lost, float("nan"), tl.log(total) + top - tl.sum(hit, 0))
+    diverged = (target < 0) | (target >= words)
+    value = tl.where(diverged, float("nan"), tl.log(total) + top - tl.sum(hit, 0))
     tl.store(nats + row, value)
     if WANTED:
         for start in range(0, words, WORDS):
@@ -47,5 +47,5 @@ def losses(
             there = word < words
             x = tl.load(line + word, mask=there, other=float("-inf")).to(full)
             x += tl.load(bias + word, mask=there, other=0.0)
-            slope = (tl.exp(x - top) / total - tl.where(word == target, 1.0, 0.0)) * scale
-            tl.store(line + word, slope.to(kind), mask=there)
+            gradient = (tl.exp(x - top) / total - tl.where(word == target, 1.0, 0.0)) * scale
+            tl.store(line + word, gradient.to(kind), mask=there)

@@ -116,14 +116,14 @@ def normalise(
 
 @triton.jit
 def levels(
-    slope, state, result, streams,
+    gradient, state, result, streams,
     FULL: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """Means over the B streams of slope and of slope times state. (B, FULL) → (2, FULL)."""
+    """Means over the B streams of gradient and of gradient times state. (B, FULL) → (2, FULL)."""
     row = tl.arange(0, ROWS)[:, None]
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     at = row * FULL + unit[None, :]
-    d = tl.load(slope + at, mask=row < streams, other=0.0)
+    d = tl.load(gradient + at, mask=row < streams, other=0.0)
     x = tl.load(state + at, mask=row < streams, other=0.0)
     tl.store(result + unit, tl.sum(d, 0) / streams)
     tl.store(result + FULL + unit, tl.sum(d * x, 0) / streams)
@@ -131,18 +131,18 @@ def levels(
 
 @triton.jit
 def retreat(
-    product, added, states, sources, shares, state, rstd, means, slope, slopes, sums, whole,
-    streams, hidden, units, roll, edge_stride, state_stride, slope_stride, sums_stride,
+    product, added, states, sources, shares, state, rstd, means, gradient, gradients, sums, whole,
+    streams, hidden, units, roll, edge_stride, state_stride, gradient_stride, sums_stride,
     source_width,
     WIDE: tl.constexpr, FULL: tl.constexpr, ADDED: tl.constexpr, SUMS: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """Back through `normalise` and `gated`: the products become their own gradients, in place.
 
-    slope (B, FULL) of the state, means as `levels` gives them; adds to slopes (B, FULL) at slot
-    `sources` what comes to the predecessors directly, and to sums (row tiles, n, 5, FULL), whose
-    row tiles are `sums_stride` apart, the inner products of the shares' gradients, unit by unit.
-    With `added`, its gradient goes unrounded to whole (B, 2H).
+    gradient (B, FULL) of the state, means as `levels` gives them; adds to gradients (B, FULL) at
+    slot `sources` what comes to the predecessors directly, and to sums (row tiles, n, 5, FULL),
+    whose row tiles are `sums_stride` apart, the inner products of the shares' gradients, unit by
+    unit. With `added`, its gradient goes unrounded to whole (B, 2H).
     """
     e = tl.program_id(2)
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
@@ -154,7 +154,7 @@ def retreat(
     kind = product.dtype.element_ty
     to = tl.where(place < hidden, (place + roll) % hidden, place)
     turned = row * FULL + to[None, :]
-    d = tl.load(slope + turned, mask=there, other=0.0)
+    d = tl.load(gradient + turned, mask=there, other=0.0)
     x = tl.load(state + turned, mask=there, other=0.0)
     level = tl.load(means + to)
     along = tl.load(means + FULL + to)
@@ -180,14 +180,14 @@ def retreat(
     rest = d - through
     rise = by_tanh * (1 - tanh * tanh) + by_sigmoid * sigmoid * (1 - sigmoid) + by_identity
     rise += tl.where(z > 0, by_relu, 0.0)
-    c_slope = rest * opened * (value - mass * s)
-    z_slope = through * rise
-    tl.store(at, c_slope.to(kind), mask=inside)
-    tl.store(at + WIDE, z_slope.to(kind), mask=inside)
+    c_gradient = rest * opened * (value - mass * s)
+    z_gradient = through * rise
+    tl.store(at, c_gradient.to(kind), mask=inside)
+    tl.store(at + WIDE, z_gradient.to(kind), mask=inside)
     if ADDED:
-        tl.store(whole + row * 2 * hidden + unit, c_slope, mask=inside)
-        tl.store(whole + row * 2 * hidden + hidden + unit, z_slope, mask=inside)
-    reach = slopes + slot * slope_stride + row * FULL + unit
+        tl.store(whole + row * 2 * hidden + unit, c_gradient, mask=inside)
+        tl.store(whole + row * 2 * hidden + hidden + unit, z_gradient, mask=inside)
+    reach = gradients + slot * gradient_stride + row * FULL + unit
     tl.store(reach, tl.load(reach, mask=there, other=0.0) + rest * mass, mask=there)
     if SUMS:
         into = sums + tl.program_id(1) * sums_stride + e * 5 * FULL + place
@@ -200,11 +200,11 @@ def retreat(
 
 @triton.jit
 def product_back(
-    slope, sources, matrix, mask, reach, streams, slope_stride, reach_stride, reach_width,
+    gradient, sources, matrix, mask, reach, streams, gradient_stride, reach_stride, reach_width,
     WIDE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, UNITS: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
-    """Adds slope (n, B, 2 WIDE) times the matrix' transpose and mask to reach at slot `sources`.
+    """Adds gradient (n, B, 2 WIDE) times the matrix' transpose and mask to reach at slot `sources`.
 
     reach: (B, reach_width) at each slot. Its first WIDE units.
     """
@@ -214,7 +214,7 @@ def product_back(
     deep = tl.arange(0, DEEP)
     there = row < streams
     full = reach.dtype.element_ty
-    lefts = slope + e * slope_stride + row * 2 * WIDE + deep[None, :]
+    lefts = gradient + e * gradient_stride + row * 2 * WIDE + deep[None, :]
     rights = matrix + units[:, None] * 2 * WIDE + deep[None, :]
     total = tl.zeros((ROWS, UNITS), full)
     total = turned(lefts, rights, there, total, 2 * WIDE, DEEP, PRECISION)

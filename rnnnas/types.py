@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor
 
 # Recurrent state between windows, detached; None at the start of a text and for images.
-Carry: TypeAlias = Tensor | tuple[Tensor, ...] | None
+HiddenState: TypeAlias = Tensor | tuple[Tensor, ...] | None
 
 # Every random mask of one window, drawn before the forward pass, on the device; a network
 # defines its own NamedTuple of them. None: no noise (evaluation).
@@ -34,7 +34,7 @@ class Loss(NamedTuple):
 
     value: mean nats per target, a scalar that gradients flow through.
     count: targets counted.
-    carry: the recurrent state after the window, detached.
+    hidden_state: the recurrent state after the window, detached.
     penalty: what training adds to `value` (activation regularisation), a scalar in nats;
         it is part of a weight step and of the architect's inner step, never of a report.
     right: of images, (2,) int64: targets that scored best, and among the best five; else None.
@@ -42,9 +42,9 @@ class Loss(NamedTuple):
 
     value: Tensor
     count: int  # type: ignore[assignment]  # the field's name wins over tuple.count
-    carry: Carry
+    hidden_state: HiddenState
     penalty: Tensor
-    right: Tensor | None = None
+    correct: Tensor | None = None
 
     @property
     def objective(self) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from rnnnas.lm import fused_mixed, kernels
+from rnnnas.lm.fast import cpu_library, mixture
 
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device, or where there is no compiler. No dispatch mode sees what kernels do."""
-    for module in (fused_mixed, kernels):
+    for module in (mixture, cpu_library):
         monkeypatch.setattr(module, "usable", lambda *tensors, low=False: False)

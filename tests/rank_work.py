@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnnas import config as configs
+from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import open_corpus
+from rnnnas.distributed import STORE, Ranks, joined
+from rnnnas.engine.job import Position
+from rnnnas.engine.steps import generator, own_state, weight_step, whole_state
 from rnnnas.errors import RnnnasError
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.loop import Position
 from rnnnas.nas.architect import hypergradient
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import recurrent_space
-from rnnnas.ranks import STORE, Ranks, joined
-from rnnnas.search import search
-from rnnnas.steps import generator, own_carry, weight_step, whole_carry
-from rnnnas.supernet import SearchJob
-from rnnnas.train import TrainJob, train
+from rnnnas.searching.run import search
+from rnnnas.searching.supernet import SearchJob
+from rnnnas.training.run import TrainJob, train
 from rnnnas.types import Batch, InnerStep
 
 CPU = torch.device("cpu")
@@ -77,13 +77,13 @@ def messages(ranks: Ranks, folder: str) -> dict[str, Any]:
             return "done"
 
         try:
-            caught[name] = [ranks.led(work)]
+            caught[name] = [ranks.on_rank_zero(work)]
         except RnnnasError as error:
             caught[name] = [error.cause, error.remedy, error.quiet]
     value = {"a": [1, None, 2.5], "b": torch.ones(3)} if ranks.leads else {"wrong": True}
     return {
         "own": own, "gathered": ranks.gather(own, 1), "means": means, "led": caught,
-        "most": list(ranks.most(ranks.rank, -ranks.rank)), "told": ranks.tell(value),
+        "most": list(ranks.max_reduce(ranks.rank, -ranks.rank)), "told": ranks.broadcast(value),
     }  # fmt: skip
 
 
@@ -113,7 +113,7 @@ CELLS = {"derived": DERIVED, "searched": recurrent_space(2), "lstm": "lstm"}
 
 
 def steps_of(ranks: Ranks, cell: str, path: str, double: bool) -> dict[str, Any]:
-    """Two weight steps with a carry between them: gradients, weights, reports."""
+    """Two weight steps with a hidden state between them: gradients, weights, reports."""
     dtype = torch.float64 if double else torch.float32
     net = network(ranks, path, CELLS[cell], dtype)
     sgd = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.5, weight_decay=0.01)
@@ -123,14 +123,14 @@ def steps_of(ranks: Ranks, cell: str, path: str, double: bool) -> dict[str, Any]
         alphas = method.init(net.space, torch.Generator().manual_seed(1))
         alphas = {n: a.detach().to(dtype) for n, a in alphas.items()}
         mixtures = method.mix(alphas, net.space, 0.0, torch.Generator())
-    carry, found = None, {}
+    hidden_state, found = None, {}
     for step in range(2):
         batch = window(ranks, step)
         noise = net.noise(batch, generator(1, "step", step, CPU))
         loss, norm = weight_step(
-            net, sgd, batch, carry, mixtures, noise, lr=0.3, clip=0.25 * step, ranks=ranks
+            net, sgd, batch, hidden_state, mixtures, noise, lr=0.3, clip=0.25 * step, ranks=ranks
         )
-        carry = loss.carry
+        hidden_state = loss.hidden_state
         found |= {
             f"loss{step}": loss.value, f"penalty{step}": loss.penalty, f"norm{step}": norm,
             f"count{step}": torch.tensor(loss.count),
@@ -138,17 +138,17 @@ def steps_of(ranks: Ranks, cell: str, path: str, double: bool) -> dict[str, Any]
         if step == 0:  # not clipped
             found |= {f"grad {n}": p.grad.clone() for n, p in net.named_parameters()}
     found |= {f"weight {n}": p.detach() for n, p in net.named_parameters()}
-    whole = whole_carry(carry, ranks)
+    whole = whole_state(hidden_state, ranks)
     assert whole is not None
-    again = own_carry(whole, CPU, ranks)
-    for state, there, back in zip(*map(_states, (whole, carry, again)), strict=True):
+    again = own_state(whole, CPU, ranks)
+    for state, there, back in zip(*map(_states, (whole, hidden_state, again)), strict=True):
         assert state.shape[0] == B and torch.equal(there, back)
     found |= {f"carry{i}": state for i, state in enumerate(_states(whole))}
     return found
 
 
-def _states(carry: Any) -> tuple[Tensor, ...]:
-    return (carry,) if isinstance(carry, Tensor) else carry
+def _states(hidden_state: Any) -> tuple[Tensor, ...]:
+    return (hidden_state,) if isinstance(hidden_state, Tensor) else hidden_state
 
 
 def hypergradients(ranks: Ranks, path: str, order: Any, clip: float) -> dict[str, Any]:
@@ -156,8 +156,10 @@ def hypergradients(ranks: Ranks, path: str, order: Any, clip: float) -> dict[str
     method = Darts()
     alphas = method.init(net.space, torch.Generator().manual_seed(1))
     alphas = {n: (a.detach().double() * 300).requires_grad_() for n, a in alphas.items()}
-    carry = torch.randn(B, H, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    mine = ranks.own(carry, 0)
+    hidden_state = torch.randn(
+        B, H, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
+    mine = ranks.own(hidden_state, 0)
     grads, loss = hypergradient(
         net, alphas, method, train=(window(ranks, 0), mine), valid=(window(ranks, 1), mine),
         inner=InnerStep(lr=0.4, clip=clip, weight_decay=0.01), order=order, progress=0.5,
@@ -178,7 +180,7 @@ def configuration(kind: str, *settings: str) -> Any:
     flags = {"corpus": "tiny", "seed": 3}
     if kind == "train":
         flags["genotype"] = "sigmoid0 relu1 tanh1"
-    return configs.resolve(kind, preset="smoke", file=None, settings=[*own, *settings], flags=flags)
+    return resolve(kind, preset="smoke", file=None, settings=[*own, *settings], flags=flags)
 
 
 def a_run(
@@ -198,8 +200,8 @@ def a_run(
             if event == "stop":
                 os.kill(os.getpid(), signal.SIGTERM)
             elif event == "nan":
-                carry = "carry" if kind == "train" else "train_carry"
-                setattr(self, carry, torch.full_like(getattr(self, carry), torch.nan))
+                hidden_state = "carry" if kind == "train" else "train_carry"
+                setattr(self, hidden_state, torch.full_like(getattr(self, hidden_state), torch.nan))
         return original(self, at, *args)
 
     job.step = step

@@ -12,9 +12,9 @@ import pytest
 import torch
 from sample_images import encoded, put
 
-from rnnnas import config as configs
+from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import VocabOptions, add_corpus
-from rnnnas.data.images import ImageCorpus
+from rnnnas.data.image_corpus import ImageCorpus
 
 CPU = torch.device("cpu")
 SIDE = 16
@@ -66,13 +66,13 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageCorpus]:
 
 def search_config(*settings: str, method: str = "darts-1st", preset: str = "cifar10-quick") -> Any:
     flags = {"corpus": "squares", "seed": 3, "method": method}
-    return configs.resolve(
+    return resolve(
         "image-search", preset=preset, file=None, settings=[*SEARCH, *settings], flags=flags
     )
 
 
 def train_config(*settings: str, genotype: str = "random:4") -> Any:
     flags = {"corpus": "squares", "seed": 3, "genotype": genotype}
-    return configs.resolve(
+    return resolve(
         "image-train", preset="cifar10-quick", file=None, settings=[*TRAIN, *settings], flags=flags
     )

@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from rnnnas import adapt
-from rnnnas.adapt import DEFAULT, OFF, Adapting, climb, evaluate_adapting
-from rnnnas.config import TrainConfig, from_plain
+from rnnnas.config.plain import from_plain
+from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
-from rnnnas.data.streams import Streams
+from rnnnas.data.text_streams import Streams
+from rnnnas.engine.job import Position
 from rnnnas.errors import CheckpointError, DataError, DiskError, DivergedError
-from rnnnas.evaluate import evaluate_checkpoint, load_checkpoint
-from rnnnas.files import save_content
-from rnnnas.lm.cache import CacheConfig
-from rnnnas.lm.dynamic import Dynamic, DynamicConfig
-from rnnnas.loop import Position
+from rnnnas.evaluation import adaptive
+from rnnnas.evaluation.adaptive import DEFAULT, OFF, Adapting, climb, evaluate_adapting
+from rnnnas.evaluation.dynamic import Dynamic, DynamicConfig
+from rnnnas.evaluation.neural_cache import CacheConfig
+from rnnnas.evaluation.run import evaluate_checkpoint, load_checkpoint
 from rnnnas.nas.genotype import Genotype
-from rnnnas.train import TrainJob
+from rnnnas.runs.checkpoint import save_content
+from rnnnas.training.run import TrainJob
 
 CPU = torch.device("cpu")
 KEYS = {"split", "perplexity", "nats", "tokens", "unknown", "digest", "plain_perplexity"}
@@ -77,10 +78,10 @@ def write_checkpoint(path: Path, corpus: Corpus, seed: int) -> Path:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer targets and trials than usual."""
-    monkeypatch.setattr(adapt, "TARGETS", 250)
-    monkeypatch.setattr(adapt, "SIZES", (20, 100))
-    monkeypatch.setattr(adapt, "THETAS", (0.0, 0.3))
-    monkeypatch.setattr(adapt, "SHARES", (0.1, 0.3))
+    monkeypatch.setattr(adaptive, "TARGETS", 250)
+    monkeypatch.setattr(adaptive, "SIZES", (20, 100))
+    monkeypatch.setattr(adaptive, "THETAS", (0.0, 0.3))
+    monkeypatch.setattr(adaptive, "SHARES", (0.1, 0.3))
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_choosing_reads_train_and_valid_only(
             seen.append(np.array(tokens))
             super().__init__(tokens, *rest)
 
-    monkeypatch.setattr(adapt, "Streams", Noted)
+    monkeypatch.setattr(adaptive, "Streams", Noted)
     watched = Watched(corpus.splits)
     known = dataclasses.replace(corpus, splits=watched)
     work = Adapting(load_checkpoint(best, CPU).net, lambda: known, CPU, True)
@@ -170,8 +171,8 @@ def test_the_choice_is_the_best_of_what_was_tried(best: Path, corpus: Corpus) ->
 
     assert perplexity(config) == pytest.approx(report["valid_perplexity"], rel=1e-5)
     assert perplexity(OFF) == pytest.approx(plain, rel=1e-6)
-    at = adapt.DECAYS.index(config.decay)  # the last to be chosen: no neighbour is better
-    for neighbour in adapt.DECAYS[max(0, at - 1) : at + 2]:
+    at = adaptive.DECAYS.index(config.decay)  # the last to be chosen: no neighbour is better
+    for neighbour in adaptive.DECAYS[max(0, at - 1) : at + 2]:
         near = perplexity(dataclasses.replace(config, decay=neighbour))
         assert near >= report["valid_perplexity"] * (1 - 1e-6)
     memory = work.tune_cache(None)
@@ -183,10 +184,10 @@ def test_what_does_not_help_stays_off(
     best: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps that only harm, and shares that only harm."""
-    monkeypatch.setattr(adapt, "DEFAULT", dataclasses.replace(DEFAULT, lr=50.0))
-    monkeypatch.setattr(adapt, "LRS", (50.0, 1e6))
-    monkeypatch.setattr(adapt, "SIZES", (1,))
-    monkeypatch.setattr(adapt, "SHARES", (1 - 1e-12,))
+    monkeypatch.setattr(adaptive, "DEFAULT", dataclasses.replace(DEFAULT, lr=50.0))
+    monkeypatch.setattr(adaptive, "LRS", (50.0, 1e6))
+    monkeypatch.setattr(adaptive, "SIZES", (1,))
+    monkeypatch.setattr(adaptive, "SHARES", (1 - 1e-12,))
     result = evaluate_checkpoint(best, "test", device=CPU, **BOTH)
     assert result["dynamic"]["lr"] == 0 and result["cache"]["share"] == 0
     assert result["perplexity"] == pytest.approx(result["plain_perplexity"], rel=1e-6)
@@ -219,12 +220,12 @@ def by_hand(
     streams = Streams(corpus.splits["test"], 1, CPU)
     work = Adapting(net, lambda: corpus, CPU, True)
     dynamic = Dynamic(net, work.rms, moving or OFF)
-    carry = None
+    hidden_state = None
     states: list[torch.Tensor] = []
     words: list[int] = []
     nats = 0.0
     for start, steps in streams.windows(5):
-        scores, carry = dynamic.score(streams.window(start, steps), carry)
+        scores, hidden_state = dynamic.score(streams.window(start, steps), hidden_state)
         for h, word, log_p in zip(scores.outputs, scores.targets, scores.log_probs, strict=True):
             state = h[0].double()
             p = math.exp(float(log_p))
@@ -366,7 +367,7 @@ def test_a_folder_that_cannot_be_written(
 
     expected = evaluate_checkpoint(best, "test", device=CPU, **CACHE)
     best.with_name("best.dynamic.json").unlink()
-    monkeypatch.setattr(adapt, "write_json", refuse)
+    monkeypatch.setattr(adaptive, "write_json", refuse)
     assert evaluate_checkpoint(best, "test", device=CPU, cache=True) == expected
     told = capsys.readouterr()
     assert "best.dynamic.json could not be written" in told.err and told.out == ""

@@ -27,7 +27,7 @@ DOUBLE = torch.float64
 
 def loss_of(value: Tensor, penalty: Tensor | None = None) -> Loss:
     extra = torch.zeros_like(value) if penalty is None else penalty
-    return Loss(value=value, count=1, carry=None, penalty=extra)
+    return Loss(value=value, count=1, hidden_state=None, penalty=extra)
 
 
 class Identity(Relaxation):
@@ -64,7 +64,7 @@ class Quadratic(nn.Module):
         return None
 
     def forward(
-        self, batch: Batch, carry: Any, mixtures: Mapping[str, Mixture], noise: Any
+        self, batch: Batch, hidden_state: Any, mixtures: Mapping[str, Mixture], noise: Any
     ) -> Loss:
         m = mixtures["cell"].weights[0]
         if batch.inputs.item() == 0:
@@ -126,7 +126,7 @@ class SmallConv(nn.Module):
         return keep.bernoulli_(0.8, generator=generator) / 0.8
 
     def forward(
-        self, batch: Batch, carry: Any, mixtures: Mapping[str, Mixture], noise: Tensor
+        self, batch: Batch, hidden_state: Any, mixtures: Mapping[str, Mixture], noise: Tensor
     ) -> Loss:
         weights = mixtures["normal"].weights
         states = [self.stem(batch.inputs) * noise]
@@ -165,8 +165,8 @@ def recurrent_case(seed: int) -> tuple[RecurrentLM, Any, Any]:
     cases = []
     for _ in range(2):
         words = torch.randint(11, (6, 4), generator=draws)
-        carry = torch.randn(4, 6, dtype=DOUBLE, generator=draws)
-        cases.append((Batch(words[:-1], words[1:]), carry))
+        hidden_state = torch.randn(4, 6, dtype=DOUBLE, generator=draws)
+        cases.append((Batch(words[:-1], words[1:]), hidden_state))
     return net, cases[0], cases[1]
 
 
@@ -284,9 +284,9 @@ def test_frozen_noise_is_what_makes_the_finite_difference_right() -> None:
     calls = iter(range(100))
     original = type(net).forward
 
-    def redrawn(self: Any, batch: Batch, carry: Any, mixtures: Any, noise: Any) -> Loss:
+    def redrawn(self: Any, batch: Batch, hidden_state: Any, mixtures: Any, noise: Any) -> Loss:
         fresh = self.noise(batch, torch.Generator().manual_seed(next(calls)))
-        return original(self, batch, carry, mixtures, fresh)
+        return original(self, batch, hidden_state, mixtures, fresh)
 
     type(net).forward = redrawn  # type: ignore[method-assign]
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rnnnas.data.augment import (
+from rnnnas.data.image_augment import (
     GREY,
     TRIES,
     AugmentConfig,

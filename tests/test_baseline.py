@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from rnnnas.lm import baseline
 from rnnnas.lm import cell as derived
+from rnnnas.lm import lstm_gru
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import SILENCE, LMNoise, NoiseConfig
@@ -51,7 +51,7 @@ def window(steps: int = T) -> Batch:
     return Batch(ids[:-1], ids[1:])
 
 
-def random_carry(cell: Any, layers: int) -> tuple[Tensor, ...]:
+def random_state(cell: Any, layers: int) -> tuple[Tensor, ...]:
     """h and c of an LSTM, h of the others, layer by layer."""
     count = layers * (2 if cell == "lstm" else 1)
     return tuple(torch.randn(B, H, dtype=DOUBLE, generator=seeded(k + 50)) for k in range(count))
@@ -87,14 +87,14 @@ def one_step(kind: str, x: Tensor, state: list[Tensor], w: Mapping[str, Tensor])
 
 def formula(
     leaves: Mapping[str, Tensor], kind: str, layers: int, batch: Batch,
-    carry: tuple[Tensor, ...], noise: LMNoise,
+    hidden_state: tuple[Tensor, ...], noise: LMNoise,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
     """(nats a target, penalty, states after), stream by stream."""
     each = 2 if kind == "lstm" else 1
     raw = torch.zeros(T, B, H, dtype=DOUBLE)
     after = [torch.zeros(B, H, dtype=DOUBLE) for _ in range(layers * each)]
     for b in range(B):
-        states = [[s[b] for s in carry[k * each : (k + 1) * each]] for k in range(layers)]
+        states = [[s[b] for s in hidden_state[k * each : (k + 1) * each]] for k in range(layers)]
         rows = []
         for t in range(T):
             word = int(batch.inputs[t, b])
@@ -102,7 +102,7 @@ def formula(
             x = x if noise.words is None else x * noise.words[word]
             x = x if noise.inputs is None else x * noise.inputs[0, b]
             for k in range(layers):
-                w = {name: leaves[f"layers.{k + 1}.{name}"] for name in baseline._WEIGHTS}
+                w = {name: leaves[f"layers.{k + 1}.{name}"] for name in lstm_gru._WEIGHTS}
                 masks = ([noise.weights] + [above.weights for above in noise.above])[k:]
                 if masks and masks[0] is not None:
                     w["weight_hh"] = w["weight_hh"] * masks[0]
@@ -129,16 +129,16 @@ def formula(
 @pytest.mark.parametrize(("layers", "noisy"), [(1, True), (1, False), (3, True)])
 def test_a_window_gate_by_gate(kind: Any, layers: int, noisy: bool, path: Any) -> None:
     """Value, penalty, states and every gradient, with masks and from an initial state."""
-    net, batch, carry = lm(kind, layers, path=path), window(), random_carry(kind, layers)
+    net, batch, hidden_state = lm(kind, layers, path=path), window(), random_state(kind, layers)
     noise = net.noise(batch, seeded(4)) if noisy else SILENCE
     assert (noise.weights is not None) == noisy and len(noise.above) == (layers - 1) * noisy
-    loss = net(batch, carry, {}, noise)
+    loss = net(batch, hidden_state, {}, noise)
     leaves = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
-    nats, extra, after = formula(leaves, kind, layers, batch, carry, noise)
+    nats, extra, after = formula(leaves, kind, layers, batch, hidden_state, noise)
     torch.testing.assert_close(loss.value, nats, **CLOSE)
     torch.testing.assert_close(loss.penalty, extra, **CLOSE)
-    assert isinstance(loss.carry, tuple) and len(loss.carry) == len(after)
-    for state, wanted in zip(loss.carry, after, strict=True):
+    assert isinstance(loss.hidden_state, tuple) and len(loss.hidden_state) == len(after)
+    for state, wanted in zip(loss.hidden_state, after, strict=True):
         assert not state.requires_grad
         torch.testing.assert_close(state, wanted.detach(), **CLOSE)
     loss.objective.backward()
@@ -157,7 +157,7 @@ def test_torchs_own_modules_give_the_same(kind: Any) -> None:
     """The gates lie in the order of torch.nn.LSTM and torch.nn.GRU, and the names are theirs."""
     net, batch = lm(kind), window()
     module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind](H, H).double()
-    own = {f"{name}_l0": net.get_parameter(f"layers.1.{name}") for name in baseline._WEIGHTS}
+    own = {f"{name}_l0": net.get_parameter(f"layers.1.{name}") for name in lstm_gru._WEIGHTS}
     module.load_state_dict(own)
     outputs, _ = module(F.embedding(batch.inputs, net.embedding))
     raw, _ = net.outputs(batch.inputs, None, {}, SILENCE)
@@ -194,11 +194,11 @@ def test_a_window_in_two_parts_is_the_whole(cell: Any, layers: int, cut: int) ->
     noise = net.noise(batch, seeded(1))
     whole = net(batch, None, {}, noise)
     head = net(Batch(batch.inputs[:cut], batch.targets[:cut]), None, {}, noise)
-    tail = net(Batch(batch.inputs[cut:], batch.targets[cut:]), head.carry, {}, noise)
+    tail = net(Batch(batch.inputs[cut:], batch.targets[cut:]), head.hidden_state, {}, noise)
     mean = (head.value * head.count + tail.value * tail.count) / whole.count
     torch.testing.assert_close(mean, whole.value, rtol=1e-12, atol=0)
-    torch.testing.assert_close(tail.carry, whole.carry, rtol=1e-12, atol=1e-14)
-    zeros = random_carry(cell, layers)
+    torch.testing.assert_close(tail.hidden_state, whole.hidden_state, rtol=1e-12, atol=1e-14)
+    zeros = random_state(cell, layers)
     zeros = tuple(torch.zeros_like(z) for z in zeros)
     given: Any = zeros[0] if cell is CELL and layers == 1 else zeros
     assert torch.equal(net(batch, given, {}, noise).value, whole.value)
@@ -206,21 +206,21 @@ def test_a_window_in_two_parts_is_the_whole(cell: Any, layers: int, cut: int) ->
 
 def test_a_single_derived_layer_carries_a_tensor_and_several_a_tuple() -> None:
     single, double = (lm(CELL, layers)(window(), None, {}, None) for layers in (1, 2))
-    assert isinstance(single.carry, Tensor)
-    assert isinstance(double.carry, tuple) and len(double.carry) == 2
+    assert isinstance(single.hidden_state, Tensor)
+    assert isinstance(double.hidden_state, tuple) and len(double.hidden_state) == 2
 
 
 def test_derived_layers_are_one_on_top_of_the_other() -> None:
     """Two single layers composed by hand: outputs, carries, gradients; each its own masks."""
-    net, batch, carry = lm(CELL, 2), window(), random_carry(CELL, 2)
+    net, batch, hidden_state = lm(CELL, 2), window(), random_state(CELL, 2)
     noise = net.noise(batch, seeded(3))
-    raw, after = net.outputs(batch.inputs, carry, {}, noise)
+    raw, after = net.outputs(batch.inputs, hidden_state, {}, noise)
     words = F.embedding(batch.inputs, net.embedding * noise.words) * noise.inputs
     masks = [(noise.x, noise.h), (noise.above[0].x, noise.above[0].h)]
     assert all(mask is not None for pair in masks for mask in pair)
     upper = [net.get_parameter(f"layers.2.{name}") for name in ("first", "nodes")]
-    below = derived.unroll(words, carry[0], net.first, net.nodes, CELL, *masks[0])
-    above = derived.unroll(below, carry[1], upper[0], upper[1], CELL, *masks[1])
+    below = derived.unroll(words, hidden_state[0], net.first, net.nodes, CELL, *masks[0])
+    above = derived.unroll(below, hidden_state[1], upper[0], upper[1], CELL, *masks[1])
     torch.testing.assert_close(raw, above, **CLOSE)
     torch.testing.assert_close(after, (below[-1].detach(), above[-1].detach()), **CLOSE)
     grads = [torch.autograd.grad(o.sin().sum(), [net.first, *upper]) for o in (raw, above)]
@@ -240,7 +240,7 @@ def test_layers_start_apart_and_leave_the_first_as_it_was() -> None:
     assert not torch.equal(two["first"], two["layers.2.first"])
     lstm = start("lstm", 2).state_dict()
     assert set(lstm) == {
-        "embedding", "bias", *(f"layers.{k}.{n}" for k in (1, 2) for n in baseline._WEIGHTS)
+        "embedding", "bias", *(f"layers.{k}.{n}" for k in (1, 2) for n in lstm_gru._WEIGHTS)
     }  # fmt: skip
     reach = 30**-0.5
     for name in set(lstm) - {"embedding", "bias"}:
@@ -263,13 +263,13 @@ def test_other_weights_can_be_handed_in(cell: Any) -> None:
 @pytest.mark.parametrize("softmaxes", [1, 3])
 @pytest.mark.parametrize("cell", CELLS, ids=IDS)
 def test_logits_agree_with_the_loss(cell: Any, softmaxes: int) -> None:
-    """One word after the other, through the carry, as sampling does."""
+    """One word after the other, through the hidden state, as sampling does."""
     net, batch = lm(cell, 2, softmaxes=softmaxes), window()
     loss = net(batch, None, {}, None)
-    carry, nats = None, 0.0
+    hidden_state, nats = None, 0.0
     for words, targets in zip(batch.inputs, batch.targets, strict=True):
-        logits, carry = net.logits(words.unsqueeze(0), carry)
+        logits, hidden_state = net.logits(words.unsqueeze(0), hidden_state)
         assert logits.shape == (1, B, V)
         nats += float(F.cross_entropy(logits[0], targets).detach()) / T
     assert nats == pytest.approx(float(loss.value.detach()), rel=1e-12)
-    torch.testing.assert_close(carry, loss.carry, **CLOSE)
+    torch.testing.assert_close(hidden_state, loss.hidden_state, **CLOSE)

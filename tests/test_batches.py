@@ -9,10 +9,10 @@ import pytest
 import torch
 from sample_images import encoded, pixels, small_set, table
 
-from rnnnas.data import batches as module
-from rnnnas.data.augment import AugmentConfig, augment, centre_box, draw, normalised, resized
-from rnnnas.data.batches import Batches
+from rnnnas.data import image_batches as module
 from rnnnas.data.corpus import ImageCorpus, VocabOptions, add_corpus
+from rnnnas.data.image_augment import AugmentConfig, augment, centre_box, draw, normalised, resized
+from rnnnas.data.image_batches import Batches
 from rnnnas.errors import UsageError
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from rnnnas import bench
+from rnnnas.bench import recurrent
 from rnnnas.cli import main
 from rnnnas.errors import UsageError
 
@@ -21,7 +21,7 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", bench.KINDS)
+@pytest.mark.parametrize("what", recurrent.KINDS)
 def test_the_promised_keys(what: str) -> None:
     words = ["bench", what, "--json"]
     for setting in TINY:
@@ -29,7 +29,7 @@ def test_the_promised_keys(what: str) -> None:
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert list(report) == list(bench.KINDS[what])
+    assert list(report) == list(recurrent.KINDS[what])
     for values in report.values():
         assert set(values) == KEYS
         assert all(value > 0 for value in values.values())
@@ -37,35 +37,35 @@ def test_the_promised_keys(what: str) -> None:
         assert values["limit_ratio"] == values["fast_seconds"] / values["limit_seconds"]
 
 
-def flops(shapes: Counter[bench.Product]) -> int:
+def flops(shapes: Counter[recurrent.Product]) -> int:
     return sum(2 * m * k * n * count for (m, k, n, *_), count in shapes.items())
 
 
 def test_products_of_the_papers_settings() -> None:
     """Against the arithmetic of the issue: 170 GFLOP forward in search, three times with back."""
-    config = bench._config("first_order", "fast", ())
+    config = recurrent._config("first_order", "fast", ())
     rows, hidden = 35 * 256, 300
-    forward = 2 * rows * hidden * (2 * hidden * (2 + 36) + bench.VOCABULARY)
-    assert flops(bench.products("first_order", config, CPU)) == 5 * forward
-    config = bench._config("second_order", "fast", ())
-    assert flops(bench.products("second_order", config, CPU)) == 13 * forward
-    config = bench._config("train", "fast", ())
+    forward = 2 * rows * hidden * (2 * hidden * (2 + 36) + recurrent.VOCABULARY)
+    assert flops(recurrent.products("first_order", config, CPU)) == 5 * forward
+    config = recurrent._config("second_order", "fast", ())
+    assert flops(recurrent.products("second_order", config, CPU)) == 13 * forward
+    config = recurrent._config("train", "fast", ())
     rows, hidden = 35 * 64, 850
-    forward = 2 * rows * hidden * (2 * hidden * 10 + bench.VOCABULARY)
-    assert flops(bench.products("train", config, CPU)) == 3 * forward
-    rows = bench.EVALUATED
-    forward = 2 * rows * hidden * (2 * hidden * 10 + bench.VOCABULARY)
-    assert flops(bench.products("eval", config, CPU)) == forward
-    config = bench._config("loss", "fast", ())
-    assert flops(bench.products("loss", config, CPU)) == 3 * 2 * 35 * 64 * 700 * 33_278
+    forward = 2 * rows * hidden * (2 * hidden * 10 + recurrent.VOCABULARY)
+    assert flops(recurrent.products("train", config, CPU)) == 3 * forward
+    rows = recurrent.EVALUATED
+    forward = 2 * rows * hidden * (2 * hidden * 10 + recurrent.VOCABULARY)
+    assert flops(recurrent.products("eval", config, CPU)) == forward
+    config = recurrent._config("loss", "fast", ())
+    assert flops(recurrent.products("loss", config, CPU)) == 3 * 2 * 35 * 64 * 700 * 33_278
 
 
 def test_both_paths_do_the_same_iteration() -> None:
     """The reference and the fast path start from the same weights and end with the same ones."""
     ends = []
     for path in ("reference", "fast"):
-        config = bench._config("train", path, (*TINY[:3], "model.precision=float32"))
-        run = bench._iteration("train", config, CPU)
+        config = recurrent._config("train", path, (*TINY[:3], "model.precision=float32"))
+        run = recurrent._iteration("train", config, CPU)
         loss, norm = run()  # type: ignore[misc]
         ends.append((float(loss.value), float(norm)))
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)
@@ -73,26 +73,26 @@ def test_both_paths_do_the_same_iteration() -> None:
 
 def test_bench_compares_both_paths_whatever_the_precision() -> None:
     for path, precision in (("fast", "bfloat16"), ("reference", "float32")):
-        config = bench._config("train", path, (*TINY[:3], "model.precision=bfloat16"))
+        config = recurrent._config("train", path, (*TINY[:3], "model.precision=bfloat16"))
         assert (config.model.path, config.model.precision) == (path, precision)
     with pytest.raises(UsageError, match="model.path is what bench compares"):
-        bench.bench("train", CPU, settings=("model.path=eager",))
+        recurrent.bench("train", CPU, settings=("model.path=eager",))
 
 
 def test_products_of_layers_and_softmaxes() -> None:
     """Two layers have two cells, and two softmaxes two decoders and what mixes them."""
-    one = flops(bench.products("eval", bench._config("eval", "fast", ()), CPU))
+    one = flops(recurrent.products("eval", recurrent._config("eval", "fast", ()), CPU))
     more = ("model.layers=2", "model.softmaxes=2")
-    two = flops(bench.products("eval", bench._config("eval", "fast", more), CPU))
-    assert two == 2 * one + 2 * bench.EVALUATED * 850 * (2 * 850 + 2)
+    two = flops(recurrent.products("eval", recurrent._config("eval", "fast", more), CPU))
+    assert two == 2 * one + 2 * recurrent.EVALUATED * 850 * (2 * 850 + 2)
 
 
 def test_the_weights_gradients_are_one_product_a_window() -> None:
-    shapes = bench.products("train", bench._config("train", "fast", ()), CPU)
-    assert sum(shapes[bench.Product(850, 35 * 64, 1700, low)] for low in (False, True)) == 10
+    shapes = recurrent.products("train", recurrent._config("train", "fast", ()), CPU)
+    assert sum(shapes[recurrent.Product(850, 35 * 64, 1700, low)] for low in (False, True)) == 10
 
 
 def test_products_of_a_step_read_all_its_matrices_in_turn() -> None:
     """One matrix alone would lie in the cache, where those of a whole cell do not."""
-    shapes = bench.products("eval", bench._config("eval", "fast", ("model.layers=2",)), CPU)
-    assert shapes[bench.Product(1, 850, 1700, False, 2 * 9)] == 2 * 9 * bench.EVALUATED
+    shapes = recurrent.products("eval", recurrent._config("eval", "fast", ("model.layers=2",)), CPU)
+    assert shapes[recurrent.Product(1, 850, 1700, False, 2 * 9)] == 2 * 9 * recurrent.EVALUATED

@@ -10,9 +10,9 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from rnnnas import bench_images as bench
+from rnnnas.bench import images as bench
 from rnnnas.cli import main
-from rnnnas.data.batches import BatchConfig
+from rnnnas.data.image_batches import BatchConfig
 
 CPU = torch.device("cpu")
 TINY = ("model.channels=4", "model.layers=2", "model.nodes=2", "batches.size=2", "augment.size=8")

@@ -15,20 +15,22 @@ import pytest
 import torch
 from test_runs import CPU, Crash, command, crashing, killed_until_done, metrics, run_through
 
-from rnnnas import blackbox, derive
-from rnnnas import config as configs
-from rnnnas.blackbox import CandidateJob
-from rnnnas.config import SearchConfig
+from rnnnas.config.plain import from_plain, to_plain
+from rnnnas.config.presets import resolve
+from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
-from rnnnas.data.streams import Streams
+from rnnnas.data.text_streams import Streams
+from rnnnas.engine.job import Position
+from rnnnas.engine.metrics import perplexity
+from rnnnas.engine.steps import evaluate
 from rnnnas.errors import DivergedError, Interrupted, UsageError
-from rnnnas.files import load_content
-from rnnnas.loop import Position, perplexity
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import METHODS
-from rnnnas.search import job_of, search
-from rnnnas.steps import evaluate
-from rnnnas.supernet import SearchJob
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.searching import blackbox, derive_by_trying
+from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.run import job_of, search
+from rnnnas.searching.supernet import SearchJob
 
 SMALL = ["model.hidden=6", "model.nodes=3", "windows.streams=6", "valid_streams=6", "epochs=2"]
 SMALL += ["windows.limit=6", "blackbox.cells=4", "blackbox.population=2", "blackbox.sample=2"]
@@ -68,7 +70,7 @@ def corpus(home: Path) -> Corpus:
 
 def config(*settings: str) -> SearchConfig:
     flags = {"corpus": "tiny", "seed": 3}
-    resolved: SearchConfig = configs.resolve(
+    resolved: SearchConfig = resolve(
         "search", preset="smoke", file=None, settings=[*SMALL, *settings], flags=flags
     )
     return resolved
@@ -88,7 +90,7 @@ def outcome(folder: Path) -> list[Any]:
 
 def dying_evaluation(patch: pytest.MonkeyPatch, numbers: list[int]) -> None:
     """Make the scoring of cells die at those calls, counted over all processes."""
-    original, calls, left = derive.evaluate, [0], list(numbers)
+    original, calls, left = derive_by_trying.evaluate, [0], list(numbers)
 
     def scored(*args: Any) -> Any:
         calls[0] += 1
@@ -97,7 +99,7 @@ def dying_evaluation(patch: pytest.MonkeyPatch, numbers: list[int]) -> None:
             raise Crash
         return original(*args)
 
-    patch.setattr(derive, "evaluate", scored)
+    patch.setattr(derive_by_trying, "evaluate", scored)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -129,8 +131,8 @@ def test_a_seed_decides(name: str, corpus: Corpus, tmp_path: Path) -> None:
     """Another gives something else; that the same gives the same is tested with the resumes."""
     digests = []
     for seed in (3, 4):
-        plain = configs.to_plain(config(*EVERY[name], "epochs=1")) | {"seed": seed}
-        settings = configs.from_plain(SearchConfig, plain)
+        plain = to_plain(config(*EVERY[name], "epochs=1")) | {"seed": seed}
+        settings = from_plain(SearchConfig, plain)
         result = search(settings, corpus, tmp_path / str(seed), device=CPU, quiet=True)
         digests.append(result["digest"])
     assert digests[0] != digests[1]
@@ -196,7 +198,7 @@ def test_a_long_training_starts_the_text_again(corpus: Corpus) -> None:
     job.net.register_forward_pre_hook(lambda net, args: carries.append(args[1]))
     for window in (again - 1, again):
         job.step(Position(window=window), job.windows[window][1], 1.0)
-        job.carry = torch.ones(6, 6)
+        job.hidden_state = torch.ones(6, 6)
     job.step(Position(window=again + 1), job.windows[again + 1][1], 1.0)
     assert carries[1] is None and torch.equal(carries[2], torch.ones(6, 6))
 
@@ -295,7 +297,7 @@ def test_a_signal_while_cells_are_tried_saves_and_stops(
 ) -> None:
     settings = config("method=random-ws", "save_seconds=1000")
     whole = search(settings, corpus, tmp_path / "whole", device=CPU, quiet=True)
-    original = derive.evaluate
+    original = derive_by_trying.evaluate
     scored = []
 
     def evaluation(*args: Any) -> Any:
@@ -304,7 +306,7 @@ def test_a_signal_while_cells_are_tried_saves_and_stops(
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(derive, "evaluate", evaluation)
+    monkeypatch.setattr(derive_by_trying, "evaluate", evaluation)
     with pytest.raises(Interrupted) as stopped:
         search(settings, corpus, tmp_path / "run", device=CPU, quiet=True)
     assert stopped.value.exit_code == 143
@@ -318,8 +320,10 @@ def test_a_cell_that_comes_again_is_not_computed_again(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    original = derive.evaluate
-    monkeypatch.setattr(derive, "evaluate", lambda *args: calls.append(1) or original(*args))
+    original = derive_by_trying.evaluate
+    monkeypatch.setattr(
+        derive_by_trying, "evaluate", lambda *args: calls.append(1) or original(*args)
+    )
     settings = config("method=enas", "relax.hidden=2", "model.nodes=1", "blackbox.cells=9")
     search(settings, corpus, tmp_path, device=CPU, quiet=True)
     lines = candidates(tmp_path)

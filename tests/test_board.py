@@ -19,8 +19,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from rnnnas.board import Board, cut_events, event_files, event_sizes, serve
 from rnnnas.errors import DiskError, UsageError
+from rnnnas.runs.tensorboard import Board, cut_events, event_files, event_sizes, serve
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -168,7 +168,7 @@ def test_the_server_takes_a_free_port_on_loopback_and_ends_on_ctrl_c(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         code = (
-            "import signal, sys; from pathlib import Path; from rnnnas.board import launch\n"
+            "import signal, sys; from pathlib import Path; from rnnnas.runs.tensorboard import launch\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "launch(Path(sys.argv[1]), int(sys.argv[2]))"
         )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rnnnas.errors import UsageError
-from rnnnas.lm.cache import Cache, CacheConfig, mixed, with_cache
-from rnnnas.lm.scores import Scores
+from rnnnas.evaluation.log_probs import Scores
+from rnnnas.evaluation.neural_cache import Cache, CacheConfig, mixed, with_cache
 
 
 def by_definition(states: Tensor, words: Tensor, size: int, theta: float) -> Tensor:

@@ -15,28 +15,30 @@ from test_programs import CASES, CPU, assert_same, steps_of, taping
 from test_waiting import no_waits
 from tiny_home import home as home
 
-from rnnnas import config as configs
-from rnnnas import programs
+from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import open_corpus
+from rnnnas.distributed import ALONE, Ranks
+from rnnnas.engine import cuda_graphs
+from rnnnas.engine.cuda_graphs import Program, Programs, cuda_graphs_for
+from rnnnas.engine.job import Position
 from rnnnas.errors import UsageError
-from rnnnas.files import load_content
-from rnnnas.loop import Position
 from rnnnas.nas.methods import METHODS
-from rnnnas.programs import Program, Programs, programs_for
-from rnnnas.ranks import ALONE, Ranks
-from rnnnas.search import job_of
-from rnnnas.supernet import SearchJob
-from rnnnas.train import TrainJob
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.searching.run import job_of
+from rnnnas.searching.supernet import SearchJob
+from rnnnas.training.run import TrainJob
 
 
 def test_the_setting() -> None:
-    assert programs_for("auto", CPU) is None and programs_for("off", CPU) is None
-    made = programs_for("on", CPU)
+    assert cuda_graphs_for("auto", CPU) is None and cuda_graphs_for("off", CPU) is None
+    made = cuda_graphs_for("on", CPU)
     assert made is not None and not made._capture
     card = torch.device("cuda")
-    made = programs_for("auto", card)
+    made = cuda_graphs_for("auto", card)
     assert made is not None and made._capture, "by itself"
-    assert programs_for("auto", card, Ranks(0, 2)) is None and programs_for("off", card) is None
+    assert (
+        cuda_graphs_for("auto", card, Ranks(0, 2)) is None and cuda_graphs_for("off", card) is None
+    )
 
 
 class Taped(Programs):
@@ -76,7 +78,7 @@ def test_a_replayed_run_has_the_same_result(
     runs: list[Program] = []
     original = Program.run
     monkeypatch.setattr(Program, "run", lambda self, i: (runs.append(self), original(self, i))[1])
-    monkeypatch.setattr(programs, "Programs", Taped)
+    monkeypatch.setattr(cuda_graphs, "Programs", Taped)
     tapes = taping(monkeypatch)
     sizes = ("epochs=1", "windows.limit=8", "windows.bptt=3", "windows.halved=0.0")
     priced = (f"latency.table={table}",) if "latency.weight=1" in RUNS[name] else ()
@@ -119,7 +121,7 @@ def test_a_search_that_talks_within_a_window_is_not_captured(home: Path) -> None
 @pytest.mark.parametrize("kind", ["image-search", "image-train"])
 def test_images_are_not_captured(kind: str) -> None:
     with pytest.raises(UsageError, match="images are never captured"):
-        configs.resolve(kind, preset=None, file=None, settings=["capture=on"], flags={})
+        resolve(kind, preset=None, file=None, settings=["capture=on"], flags={})
 
 
 # On a card
@@ -154,10 +156,10 @@ def test_a_captured_epoch_does_not_wait(method: str, home: Path) -> None:
         )
         at = Position()
         job.begin_epoch(at)
-        reports = [job.step(at, 10, 1.0).nats for _ in range(programs.PATIENCE + 2)]
+        reports = [job.step(at, 10, 1.0).nats for _ in range(cuda_graphs.PATIENCE + 2)]
         with no_waits():
             reports += [job.step(at, 10, 1.0).nats for _ in range(5)]
-        assert (job.programs.count > 0) if setting == "on" else job.programs is None
+        assert (job.cuda_graphs.count > 0) if setting == "on" else job.cuda_graphs is None
         values[setting] = [float(nats) for nats in reports]
     assert all(math.isfinite(nats) for nats in values["on"])
     assert values["on"] == pytest.approx(values["off"], rel=1e-4)

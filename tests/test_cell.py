@@ -11,9 +11,11 @@ from torch import Tensor
 
 from rnnnas.errors import UsageError
 from rnnnas.lm import cell as derived
-from rnnnas.lm import fused_mixed, mixed
-from rnnnas.nas.genotype import ZOO, CellGene, Gene
+from rnnnas.lm import search_cell
+from rnnnas.lm.fast import mixture
+from rnnnas.nas.genotype import CellGene, Gene
 from rnnnas.nas.space import CellSpace, recurrent_space
+from rnnnas.nas.zoo import ZOO
 
 DOUBLE = torch.float64
 
@@ -111,7 +113,7 @@ def test_check_cell_names_what_is_wrong() -> None:
 def test_normalise_is_batch_normalisation_with_batch_statistics() -> None:
     state = rand(0, 5, 3, scale=2.0) + 1
     expected = torch.nn.functional.batch_norm(state, None, None, training=True)
-    torch.testing.assert_close(mixed.normalise(state), expected)
+    torch.testing.assert_close(search_cell.normalise(state), expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -153,7 +155,7 @@ def test_mixed_reference_number_by_number(seed: int) -> None:
     expected = [
         [(states[1][b][k] + states[2][b][k]) / 2 for k in range(hidden)] for b in range(streams)
     ]
-    for unroll in (mixed.unroll_reference, mixed.unroll, fused_mixed.unroll):
+    for unroll in (search_cell.unroll_reference, search_cell.unroll, mixture.unroll):
         result = unroll(x, h, first, nodes, space, p, None, mh)
         torch.testing.assert_close(result[0], torch.tensor(expected, dtype=DOUBLE))
 
@@ -175,12 +177,12 @@ def test_cheap_mixture_equals_the_reference_with_gradients(
     mask_x = rand(seed + 5, streams, width).abs() if masks else None
     mask_h = rand(seed + 6, streams, hidden).abs() if masks else None
     results = []
-    for unroll in (mixed.unroll_reference, mixed.unroll):
+    for unroll in (search_cell.unroll_reference, search_cell.unroll):
         leaves = [t.clone().requires_grad_() for t in tensors]
         inputs, h, first, matrices, p = leaves
         out = unroll(inputs, h, first, matrices, space, p, mask_x, mask_h)
-        slope = rand(seed + 7, *out.shape)
-        results.append([out, *torch.autograd.grad((out * slope).sum(), leaves)])
+        gradient = rand(seed + 7, *out.shape)
+        results.append([out, *torch.autograd.grad((out * gradient).sum(), leaves)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
@@ -193,12 +195,12 @@ def test_mixture_on_one_path_is_the_derived_cell_normalised() -> None:
     for node, ((op, source),) in enumerate(cell.nodes):
         weights[space.rows(node)[source], space.ops.index(op)] = 1.0
     x, h, first, nodes = rand(0, 4, 3), rand(1, 4, 3), rand(2, 6, 6), rand(3, 3, 3, 6)
-    states = [mixed.normalise(derived.first_state(x, h, first, None, None))]
+    states = [search_cell.normalise(derived.first_state(x, h, first, None, None))]
     for weight, ((op, source),) in zip(nodes, cell.nodes, strict=True):
         s = states[source]
-        states.append(mixed.normalise(derived.gated(s, s @ weight, op)))
+        states.append(search_cell.normalise(derived.gated(s, s @ weight, op)))
     expected = torch.stack(states[1:]).mean(0)
-    result = mixed.unroll(x.unsqueeze(0), h, first, nodes, space, weights, None, None)
+    result = search_cell.unroll(x.unsqueeze(0), h, first, nodes, space, weights, None, None)
     torch.testing.assert_close(result[0], expected)
 
 
@@ -206,7 +208,7 @@ def test_pruned_operations_get_nothing() -> None:
     space = recurrent_space(2)
     assert isinstance(space, CellSpace)
     weights = torch.zeros(3, 5, dtype=DOUBLE)
-    out = mixed.unroll(
+    out = search_cell.unroll(
         rand(0, 2, 4, 3), rand(1, 4, 3), rand(2, 6, 6), rand(3, 2, 3, 6), space, weights, None, None
     )
     assert torch.equal(out, torch.zeros_like(out))

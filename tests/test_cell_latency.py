@@ -17,19 +17,19 @@ from test_image_runs import run
 from test_runs import Crash, crashing, metrics, run_through
 from torch import Tensor
 
-from rnnnas.cell_latency import edge_costs, measure_layers, places, report, seconds_of
 from rnnnas.cnn.cell import DerivedCell
 from rnnnas.cnn.model import CnnConfig, ConvNet
 from rnnnas.cnn.space import OPERATIONS, image_spaces
-from rnnnas.data.images import ImageCorpus
+from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.errors import UsageError
-from rnnnas.layer_latency import LayerTable, Timed
-from rnnnas.nas.cost import EdgeCosts, LatencyConfig, LatencyPrice, mean_cost
+from rnnnas.latency.image_cells import edge_costs, measure_layers, places, report, seconds_of
+from rnnnas.latency.layers import LayerTable, Timed
 from rnnnas.nas.genotype import CellGene, Gene, Genotype
+from rnnnas.nas.latency_price import EdgeCosts, LatencyConfig, LatencyPrice, mean_cost
 from rnnnas.nas.relax.base import Mixture
-from rnnnas.nas.relax.sampling import cell_mixture
+from rnnnas.nas.relax.policy import cell_mixture
 from rnnnas.nas.space import CellSpace
-from rnnnas.search import SearchJob, search
+from rnnnas.searching.run import SearchJob, search
 
 __all__ = ["squares"]  # a fixture
 
@@ -77,14 +77,14 @@ def test_the_expectation_is_that_over_all_cells(seed: int) -> None:
 
 def test_gradients_against_finite_differences() -> None:
     weights = weights_of(1)
-    (slope,) = torch.autograd.grad(1e3 * COSTS.expected(weights, SPACE), [weights])
+    (gradient,) = torch.autograd.grad(1e3 * COSTS.expected(weights, SPACE), [weights])
     for edge, op in itertools.product(range(len(SPACE.edges)), range(len(SPACE.ops))):
         shift = torch.zeros_like(weights)
         shift[edge, op] = 1e-5
         with torch.no_grad():
             up, down = (1e3 * COSTS.expected(weights + s, SPACE) for s in (shift, -shift))
-        assert float(slope[edge, op]) == pytest.approx(float(up - down) / 2e-5, abs=1e-7)
-        assert (float(slope[edge, op]) == 0) == (op == 0)
+        assert float(gradient[edge, op]) == pytest.approx(float(up - down) / 2e-5, abs=1e-7)
+        assert (float(gradient[edge, op]) == 0) == (op == 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -141,7 +141,7 @@ def computed(model: CnnConfig, genotype: Genotype, size: tuple[int, int]) -> Cou
     net = ConvNet(model, genotype, 10, generator=torch.Generator().manual_seed(1))
     seen: Counter[Timed] = Counter()
 
-    def watch(module: Any, name: str) -> None:
+    def eigenvalue_stop(module: Any, name: str) -> None:
         def hook(_: Any, given: tuple[Any, ...], out: Any) -> None:
             image, last = given[0], out[-1] if isinstance(out, tuple) else out
             stride = -(-image.shape[2] // last.shape[2])
@@ -153,15 +153,15 @@ def computed(model: CnnConfig, genotype: Genotype, size: tuple[int, int]) -> Cou
 
         module.register_forward_hook(hook)
 
-    watch(net.stem, f"stem_{model.stem}")
+    eigenvalue_stop(net.stem, f"stem_{model.stem}")
     for kind, cell in zip(net.kinds, net.cells, strict=True):
         assert isinstance(cell, DerivedCell)
-        watch(cell, "join")
-        watch(cell.entries.older, "entry")
-        watch(cell.entries.last, "entry")
+        eigenvalue_stop(cell, "join")
+        eigenvalue_stop(cell.entries.older, "entry")
+        eigenvalue_stop(cell.entries.last, "entry")
         genes = [gene for node in genotype.cells[kind].nodes for gene in node]
         for gene, edge in zip(genes, cell.edges, strict=True):
-            watch(edge, gene.op)
+            eigenvalue_stop(edge, gene.op)
     with torch.no_grad():
         net.logits(torch.zeros(1, 3, *size))
     return seen

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnnas.nas.chain import expected_cost, likeliest
+from rnnnas.cnn.dense.chain import expected_cost, likeliest
 
 DOUBLE = torch.float64
 
@@ -64,7 +64,7 @@ def test_the_expected_cost_is_the_mean_over_all_chains(count: int, reach: int) -
     assert float(expected_cost(own, entry, shares)) == pytest.approx(total, rel=1e-12)
 
 
-def test_the_slopes_of_the_expected_cost() -> None:
+def test_the_gradients_of_the_expected_cost() -> None:
     draws = torch.Generator().manual_seed(8)
     given = [
         torch.rand(*shape, dtype=DOUBLE, generator=draws).requires_grad_()

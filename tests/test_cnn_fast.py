@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnnas.cnn import norm
-from rnnnas.cnn.depthwise import depthwise
+from rnnnas.cnn import fast_batch_norm
+from rnnnas.cnn.fast_convolutions import depthwise
 from rnnnas.cnn.model import CnnConfig, ConvNet
 from rnnnas.cnn.noise import SILENCE
 from rnnnas.cnn.ops import Conv
@@ -22,10 +22,10 @@ from rnnnas.types import Batch
 DOUBLE = torch.float64
 
 
-@pytest.fixture(autouse=True, params=[1, norm.LEAST], ids=["own norm", "torch's norm"])
+@pytest.fixture(autouse=True, params=[1, fast_batch_norm.LEAST], ids=["own norm", "torch's norm"])
 def least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The own batch normalisation serves images as small as these, or does not."""
-    monkeypatch.setattr(norm, "LEAST", request.param)
+    monkeypatch.setattr(fast_batch_norm, "LEAST", request.param)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -86,7 +86,7 @@ def test_every_cell_trains_and_evaluates(name: str, stem: Any) -> None:
     for name, p in net.named_parameters():
         assert p.grad is not None and bool(torch.isfinite(p.grad).all()), name
     assert net.logits(batch.inputs).shape == (4, 7)
-    assert loss.count == 4 and loss.carry is None
+    assert loss.count == 4 and loss.hidden_state is None
 
 
 def test_shapes_within_the_network() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnnas.cnn import norm
+from rnnnas.cnn import fast_batch_norm
 from rnnnas.cnn.model import CnnConfig, ConvNet
 from rnnnas.cnn.space import OPERATIONS
 from rnnnas.nas import architect
@@ -72,7 +72,9 @@ def unrolled(
 def test_exact_order_is_the_derivative_of_the_unrolled_problem(
     path: Any, partial: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm, "LEAST", 1)  # so that the own normalisation serves: fast, twice
+    monkeypatch.setattr(
+        fast_batch_norm, "LEAST", 1
+    )  # so that the own normalisation serves: fast, twice
     net, train, valid = case(partial, path, partial)
     draws = seeded(3)
     alphas = {

@@ -12,25 +12,23 @@ from typing import Any
 import pytest
 import torch
 
-from rnnnas.config import (
+from rnnnas.config.plain import from_plain, to_plain, to_toml
+from rnnnas.config.presets import (
     DEFAULT_PRESET,
     KINDS,
     TABLES,
-    SearchConfig,
-    TrainConfig,
-    from_plain,
     preset_names,
     preset_table,
     preset_tables,
     preset_text,
     resolve,
-    to_plain,
-    to_toml,
 )
+from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.errors import UsageError
 from rnnnas.lm.model import RecurrentLM
-from rnnnas.nas.genotype import ZOO, Genotype
+from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.zoo import ZOO
 
 if sys.version_info >= (3, 11):
     import tomllib

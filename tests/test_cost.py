@@ -14,15 +14,15 @@ from test_policy import TINY, Table, seeded, update
 from torch import Tensor
 
 from rnnnas.errors import UsageError
-from rnnnas.lm.fused import plan
-from rnnnas.nas import cost
+from rnnnas.lm.fast.derived import plan
+from rnnnas.nas import latency_price
 from rnnnas.nas.architect import hypergradient
-from rnnnas.nas.cost import LatencyConfig, LatencyPrice, OperationCosts, RecurrentCosts
 from rnnnas.nas.genotype import CellGene, Genotype
-from rnnnas.nas.policy import Reinforce
+from rnnnas.nas.latency_price import LatencyConfig, LatencyPrice, OperationCosts, RecurrentCosts
+from rnnnas.nas.reinforce import Reinforce
 from rnnnas.nas.relax.base import Mixture, Mixtures
 from rnnnas.nas.relax.categorical import Categorical
-from rnnnas.nas.relax.sampling import cell_mixture
+from rnnnas.nas.relax.policy import cell_mixture
 from rnnnas.nas.space import RECURRENT_OPS, CellSpace, recurrent_space
 from rnnnas.types import InnerStep
 
@@ -116,7 +116,7 @@ def test_the_expectation_is_that_over_all_cells(space: CellSpace) -> None:
 def test_depths_are_expected_exactly_and_the_critical_path_from_below() -> None:
     space, weights = recurrent_space(3), weights_of(recurrent_space(3)).detach()
     level = costs(3, level=1.0)
-    shares = cost.choice_shares(weights, space)
+    shares = latency_price.choice_shares(weights, space)
     mean, longest = [0.0] * 3, 0.0
     for cell, chosen in every_cell(space):
         share = math.prod(float(shares[edge, op]) for edge, op in chosen)
@@ -128,7 +128,7 @@ def test_depths_are_expected_exactly_and_the_critical_path_from_below() -> None:
     taken = torch.zeros(3, 4, dtype=DOUBLE)
     for (source, target), row in zip(space.edges, shares, strict=True):
         taken[target - 1, source] = row.sum()
-    assert cost.expected_depths(taken).tolist() == pytest.approx(mean, rel=1e-12)
+    assert latency_price.expected_depths(taken).tolist() == pytest.approx(mean, rel=1e-12)
     path = float(level.expected(weights, space) - costs(3).expected(weights, space))
     assert path == pytest.approx(max(mean), rel=1e-9)
     assert path < longest < 1.5 * path  # Jensen: how far it may lie below, here
@@ -140,17 +140,17 @@ def test_gradients_against_finite_differences(kind: str, level: float) -> None:
     space = {"recurrent": recurrent_space(5), "pruned": PRUNED, "two edges": TWO}[kind]
     table = TWO_COSTS if kind == "two edges" else costs(space.nodes, level=level)
     weights = weights_of(space)
-    (slope,) = torch.autograd.grad(1e4 * table.expected(weights, space), [weights])
-    assert float(slope.abs().sum()) > 0
+    (gradient,) = torch.autograd.grad(1e4 * table.expected(weights, space), [weights])
+    assert float(gradient.abs().sum()) > 0
     for edge in range(len(space.edges)):
         for op in range(len(space.ops)):
             shift = torch.zeros_like(weights)
             shift[edge, op] = 1e-5
             with torch.no_grad():
                 up, down = (1e4 * table.expected(weights + s, space) for s in (shift, -shift))
-            assert float(slope[edge, op]) == pytest.approx(float(up - down) / 2e-5, abs=1e-7)
+            assert float(gradient[edge, op]) == pytest.approx(float(up - down) / 2e-5, abs=1e-7)
             if not space.allowed[edge][op] or space.ops[op] == "none":
-                assert float(slope[edge, op]) == 0
+                assert float(gradient[edge, op]) == 0
 
 
 def test_two_edges_a_node_cost_the_sum_of_what_they_are_expected_to() -> None:
@@ -181,8 +181,8 @@ def test_nothing_drawn_costs_nothing_and_gives_no_gradient() -> None:
     weights.requires_grad_()
     expected = TWO_COSTS.expected(weights, TWO)
     assert float(expected.detach()) == 3e-5
-    (slope,) = torch.autograd.grad(expected, [weights])
-    assert bool(torch.isfinite(slope).all()) and float(slope.abs().max()) < 1e-3
+    (gradient,) = torch.autograd.grad(expected, [weights])
+    assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("level", [0.0, 3e-5])
@@ -201,7 +201,7 @@ def test_deeper_costs_more(level: float) -> None:
 
 def test_count_distribution_against_enumeration() -> None:
     chances = torch.rand(4, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
-    found = cost.count_distribution(chances)
+    found = latency_price.count_distribution(chances)
     for m in range(3):
         by_hand = [0.0] * 5
         for happens in itertools.product([0, 1], repeat=4):
@@ -220,7 +220,7 @@ def test_the_mean_of_random_cells() -> None:
                 1 / (usable[n] * len(space.choices(e))) for n, (e, _) in enumerate(chosen)
             )
             total += share * table.of_cell(cell)
-        assert cost.mean_cost(table, space) == pytest.approx(total, rel=1e-12)
+        assert latency_price.mean_cost(table, space) == pytest.approx(total, rel=1e-12)
 
 
 def price(form: str, weight: float = 0.3, ref: float = 4e-4) -> LatencyPrice:
@@ -233,17 +233,17 @@ def test_the_forms_against_their_formulas(form: str) -> None:
     weights = weights_of(recurrent_space())
     value = torch.tensor(5.0, dtype=DOUBLE, requires_grad=True)
     given = price(form)(value, {"recurrent": Mixture(weights)})
-    slopes = torch.autograd.grad(given, [value, weights])
+    gradients = torch.autograd.grad(given, [value, weights])
     latency = costs().expected(weights, recurrent_space())
     if form == "add":
         formula = value + 0.3 * (latency - 4e-4) / 4e-4
     else:
         formula = value * (torch.log(latency * 1e6) / math.log(400.0)) ** 0.3
     torch.testing.assert_close(given, formula, rtol=1e-12, atol=0)
-    torch.testing.assert_close(slopes, torch.autograd.grad(formula, [value, weights]))
+    torch.testing.assert_close(gradients, torch.autograd.grad(formula, [value, weights]))
 
 
-def test_where_processes_share_a_batch_the_slope_is_that_of_the_whole_loss() -> None:
+def test_where_processes_share_a_batch_the_gradient_is_that_of_the_whole_loss() -> None:
     """Two processes with losses 4 and 6; the second hand's mean is 5 on both."""
     weights = weights_of(recurrent_space())
     whole = price("mul")(torch.tensor(5.0, dtype=DOUBLE), {"recurrent": Mixture(weights)})
@@ -259,7 +259,7 @@ def test_where_processes_share_a_batch_the_slope_is_that_of_the_whole_loss() -> 
 
 
 class Drawn(Identity):
-    """A relaxation that runs one operation, and whose draw carries no slope for the others."""
+    """A relaxation that runs one operation, and whose draw carries no gradient for the others."""
 
     def mix(self, alphas: Any, *_: Any) -> dict[str, Mixture]:
         hard = torch.tensor([[0.0, 1.0, 0.0]], dtype=DOUBLE)
@@ -290,7 +290,7 @@ def test_a_price_reaches_all_alphas_through_the_scores(order: Any) -> None:
 
 
 def test_without_a_reference_it_is_the_mean_random_cell() -> None:
-    assert price("add", ref=0.0).ref == cost.mean_cost(costs(), recurrent_space())
+    assert price("add", ref=0.0).ref == latency_price.mean_cost(costs(), recurrent_space())
 
 
 def test_a_policy_is_rewarded_by_what_its_cells_cost() -> None:

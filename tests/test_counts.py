@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rnnnas.data.counts import (
+from rnnnas.data.ngrams import (
     bigram_model,
     bigram_perplexity,
     unigram_perplexity,

@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from test_chain import chains
 from torch import Tensor
 
-from rnnnas import draw, raster
-from rnnnas.cnn.dense import DenseNet, derived_network
-from rnnnas.cnn.dense_genes import Part, genotype_of_parts, is_dense, mbconv_sizes, parts_of
-from rnnnas.cnn.dense_space import LAYERS, ROUTES, DenseConfig, Layout
+from rnnnas.cnn.dense.genotype import Part, genotype_of_parts, is_dense, mbconv_sizes, parts_of
+from rnnnas.cnn.dense.network import DenseNet, derived_network
+from rnnnas.cnn.dense.space import LAYERS, ROUTES, DenseConfig, Layout
 from rnnnas.cnn.model import CnnConfig, ConvNet
 from rnnnas.cnn.noise import SILENCE
 from rnnnas.cnn.space import check_genotype
 from rnnnas.cnn.zoo import ZOO
+from rnnnas.draw import images as raster
+from rnnnas.draw import text_svg_dot
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import METHODS
@@ -354,7 +355,7 @@ def test_unknown_operations_are_refused(op: str) -> None:
 
 
 def test_it_is_shown_block_by_block() -> None:
-    lines = draw.as_text(FOUND, "found").splitlines()
+    lines = text_svg_dot.as_text(FOUND, "found").splitlines()
     assert lines[:5] == [
         "found", "", "dense network: 2 blocks, 3 layers", "",
         "block  channels   size  operations, one after the other",
@@ -365,7 +366,7 @@ def test_it_is_shown_block_by_block() -> None:
         "   10         5    1/4  mbconv_3x3_e2",
         "  end         6    1/4  conv_1x1",
     ]
-    svg = draw.as_svg(FOUND)
+    svg = text_svg_dot.as_svg(FOUND)
     assert "mbconv_5x5_e2" in svg and "x_t" not in svg and "block10_w5_s2" in svg
-    assert '"block2_w4_s2/in" -> "block2_w4_s2/s1"' in draw.as_dot(FOUND)
+    assert '"block2_w4_s2/in" -> "block2_w4_s2/s1"' in text_svg_dot.as_dot(FOUND)
     assert raster.cell_image(FOUND).ndim == 3

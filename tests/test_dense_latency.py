@@ -13,11 +13,11 @@ import torch
 from test_chain import chains
 from test_dense import LAYOUT, SMALL, softmaxes
 
-from rnnnas.cnn.dense_space import LAYERS, ROUTES, Layout
-from rnnnas.dense_latency import DensePrice, measure_layers, report
+from rnnnas.cnn.dense.space import LAYERS, ROUTES, Layout
 from rnnnas.errors import CheckpointError, UsageError
-from rnnnas.layer_latency import LayerTable, read_layer_table
-from rnnnas.nas.cost import LatencyConfig
+from rnnnas.latency.dense_blocks import DensePrice, measure_layers, report
+from rnnnas.latency.layers import LayerTable, read_layer_table
+from rnnnas.nas.latency_price import LatencyConfig
 from rnnnas.nas.relax.base import Mixture
 
 CPU = torch.device("cpu")
@@ -101,10 +101,10 @@ def test_the_price_is_lambda_log_cost_over_log_tau() -> None:
     ):
         given = price(form=form, ref=7e-4)(value, mixtures)
         assert float(given.detach()) == pytest.approx(wanted, rel=1e-12)
-    slopes = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         price(form="log", ref=7e-4)(value, mixtures), [m.weights for m in mixtures.values()]
     )
-    assert all(bool((slope != 0).any()) for slope in slopes)
+    assert all(bool((gradient != 0).any()) for gradient in gradients)
 
 
 def test_the_reference_is_that_of_uniform_choices() -> None:

@@ -11,13 +11,13 @@ from squares import CPU, squares, train_config
 from test_image_runs import options, run
 from test_runs import crashing, metrics, run_through
 
-from rnnnas import config as configs
-from rnnnas.cnn.dense_genes import parts_of
-from rnnnas.data.images import ImageCorpus
-from rnnnas.files import load_content
+from rnnnas.cnn.dense.genotype import parts_of
+from rnnnas.config.presets import resolve
+from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.nas.genotype import Genotype
-from rnnnas.search import SearchJob, search
-from rnnnas.train import TrainJob, train
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.searching.run import SearchJob, search
+from rnnnas.training.run import TrainJob, train
 
 __all__ = ["squares"]  # a fixture
 
@@ -30,7 +30,7 @@ TINY = [
 
 
 def search_config(*settings: str, method: str = "densenas") -> Any:
-    return configs.resolve(
+    return resolve(
         "image-search", preset="cifar10-dense", file=None, settings=[*TINY, *settings],
         flags={"corpus": "squares", "seed": 3, "method": method},
     )  # fmt: skip

@@ -66,7 +66,7 @@ def test_the_alphas_see_a_softmax_over_two(seed: int) -> None:
         torch.testing.assert_close(weights[row, pair], shares / shares.sum())
         others = [o for o in range(4) if o not in pair]
         assert bool((weights[row, others] == 0).all())
-    # The slope is that of the softmax: s_i (δ_ij - s_j) over the pair, 0 elsewhere.
+    # The gradient is that of the softmax: s_i (δ_ij - s_j) over the pair, 0 elsewhere.
     row, pair = 0, [o for e, o in paths if e == 0]
     (grad,) = torch.autograd.grad(weights[0, pair[0]], given["layers"])
     s = weights[0, pair].detach()

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from test_kernels_derived import case, one_op
 from torch import Tensor
 
-from rnnnas.lm import device, fused, fused_device, fused_mixed, fused_mixed_device, loss
+from rnnnas.distributed import ALONE
+from rnnnas.lm import loss
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.device import padded, table, usable, wide
-from rnnnas.lm.mixed import unroll_reference
-from rnnnas.lm.pool import Pool
+from rnnnas.lm.fast import derived, derived_cuda, mixture, mixture_cuda, triton_support
+from rnnnas.lm.fast.buffers import Workspace
+from rnnnas.lm.fast.triton_support import padded, table, usable, wide
+from rnnnas.lm.search_cell import unroll_reference
 from rnnnas.nas.space import CellSpace, recurrent_space
-from rnnnas.ranks import ALONE
 
 pytest.importorskip("triton", reason="needs Triton")
 CARD = torch.cuda.is_available()
@@ -34,18 +35,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"
 def small_tiles(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """Sizes of a few units then end within a tile, or need several."""
     # Whatever is asked for here is asked for by a test that wants the kernels.
-    for module in (fused, fused_mixed, loss):
+    for module in (derived, mixture, loss):
         monkeypatch.setattr(module.device, "usable", lambda *tensors: True)
     if request.node.get_closest_marker("gpu"):  # as they are shipped
         yield
         return
     flat = {"ROWS": 16, "UNITS": 16}
     product = {**flat, "DEEP": 16}
-    monkeypatch.setattr(device, "TILE", 16)
-    monkeypatch.setattr(fused_device, "TILE", 16)
-    monkeypatch.setattr(fused_mixed_device, "STRIP", {"UNITS": 8})
-    monkeypatch.setattr(fused_mixed_device, "BLOCK", {"ROWS": 4, "UNITS": 16})
-    for module in (fused_device, fused_mixed_device):
+    monkeypatch.setattr(triton_support, "TILE", 16)
+    monkeypatch.setattr(derived_cuda, "TILE", 16)
+    monkeypatch.setattr(mixture_cuda, "STRIP", {"UNITS": 8})
+    monkeypatch.setattr(mixture_cuda, "BLOCK", {"ROWS": 4, "UNITS": 16})
+    for module in (derived_cuda, mixture_cuda):
         monkeypatch.setattr(module, "FLAT", {"ROWS": 4, "UNITS": 16})
         for name in ("PRODUCT", "BACK", "WHOLE", "WHOLE_BACK"):
             monkeypatch.setattr(module, name, product)
@@ -56,8 +57,8 @@ def on(made: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(part.to(DEVICE) if isinstance(part, Tensor) else part for part in made)
 
 
-def slopes(form: Any, made: tuple[Any, ...]) -> list[Tensor]:
-    """The outputs and the gradients of all tensors, under a fixed slope of the outputs."""
+def gradients(form: Any, made: tuple[Any, ...]) -> list[Tensor]:
+    """The outputs and the gradients of all tensors, under a fixed gradient of the outputs."""
     return weighed([leaf.clone().requires_grad_() for leaf in made[:4]], form, made[4:], {})
 
 
@@ -77,7 +78,7 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES)
 def test_a_derived_cell_equals_the_readable_one(size: dict[str, Any]) -> None:
     made = on(case(len(size), TYPE, **size))
-    found, expected = slopes(fused.unroll, made), slopes(reference, made)
+    found, expected = gradients(derived.unroll, made), gradients(reference, made)
     assert len(found) == 5 and all(torch.isfinite(tensor).all() for tensor in found)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
@@ -88,26 +89,26 @@ def test_every_operation(op: str) -> None:
     made = list(on(case(3, TYPE, nodes=6, steps=1)))
     made[4] = one_op(op)
     for one, other in zip(
-        slopes(fused.unroll, tuple(made)), slopes(reference, tuple(made)), strict=True
+        gradients(derived.unroll, tuple(made)), gradients(reference, tuple(made)), strict=True
     ):
         torch.testing.assert_close(one, other, **CLOSE)
 
 
 def test_without_gradients_a_derived_cell_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_device, "POOL", pool := Pool())
+    monkeypatch.setattr(derived_cuda, "POOL", workspace := Workspace())
     made = on(case(1, TYPE, steps=3, nodes=2))
     with torch.no_grad():
-        torch.testing.assert_close(fused.unroll(*made), reference(*made), **CLOSE)
-    alone = pool.held()
+        torch.testing.assert_close(derived.unroll(*made), reference(*made), **CLOSE)
+    alone = workspace.held()
     assert alone > 0
-    slopes(fused.unroll, made)
-    assert pool.held() > 1.5 * alone, "all steps are kept for the way back"
+    gradients(derived.unroll, made)
+    assert workspace.held() > 1.5 * alone, "all steps are kept for the way back"
 
 
 def test_a_derived_cell_goes_back_once() -> None:
     made = on(case(1, TYPE, steps=1, nodes=2))
     leaf = made[1].clone().requires_grad_()
-    out = fused.unroll(made[0], leaf, *made[2:]).sum()
+    out = derived.unroll(made[0], leaf, *made[2:]).sum()
     torch.autograd.grad(out, leaf, retain_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
         torch.autograd.grad(out, leaf)
@@ -155,9 +156,9 @@ SEARCHES = [
 def test_a_mixture_equals_the_readable_one(
     size: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_mixed, "_MixedUnroll", None)
+    monkeypatch.setattr(mixture, "_MixedUnroll", None)
     made = search(7, **size)
-    found, expected = searched(fused_mixed.unroll, made), searched(unroll_reference, made)
+    found, expected = searched(mixture.unroll, made), searched(unroll_reference, made)
     assert len(found) == 6 and all(torch.isfinite(tensor).all() for tensor in found)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
@@ -169,31 +170,31 @@ def test_a_node_that_computes_nothing_is_zero(units: int) -> None:
     none = space.ops.index("none")
     made = (leaves, space, masks, [(0, none), (1, 1), (2, 2)])
     for one, other in zip(
-        searched(fused_mixed.unroll, made), searched(unroll_reference, made), strict=True
+        searched(mixture.unroll, made), searched(unroll_reference, made), strict=True
     ):
         torch.testing.assert_close(one, other, **CLOSE)
 
 
 def test_a_mixture_without_gradients_and_without_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_mixed_device, "POOL", pool := Pool())
+    monkeypatch.setattr(mixture_cuda, "POOL", workspace := Workspace())
     leaves, space, masks, _ = search(5, nodes=2)
     args = (*leaves[:4], space, leaves[4], *masks)
     with torch.no_grad():
-        torch.testing.assert_close(fused_mixed.unroll(*args), unroll_reference(*args), **CLOSE)
-    assert pool.held() > 0
+        torch.testing.assert_close(mixture.unroll(*args), unroll_reference(*args), **CLOSE)
+    assert workspace.held() > 0
     nodes = leaves[3].clone().requires_grad_()  # a weight step: the mixture is fixed
     out = [form(*leaves[:3], nodes, space, leaves[4], *masks).sum()
-           for form in (fused_mixed.unroll, unroll_reference)]  # fmt: skip
+           for form in (mixture.unroll, unroll_reference)]  # fmt: skip
     one, other = (torch.autograd.grad(total, nodes)[0] for total in out)
     torch.testing.assert_close(one, other, **CLOSE)
 
 
 def test_more_streams_than_a_strip_holds_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_mixed_device, "STREAMS", 4)
-    monkeypatch.setattr(fused_mixed, "DeviceMixed", None)
+    monkeypatch.setattr(mixture_cuda, "STREAMS", 4)
+    monkeypatch.setattr(mixture, "DeviceMixed", None)
     leaves, space, masks, _ = search(2)
     args = (*leaves[:4], space, leaves[4], *masks)
-    torch.testing.assert_close(fused_mixed.unroll(*args), unroll_reference(*args), **CLOSE)
+    torch.testing.assert_close(mixture.unroll(*args), unroll_reference(*args), **CLOSE)
 
 
 def test_statistics_of_several_processes_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,10 +209,10 @@ def test_statistics_of_several_processes_go_without(monkeypatch: pytest.MonkeyPa
             return tensor
 
     asked: list[Tensor] = []
-    monkeypatch.setattr(fused_mixed, "DeviceMixed", None)
+    monkeypatch.setattr(mixture, "DeviceMixed", None)
     leaves, space, masks, _ = search(2)
     args = (*leaves[:4], space, leaves[4], *masks)
-    found = fused_mixed.unroll(*args, ranks=Two())
+    found = mixture.unroll(*args, ranks=Two())
     torch.testing.assert_close(found, unroll_reference(*args), **CLOSE)
     assert asked
 
@@ -229,8 +230,8 @@ def test_losses(words: int, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> No
     place = logits.clone()
     nats = loss._on_device(place, bias, targets, 0.3, wanted)
     torch.testing.assert_close(nats.to(TYPE), expected.detach(), **CLOSE)
-    (slope,) = torch.autograd.grad(0.3 * expected, whole)
-    torch.testing.assert_close(place, slope if wanted else logits, **CLOSE)
+    (gradient,) = torch.autograd.grad(0.3 * expected, whole)
+    torch.testing.assert_close(place, gradient if wanted else logits, **CLOSE)
 
 
 def test_losses_of_what_is_no_number_or_no_word() -> None:
@@ -280,7 +281,7 @@ def test_what_the_kernels_take() -> None:
     assert usable(here) is False and usable(here, here.double()) is False, "tensors of a CPU"
 
 
-class Counted(Pool):
+class Counted(Workspace):
     """Knows which buffers are out."""
 
     def __init__(self) -> None:
@@ -301,20 +302,20 @@ class Counted(Pool):
 
 
 def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = Counted()
-    for module in (fused_device, fused_mixed_device, loss):
-        monkeypatch.setattr(module, "POOL", pool)
-    slopes(fused.unroll, on(case(1, TYPE, steps=1, nodes=2)))
-    searched(fused_mixed.unroll, search(1, steps=1, nodes=1))
-    assert pool.most > 5 and not pool.out
+    workspace = Counted()
+    for module in (derived_cuda, mixture_cuda, loss):
+        monkeypatch.setattr(module, "POOL", workspace)
+    gradients(derived.unroll, on(case(1, TYPE, steps=1, nodes=2)))
+    searched(mixture.unroll, search(1, steps=1, nodes=1))
+    assert workspace.most > 5 and not workspace.out
 
 
 def test_a_depth_that_does_not_divide_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
     tile = {"ROWS": 16, "UNITS": 16, "DEEP": 32}
     for name in ("PRODUCT", "WHOLE"):
-        monkeypatch.setattr(fused_device, name, tile)
+        monkeypatch.setattr(derived_cuda, name, tile)
     made = on(case(2, TYPE, hidden=33, steps=1, nodes=1))  # 48 with its zeros
-    for one, other in zip(slopes(fused.unroll, made), slopes(reference, made), strict=True):
+    for one, other in zip(gradients(derived.unroll, made), gradients(reference, made), strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
     assert tile["DEEP"] == 32
 
@@ -323,18 +324,18 @@ def test_a_depth_that_does_not_divide_the_units(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_why_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, found = device.reason.__wrapped__, [True]
+    here, found = triton_support.reason.__wrapped__, [True]
     card = torch.device("cuda:0")
-    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: found[0] or None)
+    monkeypatch.setattr(triton_support.importlib.util, "find_spec", lambda name: found[0] or None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     capability = (8, 6)
 
     def fails(device: torch.device) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify")
 
-    monkeypatch.setattr(device, "_try_one", lambda device: None)
+    monkeypatch.setattr(triton_support, "_try_one", lambda device: None)
     assert here(card) == ""
-    monkeypatch.setattr(device, "_try_one", fails)
+    monkeypatch.setattr(triton_support, "_try_one", fails)
     assert here(card) == "Failed to find C compiler."
     capability = (7, 5)
     assert "8.0" in here(card)
@@ -345,7 +346,7 @@ def test_why_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_is_tried() -> None:
-    device._try_one(DEVICE)
+    triton_support._try_one(DEVICE)
 
 
 # On a card, as they are shipped
@@ -367,8 +368,8 @@ def test_shipped_tiles_of_a_derived_cell(hidden: int, low: bool, most: float) ->
     made = on(case(1, torch.float32, streams=33, hidden=hidden, steps=3, nodes=8))
     made = (*(0.1 * tensor for tensor in made[:3]), *made[3:])
     precise = tuple(p.double() if isinstance(p, Tensor) else p for p in made)
-    expected = slopes(reference, precise)
-    found = slopes(lambda *args: fused.unroll(*args, low=low), made)
+    expected = gradients(reference, precise)
+    found = gradients(lambda *args: derived.unroll(*args, low=low), made)
     assert error(found, expected) < most
 
 
@@ -384,7 +385,7 @@ def test_shipped_tiles_of_a_mixture(units: int, low: bool, most: float) -> None:
     double = ([leaf.double() for leaf in leaves], space, masks, paths)
     expected = searched(unroll_reference, double)
     found = searched(
-        lambda *args, paths: fused_mixed.unroll(*args, paths=paths, low=low),
+        lambda *args, paths: mixture.unroll(*args, paths=paths, low=low),
         (leaves, space, masks, paths),
     )
     assert error(found, expected) < most

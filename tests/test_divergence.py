@@ -14,16 +14,17 @@ from tiny_home import corpus as corpus
 from tiny_home import home as home
 from tiny_home import search_config as searches
 
-from rnnnas import config as configs
-from rnnnas import loop, supernet
-from rnnnas import train as train_module
+from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import Corpus
+from rnnnas.engine import loop
 from rnnnas.errors import DivergedError
-from rnnnas.evaluate import load_checkpoint
-from rnnnas.files import load_content
-from rnnnas.run import Run
-from rnnnas.search import search
-from rnnnas.train import TrainJob, train
+from rnnnas.evaluation.run import load_checkpoint
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.runs.folder import Run
+from rnnnas.searching import supernet
+from rnnnas.searching.run import search
+from rnnnas.training import run as train_module
+from rnnnas.training.run import TrainJob, train
 
 CPU = torch.device("cpu")
 SEARCH = ["model.hidden=8", "model.nodes=4", "windows.streams=6", "valid_streams=6"]
@@ -37,9 +38,7 @@ def search_config(*settings: str) -> Any:
 
 def train_config(*settings: str) -> Any:
     flags = {"corpus": "tiny", "seed": 3, "genotype": CELL}
-    return configs.resolve(
-        "train", preset="smoke", file=None, settings=[*TRAIN, *settings], flags=flags
-    )
+    return resolve("train", preset="smoke", file=None, settings=[*TRAIN, *settings], flags=flags)
 
 
 @pytest.mark.parametrize("save_seconds", [0, 600])
@@ -99,13 +98,13 @@ def test_a_loss_lost_on_validation_text_alone_goes_back_too(
     module = {"train": train_module, "search": supernet}[kind]
     original, calls = module.evaluate, 0
 
-    def lost_once(*args: Any, **kwargs: Any) -> Any:
+    def diverged_once(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         score = original(*args, **kwargs)
         return replace(score, nats=math.inf) if calls == 2 else score
 
-    monkeypatch.setattr(module, "evaluate", lost_once)
+    monkeypatch.setattr(module, "evaluate", diverged_once)
     if kind == "train":
         train(train_config("epochs=2"), corpus, tmp_path / "run", device=CPU)
     else:

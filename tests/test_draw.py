@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 import pytest
 
 from rnnnas.cnn.zoo import ZOO as IMAGE_ZOO
-from rnnnas.draw import as_dot, as_svg, as_text
-from rnnnas.layout import arrange_all, colour, graph, runs, text_width
-from rnnnas.nas.genotype import ZOO, CellGene, Gene, Genotype
+from rnnnas.draw.layout import arrange_all, colour, graph, runs, text_width
+from rnnnas.draw.text_svg_dot import as_dot, as_svg, as_text
+from rnnnas.nas.genotype import CellGene, Gene, Genotype
 from rnnnas.nas.space import CellSpace, recurrent_space
+from rnnnas.nas.zoo import ZOO
 
 SVG = "{http://www.w3.org/2000/svg}"
 CNN_OPS = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
@@ -364,7 +365,7 @@ def test_drawing_is_deterministic(genotype):
 
 def test_drawing_needs_neither_torch_nor_numpy():
     code = (
-        "import sys, rnnnas.draw; "
+        "import sys, rnnnas.draw.text_svg_dot; "
         "print({'torch', 'numpy', 'PIL'} & {name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

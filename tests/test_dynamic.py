@@ -13,15 +13,16 @@ from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.errors import UsageError
-from rnnnas.lm import dynamic, kernels
-from rnnnas.lm.cache import Cache, with_cache
-from rnnnas.lm.dynamic import Dynamic, DynamicConfig, gradient_rms
+from rnnnas.evaluation import dynamic
+from rnnnas.evaluation.dynamic import Dynamic, DynamicConfig, gradient_rms
+from rnnnas.evaluation.log_probs import Scores, score
+from rnnnas.evaluation.neural_cache import Cache, with_cache
+from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.lm.scores import Scores, score
 from rnnnas.nas.genotype import Genotype
-from rnnnas.types import Batch, Carry
+from rnnnas.types import Batch, HiddenState
 
 CELL = Genotype.from_text("tanh0 relu1 sigmoid1 identity0 concat 2,3,4").recurrent
 WORDS = 11
@@ -46,24 +47,26 @@ def make_batches(seed: int, count: int, steps: int, streams: int) -> list[Batch]
     return [Batch(text[i : i + steps], text[i + 1 : i + steps + 1]) for i in cuts]
 
 
-def gradients(net: RecurrentLM, batch: Batch, carry: Carry) -> tuple[float, dict[str, Tensor]]:
+def gradients(
+    net: RecurrentLM, batch: Batch, hidden_state: HiddenState
+) -> tuple[float, dict[str, Tensor]]:
     """The mean loss of a window and its gradients, by plain cross entropy over logits."""
-    logits, _ = net.logits(batch.inputs, carry)
+    logits, _ = net.logits(batch.inputs, hidden_state)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
     names = dict(net.named_parameters())
     grads = torch.autograd.grad(loss, list(names.values()))
     return float(loss.detach()), dict(zip(names, grads, strict=True))
 
 
-def next_carry(net: RecurrentLM, batch: Batch, carry: Carry) -> Carry:
+def next_state(net: RecurrentLM, batch: Batch, hidden_state: HiddenState) -> HiddenState:
     with torch.no_grad():
-        return net.logits(batch.inputs, carry)[1]
+        return net.logits(batch.inputs, hidden_state)[1]
 
 
 def plain_scores(net: RecurrentLM, batches: list[Batch]) -> Iterator[Scores]:
-    carry: Carry = None
+    hidden_state: HiddenState = None
     for batch in batches:
-        scores, carry = score(net, batch, carry)
+        scores, hidden_state = score(net, batch, hidden_state)
         yield scores
 
 
@@ -72,11 +75,11 @@ def test_gradient_rms(seed: int) -> None:
     net = make_net(seed)
     batches = make_batches(seed, 4, 5, 3)
     squares = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
-    carry: Carry = None
+    hidden_state: HiddenState = None
     for batch in batches:
-        for name, grad in gradients(net, batch, carry)[1].items():
+        for name, grad in gradients(net, batch, hidden_state)[1].items():
             squares[name] += grad**2 / 4
-        carry = next_carry(net, batch, carry)
+        hidden_state = next_state(net, batch, hidden_state)
     rms = gradient_rms(net, iter(batches))
     assert set(rms) == set(squares) and len(rms) == 4
     for name, total in squares.items():
@@ -95,8 +98,8 @@ def test_the_formula(
     """θ - lr g / (rms + ε) + min(decay rms / mean rms, 1) (θ_g - θ), over several windows."""
     if not compiled:
         without_kernels(monkeypatch)
-    elif kernels.built().library is None:
-        pytest.skip(kernels.built().reason)
+    elif cpu_library.built().library is None:
+        pytest.skip(cpu_library.built().reason)
     net = make_net(seed, path)
     rms = gradient_rms(net, make_batches(seed + 50, 3, 5, 2))
     config = DynamicConfig(lr=3e-2, decay=0.4, epsilon=1e-3)
@@ -106,16 +109,16 @@ def test_the_formula(
     theta = make_net(seed, path)  # a second copy, moved by the formula
     trained = {name: p.detach().clone() for name, p in net.named_parameters()}
     moving = Dynamic(net, rms, config)
-    carry: Carry = None
-    own_carry: Carry = None
+    hidden_state: HiddenState = None
+    own_state: HiddenState = None
     for batch in make_batches(seed + 70, 4, 5, streams):
-        loss, grads = gradients(theta, batch, carry)
-        carry = next_carry(theta, batch, carry)
-        scores, own_carry = moving.score(batch, own_carry)
+        loss, grads = gradients(theta, batch, hidden_state)
+        hidden_state = next_state(theta, batch, hidden_state)
+        scores, own_state = moving.score(batch, own_state)
         assert -float(scores.log_probs.mean()) == pytest.approx(loss, rel=1e-12)
-        torch.testing.assert_close(own_carry, carry, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(own_state, hidden_state, rtol=1e-11, atol=1e-12)
         assert torch.equal(scores.targets, batch.targets)
-        torch.testing.assert_close(scores.outputs[-1], carry, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(scores.outputs[-1], hidden_state, rtol=1e-11, atol=1e-12)
         with torch.no_grad():
             for name, p in theta.named_parameters():
                 back = torch.minimum(0.4 * rms[name] / mean, torch.tensor(1.0))
@@ -137,9 +140,9 @@ def test_without_a_step_it_is_the_plain_evaluation(seed: int, single: bool) -> N
     tight = 1e-5 if single else 1e-12
     for decay in (0.0, 0.1):
         moving = Dynamic(net, rms, DynamicConfig(lr=0.0, decay=decay))
-        carry: Carry = None
+        hidden_state: HiddenState = None
         for batch, plain in zip(batches, plain_scores(net, batches), strict=True):
-            scores, carry = moving.score(batch, carry)
+            scores, hidden_state = moving.score(batch, hidden_state)
             for one, other in zip(scores, plain, strict=True):  # sums run in another order
                 torch.testing.assert_close(one, other, rtol=tight, atol=tight)
         for name, p in net.named_parameters():
@@ -149,12 +152,12 @@ def test_without_a_step_it_is_the_plain_evaluation(seed: int, single: bool) -> N
 def test_plain_scores_are_the_models_own() -> None:
     net = make_net(4)
     batch = make_batches(4, 1, 9, 2)[0]
-    scores, carry = score(net, batch, None)
+    scores, hidden_state = score(net, batch, None)
     with torch.no_grad():
         logits, expected = net.logits(batch.inputs, None)
     hits = logits.log_softmax(-1).gather(2, batch.targets.unsqueeze(2)).squeeze(2)
     torch.testing.assert_close(scores.log_probs, hits, rtol=1e-12, atol=1e-12)
-    assert isinstance(carry, Tensor) and torch.equal(carry, expected)  # type: ignore[arg-type]
+    assert isinstance(hidden_state, Tensor) and torch.equal(hidden_state, expected)  # type: ignore[arg-type]
 
 
 def test_a_window_is_scored_before_it_is_learned_from() -> None:
@@ -163,9 +166,9 @@ def test_a_window_is_scored_before_it_is_learned_from() -> None:
     batches = make_batches(1, 2, 5, 1)
     moving = Dynamic(net, gradient_rms(net, batches), DynamicConfig(lr=0.1))
     plain = list(plain_scores(net, batches))
-    first, carry = moving.score(batches[0], None)
+    first, hidden_state = moving.score(batches[0], None)
     torch.testing.assert_close(first.log_probs, plain[0].log_probs, rtol=1e-12, atol=1e-12)
-    second, _ = moving.score(batches[1], carry)
+    second, _ = moving.score(batches[1], hidden_state)
     assert float((second.log_probs - plain[1].log_probs).abs().max()) > 1e-3
 
 
@@ -207,10 +210,10 @@ def test_it_learns_a_text_that_changes(seed: int) -> None:
     batches = [Batch(text[i : i + 5], text[i + 1 : i + 6]) for i in range(0, 600, 5)]
     plain = list(plain_scores(net, batches))
     moving = Dynamic(net, rms, DynamicConfig(lr=3e-3, decay=1e-2))
-    carry: Carry = None
+    hidden_state: HiddenState = None
     moved = []
     for batch in batches:
-        scores, carry = moving.score(batch, carry)
+        scores, hidden_state = moving.score(batch, hidden_state)
         moved.append(scores)
 
     def perplexity(windows: list[Scores]) -> float:
@@ -248,10 +251,10 @@ def test_the_decoder_by_hand_equals_automatic_differentiation(seed: int) -> None
         dynamic = Dynamic(net, rms, config)
         assert dynamic._plain
         dynamic._plain = plain
-        carry: Carry = None
+        hidden_state: HiddenState = None
         for batch in batches:
-            scores, carry = dynamic.score(batch, carry)
-        found.append([scores.log_probs, carry, *dynamic.weights.values()])
+            scores, hidden_state = dynamic.score(batch, hidden_state)
+        found.append([scores.log_probs, hidden_state, *dynamic.weights.values()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
@@ -268,10 +271,10 @@ def test_every_network_can_follow_a_text(cell: Any) -> None:
     plain = [s.log_probs for s in plain_scores(net, batches)]
     for lr in (0.0, 0.003):
         dynamic = Dynamic(net, rms, DynamicConfig(lr=lr, decay=0.0))
-        carry: Carry = None
+        hidden_state: HiddenState = None
         moved = []
         for batch in batches:
-            scores, carry = dynamic.score(batch, carry)
+            scores, hidden_state = dynamic.score(batch, hidden_state)
             moved.append(scores.log_probs)
         if lr == 0.0:
             torch.testing.assert_close(moved, plain, rtol=1e-12, atol=1e-12)
@@ -279,7 +282,7 @@ def test_every_network_can_follow_a_text(cell: Any) -> None:
             assert float(moved[-1].mean()) > float(plain[-1].mean()) + 0.02
 
 
-@pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+@pytest.mark.skipif(cpu_library.built().library is None, reason=cpu_library.built().reason)
 def test_the_number_of_threads_changes_no_weight() -> None:
     before, found = torch.get_num_threads(), []
     try:
@@ -288,9 +291,9 @@ def test_the_number_of_threads_changes_no_weight() -> None:
             net = make_net(6)
             rms = gradient_rms(net, make_batches(6, 3, 5, 2))
             moving = Dynamic(net, rms, DynamicConfig(lr=1e-2, decay=0.1))
-            carry: Carry = None
+            hidden_state: HiddenState = None
             for batch in make_batches(7, 4, 5, 2):
-                _, carry = moving.score(batch, carry)
+                _, hidden_state = moving.score(batch, hidden_state)
             found.append(moving.weights)
     finally:
         torch.set_num_threads(before)
@@ -298,7 +301,7 @@ def test_the_number_of_threads_changes_no_weight() -> None:
         assert torch.equal(weight, found[1][name]) and torch.equal(weight, found[2][name])
 
 
-@pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+@pytest.mark.skipif(cpu_library.built().library is None, reason=cpu_library.built().reason)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_kernels_against_the_formula(dtype: torch.dtype, threads: int) -> None:
@@ -316,23 +319,23 @@ def test_the_kernels_against_the_formula(dtype: torch.dtype, threads: int) -> No
 
     for rows, width in ((3 * 4096 + 5, 1), (1000, 37), (1, 1), (7, 3)):
         w, trained, rms = rand(rows, width), rand(rows, width), rand(rows, width).abs()
-        slope, x = rand(5, rows), rand(5, width)
-        grad = slope.t() @ x
+        gradient, x = rand(5, rows), rand(5, width)
+        grad = gradient.t() @ x
         pull = (relative * rms).clamp(max=1)
         assert rows < 9 or 0 < int((pull == 1).sum()) < pull.numel()
         wanted = w + pull * (trained - w) - lr * grad / (rms + epsilon)
-        back_wanted = slope @ w
-        own, other, grad, trained, rms, slope, x = (
-            t.to(dtype).clone() for t in (w, w, grad, trained, rms, slope, x)
+        back_wanted = gradient @ w
+        own, other, grad, trained, rms, gradient, x = (
+            t.to(dtype).clone() for t in (w, w, grad, trained, rms, gradient, x)
         )
-        kernels.function("learn", dtype)(
+        cpu_library.function("learn", dtype)(
             own.numel(), *addresses(grad, trained, rms), lr, epsilon, relative,
             own.data_ptr(), threads,
         )  # fmt: skip
         torch.testing.assert_close(own.double(), wanted, rtol=close, atol=10 * close)
         back = torch.full_like(x, float("nan"))
-        kernels.function("learn_rows", dtype)(
-            5, rows, width, *addresses(slope, x, trained, rms), lr, epsilon, relative,
+        cpu_library.function("learn_rows", dtype)(
+            5, rows, width, *addresses(gradient, x, trained, rms), lr, epsilon, relative,
             *addresses(other, back), threads,
         )  # fmt: skip
         torch.testing.assert_close(other.double(), wanted, rtol=close, atol=10 * close)
@@ -346,9 +349,9 @@ def test_windows_of_many_targets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dynamic, "FEW", few)
         net = make_net(8)
         moving = Dynamic(net, gradient_rms(net, make_batches(8, 2, 5, 2)), DynamicConfig(lr=1e-2))
-        carry: Carry = None
+        hidden_state: HiddenState = None
         for batch in make_batches(9, 3, 5, 3):
-            _, carry = moving.score(batch, carry)
+            _, hidden_state = moving.score(batch, hidden_state)
         found.append(moving.weights)
     for name, weight in found[0].items():
         torch.testing.assert_close(weight, found[1][name], rtol=1e-11, atol=1e-13)

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from rnnnas.config import TrainConfig, from_plain, to_plain
+from rnnnas.config.plain import from_plain, to_plain
+from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
+from rnnnas.engine.job import Position
 from rnnnas.errors import CheckpointError, DataError
-from rnnnas.evaluate import LEAK_MARGIN, evaluate_checkpoint, load_checkpoint, sample
-from rnnnas.files import load_content, save_content
-from rnnnas.loop import Position
+from rnnnas.evaluation.run import LEAK_MARGIN, evaluate_checkpoint, load_checkpoint, sample
 from rnnnas.nas.genotype import Genotype
-from rnnnas.train import TrainJob
+from rnnnas.runs.checkpoint import load_content, save_content
+from rnnnas.training.run import TrainJob
 
 CPU = torch.device("cpu")
 CELL = Genotype.from_text("tanh0 relu1 sigmoid1 concat 1,3")
@@ -73,9 +74,9 @@ def nats_of(path: Path, rows: Sequence[Sequence[int]]) -> list[float]:
     net = load_checkpoint(path, CPU).net.double()
     nats = []
     for row in rows:
-        carry = None
+        hidden_state = None
         for word, following in zip(row[:-1], row[1:], strict=True):
-            logits, carry = net.logits(torch.tensor([[word]]), carry)
+            logits, hidden_state = net.logits(torch.tensor([[word]]), hidden_state)
             scores = logits[0, 0].tolist()
             nats.append(math.log(sum(map(math.exp, scores))) - scores[following])
     return nats

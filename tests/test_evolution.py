@@ -12,9 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.evolution import BlackboxConfig, Evolution, RandomCells, Strategy, mutated, uniform
 from rnnnas.nas.genotype import Gene, Genotype
 from rnnnas.nas.space import CellSpace, recurrent_space
+from rnnnas.nas.strategies import BlackboxConfig, Evolution, RandomCells, Strategy, mutated, uniform
 
 CNN = CellSpace(inputs=2, nodes=3, ops=("none", "pool", "skip", "conv"), keep=2)
 HALF = recurrent_space(5).prune(
@@ -198,6 +198,6 @@ def test_settings_out_of_range_are_named() -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, rnnnas.nas.evolution; print('torch' in sys.modules)"
+    code = "import sys, rnnnas.nas.strategies; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

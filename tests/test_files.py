@@ -18,11 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnnnas import files
-from rnnnas.content import content_digest
 from rnnnas.errors import CheckpointError, DiskError, UsageError
-from rnnnas.files import load_content, read_json, save_content, write_atomic, write_json
-from rnnnas.lock import Lock
+from rnnnas.runs import files
+from rnnnas.runs.checkpoint import content_digest, load_content, save_content
+from rnnnas.runs.files import Lock, read_json, write_atomic, write_json
 
 
 def example() -> dict[str, object]:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from rnnnas.lm import cell as derived
-from rnnnas.lm import fused, fused_mixed, mixed
-from rnnnas.nas.genotype import ZOO
+from rnnnas.lm import search_cell
+from rnnnas.lm.fast import derived as fused
+from rnnnas.lm.fast import mixture
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.zoo import ZOO
 
 DOUBLE = torch.float64
 
@@ -45,11 +47,13 @@ def mixed_case(seed: int) -> tuple[list[Tensor], Any, Tensor | None, Tensor | No
 def test_mixed_values_and_gradients(seed: int) -> None:
     tensors, space, mask_x, mask_h = mixed_case(seed)
     results = []
-    for unroll in (mixed.unroll_reference, fused_mixed.unroll):
+    for unroll in (search_cell.unroll_reference, mixture.unroll):
         inputs, h, first, nodes, weights = leaves = [t.clone().requires_grad_() for t in tensors]
         out = unroll(inputs, h, first, nodes, space, weights, mask_x, mask_h)
-        slope = torch.randn(out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
-        results.append([out, *torch.autograd.grad((out * slope).sum(), leaves)])
+        gradient = torch.randn(
+            out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed)
+        )
+        results.append([out, *torch.autograd.grad((out * gradient).sum(), leaves)])
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
@@ -59,7 +63,7 @@ def test_mixed_gradient_of_one_input_alone(wanted: int) -> None:
     """What the architect asks for: gradients of the mixture only, or of the weights only."""
     tensors, space, mask_x, mask_h = mixed_case(3)
     results = []
-    for unroll in (mixed.unroll_reference, fused_mixed.unroll):
+    for unroll in (search_cell.unroll_reference, mixture.unroll):
         leaves = [t.clone() for t in tensors]
         leaves[wanted].requires_grad_()
         inputs, h, first, nodes, weights = leaves
@@ -72,9 +76,9 @@ def test_mixed_without_gradients_keeps_nothing() -> None:
     tensors, space, mask_x, mask_h = mixed_case(4)
     inputs, h, first, nodes, weights = [t.clone().requires_grad_() for t in tensors]
     args = (inputs, h, first, nodes, space, weights, mask_x, mask_h)
-    expected = fused_mixed.unroll(*args)
+    expected = mixture.unroll(*args)
     with torch.no_grad():
-        got = fused_mixed.unroll(*args)
+        got = mixture.unroll(*args)
     assert not got.requires_grad
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
@@ -89,9 +93,7 @@ def test_two_windows_at_once_do_not_share_buffers() -> None:
         found = []
         for k, (own, (_, space, mask_x, mask_h)) in enumerate(zip(leaves, cases, strict=True)):
             inputs, h, first, nodes, weights = own
-            out = fused_mixed.unroll(
-                (k + 1) * inputs, h, first, nodes, space, weights, mask_x, mask_h
-            )
+            out = mixture.unroll((k + 1) * inputs, h, first, nodes, space, weights, mask_x, mask_h)
             if together:
                 outs.append(out)
             else:
@@ -110,7 +112,7 @@ def test_two_windows_at_once_do_not_share_buffers() -> None:
 def test_a_second_backward_pass_is_refused() -> None:
     tensors, space, mask_x, mask_h = mixed_case(7)
     inputs, h, first, nodes, weights = [t.clone().requires_grad_() for t in tensors]
-    out = fused_mixed.unroll(inputs, h, first, nodes, space, weights, mask_x, mask_h).sum()
+    out = mixture.unroll(inputs, h, first, nodes, space, weights, mask_x, mask_h).sum()
     out.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
         out.backward()
@@ -146,8 +148,10 @@ def test_derived_values_and_gradients(seed: int) -> None:
     for unroll in (derived.unroll, fused.unroll):
         inputs, h, first, nodes = leaves = [t.clone().requires_grad_() for t in tensors]
         out = unroll(inputs, h, first, nodes, cell, mask_x, mask_h)
-        slope = torch.randn(out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
-        grads = torch.autograd.grad((out * slope).sum(), leaves, allow_unused=True)
+        gradient = torch.randn(
+            out.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed)
+        )
+        grads = torch.autograd.grad((out * gradient).sum(), leaves, allow_unused=True)
         results.append([out, *grads])
     for expected, got in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.genotype import RECURRENT, ZOO, CellGene, Gene, Genotype, read_genotype
+from rnnnas.nas.genotype import RECURRENT, CellGene, Gene, Genotype
+from rnnnas.nas.zoo import ZOO, read_genotype
 
 T, R, S, I = "tanh", "relu", "sigmoid", "identity"  # noqa: E741
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rnnnas.data.holdout import balanced_order, plan
+from rnnnas.data.image_splits import balanced_order, plan
 from rnnnas.errors import DataError
 
 

@@ -18,7 +18,7 @@ import pytest
 from house_rules import EVERYONE, LIBRARIES, MAY_IMPORT
 
 from rnnnas.cli import main
-from rnnnas.config import preset_names
+from rnnnas.config.presets import preset_names
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rnnnas"

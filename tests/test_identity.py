@@ -11,16 +11,17 @@ import pytest
 import torch
 from test_runs import CPU, Crash, corpus, crashing, home, search_config, train_config
 
-from rnnnas import config as configs
-from rnnnas.config import SearchConfig, TrainConfig
+from rnnnas.config.plain import from_plain, to_plain
+from rnnnas.config.presets import resolve
+from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.corpus import Corpus
+from rnnnas.engine.job import Position
 from rnnnas.errors import CheckpointError, UsageError
-from rnnnas.files import load_content, save_content
-from rnnnas.loop import Position
-from rnnnas.run import Run
-from rnnnas.search import search
-from rnnnas.supernet import SearchJob
-from rnnnas.train import TrainJob, train
+from rnnnas.runs.checkpoint import load_content, save_content
+from rnnnas.runs.folder import Run
+from rnnnas.searching.run import search
+from rnnnas.searching.supernet import SearchJob
+from rnnnas.training.run import TrainJob, train
 
 __all__ = ["corpus", "home"]  # fixtures
 
@@ -177,7 +178,7 @@ def test_a_run_goes_on_with_another_interval_of_saving(
 
 
 def lstm(*settings: str) -> TrainConfig:
-    resolved: TrainConfig = configs.resolve(
+    resolved: TrainConfig = resolve(
         "train", preset="smoke", file=None, settings=settings,
         flags={"corpus": "tiny", "genotype": "LSTM"},
     )  # fmt: skip
@@ -213,7 +214,7 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_what_is_idle_changes_no_weight(case: int, corpus: Corpus) -> None:
     chosen, changes = CASES[case]
-    plain = configs.to_plain(chosen)
+    plain = to_plain(chosen)
     if "weights" in plain:
         plain["windows"]["limit"] = 3
     ends = []
@@ -225,7 +226,7 @@ def test_what_is_idle_changes_no_weight(case: int, corpus: Corpus) -> None:
             (again[group] if group else again)[name] = value
         kind = SearchConfig if isinstance(chosen, SearchConfig) else TrainConfig
         job_of: Any = SearchJob if kind is SearchConfig else TrainJob
-        job = job_of(configs.from_plain(kind, again), corpus, CPU)
+        job = job_of(from_plain(kind, again), corpus, CPU)
         job.begin_epoch(Position())
         start = 0
         for i, steps in enumerate(job.lengths(0)[:3]):

@@ -15,16 +15,16 @@ from test_runs import crashing, metrics, run_through
 
 from rnnnas.cli import main
 from rnnnas.cnn.space import OPERATIONS
-from rnnnas.config import resolve
-from rnnnas.data.images import ImageCorpus
-from rnnnas.evaluate import evaluate_checkpoint
-from rnnnas.files import load_content
-from rnnnas.loop import Position
+from rnnnas.config.presets import resolve
+from rnnnas.data.image_corpus import ImageCorpus
+from rnnnas.engine.job import Position
+from rnnnas.engine.steps import weights_of
+from rnnnas.evaluation.run import evaluate_checkpoint
 from rnnnas.nas.genotype import Genotype
 from rnnnas.optim import Average
-from rnnnas.search import SearchJob, search
-from rnnnas.steps import weights_of
-from rnnnas.train import TrainJob, train
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.searching.run import SearchJob, search
+from rnnnas.training.run import TrainJob, train
 
 __all__ = ["squares"]  # a fixture
 
@@ -180,7 +180,7 @@ def test_finetuning_takes_no_statistics_over(squares: ImageCorpus) -> None:
 
 
 def _generator_of_augmentation(seed: int, step: int) -> torch.Generator:
-    from rnnnas.steps import generator
+    from rnnnas.engine.steps import generator
 
     return generator(seed, "augment", step, CPU)
 
@@ -189,8 +189,8 @@ def test_the_best_is_chosen_by_accuracy(
     squares: ImageCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not by the loss, which may rise while more images are right."""
-    from rnnnas import train as module
-    from rnnnas.steps import Score
+    from rnnnas.engine.metrics import Score
+    from rnnnas.training import run as module
 
     scores = iter([Score(nats=10.0, tokens=10, right=5, near=9),
                    Score(nats=20.0, tokens=10, right=6, near=9),

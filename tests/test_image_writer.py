@@ -22,7 +22,7 @@ from rnnnas.data.corpus import (
     corpus_info,
     open_images,
 )
-from rnnnas.data.holdout import balanced_order
+from rnnnas.data.image_splits import balanced_order
 from rnnnas.errors import DataError, DiskError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -17,17 +17,18 @@ from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.cli.common import say_kernels
-from rnnnas.lm import device as devices
-from rnnnas.lm import fused, kernels, products
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.fused_mixed import unroll
+from rnnnas.lm.fast import cpu_library, derived, matmul
+from rnnnas.lm.fast import triton_support as devices
+from rnnnas.lm.fast.matmul import SMALL, accumulate, multiply
+from rnnnas.lm.fast.mixture import unroll
 from rnnnas.lm.loss import cross_entropy, cross_entropy_reference
-from rnnnas.lm.mixed import unroll_reference
-from rnnnas.lm.products import SMALL, accumulate, multiply
-from rnnnas.nas.genotype import RECURRENT, ZOO, Genotype
+from rnnnas.lm.search_cell import unroll_reference
+from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.zoo import ZOO
 
-needed = pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+needed = pytest.mark.skipif(cpu_library.built().library is None, reason=cpu_library.built().reason)
 
 
 def cell(
@@ -48,8 +49,8 @@ def cell(
     )  # fmt: skip
 
 
-def slopes(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
-    """The outputs and the gradients of all tensors, under a fixed slope of the outputs."""
+def gradients(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
+    """The outputs and the gradients of all tensors, under a fixed gradient of the outputs."""
     leaves = [t.clone().requires_grad_() for t in (*made[:4], made[5])]
     inputs, h, first, nodes, mixture = leaves
     out = form(inputs, h, first, nodes, made[4], mixture, *made[6:], **options)
@@ -78,10 +79,10 @@ def test_with_and_without_kernels_the_cell_is_the_reference(
 ) -> None:
     made = cell(seed, torch.float64, **size)
     paths = None if seed < 3 else tuple((e, 1 + e % 4) for e in range(len(made[4].edges)))
-    expected = slopes(unroll_reference, made, paths=paths)
-    compiled = slopes(unroll, made, paths=paths)
+    expected = gradients(unroll_reference, made, paths=paths)
+    compiled = gradients(unroll, made, paths=paths)
     without_kernels(monkeypatch)
-    plain = slopes(unroll, made, paths=paths)
+    plain = gradients(unroll, made, paths=paths)
     for wanted, got, other in zip(expected, compiled, plain, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(other, wanted, rtol=1e-9, atol=1e-9)
@@ -94,10 +95,10 @@ def test_in_single_precision_kernels_are_as_near_as_torch(
     monkeypatch: pytest.MonkeyPatch, size: dict[str, Any]
 ) -> None:
     made = cell(4, torch.float32, **size)
-    exact = slopes(unroll, cell(4, torch.float64, **size))
-    compiled = slopes(unroll, made)
+    exact = gradients(unroll, cell(4, torch.float64, **size))
+    compiled = gradients(unroll, made)
     without_kernels(monkeypatch)
-    plain = slopes(unroll, made)
+    plain = gradients(unroll, made)
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         error, usual = (float((t.double() - wanted).norm()) for t in (got, other))
         assert error <= 3 * usual + 1e-6 * float(wanted.norm())
@@ -109,10 +110,10 @@ def test_rounded_products_change_kernels_no_more_than_torch(
     monkeypatch: pytest.MonkeyPatch, partial: int
 ) -> None:
     made = cell(5, torch.float32, streams=24, hidden=64, partial=partial)
-    exact = slopes(unroll, made)
-    compiled = slopes(unroll, made, low=True)
+    exact = gradients(unroll, made)
+    compiled = gradients(unroll, made, low=True)
     without_kernels(monkeypatch)
-    plain = slopes(unroll, made, low=True)
+    plain = gradients(unroll, made, low=True)
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         usual = float((other - wanted).norm())
         assert 0 < float((got - wanted).norm()) < 1.2 * usual
@@ -122,7 +123,7 @@ def test_rounded_products_change_kernels_no_more_than_torch(
 @needed
 def test_tensors_need_not_be_dense() -> None:
     made = cell(9, torch.float64, streams=6, hidden=4)
-    wanted = slopes(unroll, made)
+    wanted = gradients(unroll, made)
     spread = tuple(
         t.transpose(-1, -2).contiguous().transpose(-1, -2) if isinstance(t, Tensor) else t
         for t in made
@@ -132,7 +133,7 @@ def test_tensors_need_not_be_dense() -> None:
     inputs, h, first, nodes, mixture = leaves
     out = unroll(inputs, h, first, nodes, made[4], mixture, *spread[6:])
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    # The slope that comes back is not dense either.
+    # The gradient that comes back is not dense either.
     weight = weight.transpose(0, 1).contiguous().transpose(0, 1)
     got = [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
     for one, other in zip(wanted, got, strict=True):
@@ -145,7 +146,7 @@ def test_a_loss_that_is_lost_stays_lost() -> None:
     for place in (0, 1):  # in the gate's half of a product, in the candidate's
         made = cell(6, torch.float32, hidden=4)
         made[3][0, 0, 4 * place] = torch.nan
-        out, *rest = slopes(unroll, made)
+        out, *rest = gradients(unroll, made)
         assert bool(out.isnan().any()) and all(bool(g.isnan().any()) for g in rest)
     logits = torch.zeros(3, 2)
     logits[1, 0] = torch.nan
@@ -160,10 +161,10 @@ def test_saturated_gates_and_large_candidates_stay_finite() -> None:
     for scale in (1e2, 1e4, 1e8):
         large = (*made[:2], made[2] * scale, made[3] * scale, *made[4:])
         exact = (t.double() if isinstance(t, Tensor) else t for t in large)
-        got, *rest = slopes(unroll, large)
-        wanted = slopes(unroll_reference, tuple(exact))[0]
+        got, *rest = gradients(unroll, large)
+        wanted = gradients(unroll_reference, tuple(exact))[0]
         torch.testing.assert_close(got.double(), wanted, rtol=2e-3, atol=2e-3)
-        assert all(bool(slope.isfinite().all()) for slope in rest)
+        assert all(bool(gradient.isfinite().all()) for gradient in rest)
 
 
 @needed
@@ -177,8 +178,8 @@ def test_the_number_of_threads_changes_no_sum(threads: None) -> None:
     for number in (1, 2):
         torch.set_num_threads(number)
         nats = cross_entropy(rows, weight, bias, targets)
-        bias_slope = torch.autograd.grad(nats, bias)
-        found.append([*slopes(unroll, made), nats.detach(), *bias_slope])
+        bias_gradient = torch.autograd.grad(nats, bias)
+        found.append([*gradients(unroll, made), nats.detach(), *bias_gradient])
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
@@ -231,12 +232,14 @@ def test_what_kernels_cannot_take_is_torchs_to_refuse_or_to_widen() -> None:
             (torch.ones(1, 2), torch.ones(6, 6), cell_weights),
         ):
             with pytest.raises((RuntimeError, ValueError)):
-                fused.unroll(torch.ones(2, 1, 3), h, first, nodes, gene, None, None)
+                derived.unroll(torch.ones(2, 1, 3), h, first, nodes, gene, None, None)
     made = cell(10, torch.float64)
     one = (*made[:7], made[7][:1])  # a mask for all streams
-    for wanted, got in zip(slopes(unroll_reference, one), slopes(unroll, one), strict=True):
+    for wanted, got in zip(gradients(unroll_reference, one), gradients(unroll, one), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
-    assert not kernels.usable(rows, weight.double()) and not kernels.usable(rows.double(), low=True)
+    assert not cpu_library.usable(rows, weight.double()) and not cpu_library.usable(
+        rows.double(), low=True
+    )
 
 
 @needed
@@ -253,7 +256,7 @@ def test_products(
     dtype: torch.dtype, small: bool, wide_vectors: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By whichever library, wherever the factors lie; sums are added to what is there."""
-    monkeypatch.setattr(products, "_WIDE", wide_vectors)
+    monkeypatch.setattr(matmul, "_WIDE", wide_vectors)
     draws = torch.Generator().manual_seed(3)
     m, k, n = (4, 5, 6) if small else (200, 150, 130)
     assert (m * k * n > SMALL) is not small
@@ -274,7 +277,7 @@ def test_products(
 
 def note(tmp_path: Path, **environment: str) -> str:
     """The reason that a process with this environment gives for having no kernels."""
-    code = "from rnnnas.lm.kernels import built; print(built().reason)"
+    code = "from rnnnas.lm.fast.cpu_library import built; print(built().reason)"
     path = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **path, **environment},
@@ -329,9 +332,9 @@ def test_an_evaluation_is_the_reference(streams: int, seed: int, threads: None) 
         wanted = reference(x, h, first, matrices, gene, None, None)
         for number in (1, 2):
             torch.set_num_threads(number)
-            found.append(fused.unroll(x, h, first, matrices, gene, None, None))
+            found.append(derived.unroll(x, h, first, matrices, gene, None, None))
         single = [t.float() for t in (x, h, first, matrices)]
-        rounded = fused.unroll(*single, gene, None, None)
+        rounded = derived.unroll(*single, gene, None, None)
     torch.testing.assert_close(found[0], wanted, rtol=1e-12, atol=1e-12)
     assert torch.equal(*found)
     torch.testing.assert_close(rounded.double(), wanted, rtol=1e-4, atol=1e-4)
@@ -341,20 +344,22 @@ def test_an_evaluation_is_the_reference(streams: int, seed: int, threads: None) 
 def test_few_streams_are_evaluated_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     for name in ("_stream", "_evaluate"):
-        monkeypatch.setattr(fused, name, lambda *args, name=name: seen.append(name))
+        monkeypatch.setattr(derived, name, lambda *args, name=name: seen.append(name))
     gene = ZOO["DARTS_V2"].genotype.recurrent
     for streams in (1, 10, 11):
         x, h = torch.ones(2, streams, 3), torch.ones(streams, 3)
         with torch.no_grad():
-            fused.unroll(x, h, torch.ones(6, 6), torch.ones(8, 3, 6), gene, None, None)
+            derived.unroll(x, h, torch.ones(6, 6), torch.ones(8, 3, 6), gene, None, None)
     assert seen == ["_stream", "_stream", "_evaluate"]
 
 
 def test_a_line_says_why_there_are_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(kernels, "built", lambda: kernels.Built(None, "no C++ compiler was found"))
-    assert not kernels.usable(torch.ones(1))
+    monkeypatch.setattr(
+        cpu_library, "built", lambda: cpu_library.Built(None, "no C++ compiler was found")
+    )
+    assert not cpu_library.usable(torch.ones(1))
     monkeypatch.setattr(devices, "reason", lambda _: "")
     say_kernels(torch.device("cuda"))
     assert capsys.readouterr().err == ""
@@ -371,8 +376,8 @@ def test_a_line_says_why_there_are_none(
 def test_a_line_says_that_bfloat16_is_imitated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], able: bool
 ) -> None:
-    monkeypatch.setattr(kernels, "built", lambda: kernels.Built(None, ""))
-    monkeypatch.setattr(kernels, "has_bfloat16", lambda: able)
+    monkeypatch.setattr(cpu_library, "built", lambda: cpu_library.Built(None, ""))
+    monkeypatch.setattr(cpu_library, "has_bfloat16", lambda: able)
     for precision in ("auto", "float32"):
         say_kernels(torch.device("cpu"), precision)
     assert capsys.readouterr().err == ""

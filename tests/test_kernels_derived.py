@@ -12,14 +12,17 @@ import torch
 from plain_torch import without_kernels
 from torch import Tensor
 
-from rnnnas.lm import fused, fused_compiled, kernels
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.fused import unroll
-from rnnnas.lm.pool import POOL, Pool
-from rnnnas.nas.genotype import RECURRENT, ZOO, CellGene, Genotype
+from rnnnas.lm.fast import cpu_library, derived, derived_cpu
+from rnnnas.lm.fast.buffers import WORKSPACE, Workspace
+from rnnnas.lm.fast.derived import unroll
+from rnnnas.nas.genotype import RECURRENT, CellGene, Genotype
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.zoo import ZOO
 
-pytestmark = pytest.mark.skipif(kernels.built().library is None, reason=kernels.built().reason)
+pytestmark = pytest.mark.skipif(
+    cpu_library.built().library is None, reason=cpu_library.built().reason
+)
 
 
 def case(
@@ -42,8 +45,8 @@ def case(
     )  # fmt: skip
 
 
-def slopes(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
-    """The outputs and the gradients of all tensors, under a fixed slope of the outputs."""
+def gradients(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
+    """The outputs and the gradients of all tensors, under a fixed gradient of the outputs."""
     leaves = [t.clone().requires_grad_() for t in made[:4]]
     out = form(*leaves, *made[4:], **options)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
@@ -53,7 +56,7 @@ def slopes(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fails where torch's operations run instead of the kernels."""
-    monkeypatch.setattr(fused, "_DerivedUnroll", None)
+    monkeypatch.setattr(derived, "_DerivedUnroll", None)
     yield
 
 
@@ -81,7 +84,7 @@ SIZES = [
 @pytest.mark.parametrize("seed", range(6))
 def test_values_and_every_gradient(used: None, size: dict[str, Any], seed: int) -> None:
     made = case(seed, torch.float64, **size)
-    for wanted, got in zip(slopes(reference, made), slopes(unroll, made), strict=True):
+    for wanted, got in zip(gradients(reference, made), gradients(unroll, made), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -91,7 +94,7 @@ def test_every_operation_alone(used: None, op: str, masks: tuple[bool, bool]) ->
     made = case(1, torch.float64, nodes=6, hidden=11)
     own = [m if there else None for m, there in zip(made[5:], masks, strict=True)]
     made = (*made[:4], one_op(op), *own)
-    for wanted, got in zip(slopes(reference, made), slopes(unroll, made), strict=True):
+    for wanted, got in zip(gradients(reference, made), gradients(unroll, made), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -103,10 +106,10 @@ def test_without_kernels_the_values_are_the_same(
     gene = ZOO[name].genotype.recurrent
     made = case(2, torch.float64, nodes=len(gene.nodes), hidden=9)
     made = (*made[:4], gene, *made[5:])
-    wanted, compiled = slopes(reference, made), slopes(unroll, made)
+    wanted, compiled = gradients(reference, made), gradients(unroll, made)
     without_kernels(monkeypatch)
-    monkeypatch.setattr(fused, "CompiledUnroll", None)
-    for exact, got, other in zip(wanted, compiled, slopes(unroll, made), strict=True):
+    monkeypatch.setattr(derived, "CompiledUnroll", None)
+    for exact, got, other in zip(wanted, compiled, gradients(unroll, made), strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(other, exact, rtol=1e-9, atol=1e-9)
 
@@ -116,10 +119,10 @@ def test_in_single_precision_kernels_are_as_near_as_torch(
     monkeypatch: pytest.MonkeyPatch, size: dict[str, Any]
 ) -> None:
     made, exact = (case(4, dtype, **size) for dtype in (torch.float32, torch.float64))
-    compiled = slopes(unroll, made)
+    compiled = gradients(unroll, made)
     without_kernels(monkeypatch)
-    plain = slopes(unroll, made)
-    for wanted, got, other in zip(slopes(reference, exact), compiled, plain, strict=True):
+    plain = gradients(unroll, made)
+    for wanted, got, other in zip(gradients(reference, exact), compiled, plain, strict=True):
         error, usual = (float((t.double() - wanted).norm()) for t in (got, other))
         assert error <= 3 * usual + 1e-6 * float(wanted.norm())
 
@@ -130,9 +133,9 @@ def test_rounded_products_change_kernels_no_more_than_torch(
     monkeypatch: pytest.MonkeyPatch, mask: bool, seed: int
 ) -> None:
     made = case(seed, torch.float32, streams=24, hidden=64, mask=mask)
-    exact, compiled = slopes(unroll, made), slopes(unroll, made, low=True)
+    exact, compiled = gradients(unroll, made), gradients(unroll, made, low=True)
     without_kernels(monkeypatch)
-    plain = slopes(unroll, made, low=True)
+    plain = gradients(unroll, made, low=True)
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         usual = float((other - wanted).norm())
         assert 0 < float((got - wanted).norm()) < 1.2 * usual
@@ -141,7 +144,7 @@ def test_rounded_products_change_kernels_no_more_than_torch(
 
 def test_tensors_need_not_be_dense(used: None) -> None:
     made = case(9, torch.float64, streams=6, hidden=4)
-    wanted = slopes(unroll, made)
+    wanted = gradients(unroll, made)
     leaves = [t.transpose(-1, -2).contiguous().transpose(-1, -2).requires_grad_() for t in made[:4]]
     assert not any(t.is_contiguous() for t in leaves)
     masks = [m.t().contiguous().t() for m in made[5:]]
@@ -161,11 +164,11 @@ def test_what_is_no_number_stays_none(used: None, op: str, place: int, low: bool
     made = case(6, torch.float32, hidden=4, nodes=6)
     made = (*made[:4], one_op(op), *made[5:])
     made[3][0, 0, 4 * place] = torch.nan
-    out, *rest = slopes(unroll, made, low=low)
+    out, *rest = gradients(unroll, made, low=low)
     assert all(bool(found.isnan().any()) for found in (out, *rest))
     made[3].zero_()
     made[5].fill_(torch.nan)  # it reaches the first state alone
-    assert bool(slopes(unroll, made, low=low)[0].isnan().all())
+    assert bool(gradients(unroll, made, low=low)[0].isnan().all())
 
 
 @pytest.mark.parametrize("op", ["tanh", "relu", "sigmoid", "identity"])
@@ -177,10 +180,10 @@ def test_saturated_gates_and_large_candidates_stay_finite(used: None, op: str) -
         if op in ("relu", "identity"):  # one step, or they would pass the largest float
             large = (made[0][:1], made[1], large[2], made[3], *large[4:])
         exact = (t.double() if isinstance(t, Tensor) else t for t in large)
-        got, *rest = slopes(unroll, large)
+        got, *rest = gradients(unroll, large)
         assert all(bool(found.isfinite().all()) for found in (got, *rest))
         if op in ("tanh", "sigmoid"):
-            wanted = slopes(reference, tuple(exact))[0]
+            wanted = gradients(reference, tuple(exact))[0]
             torch.testing.assert_close(got.double(), wanted, rtol=2e-3, atol=2e-3)
 
 
@@ -189,7 +192,7 @@ def test_the_number_of_threads_changes_nothing(used: None, threads: None) -> Non
     found = []
     for number in (1, 2):
         torch.set_num_threads(number)
-        found.append(slopes(unroll, made))
+        found.append(gradients(unroll, made))
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
@@ -215,19 +218,19 @@ def test_shapes_that_do_not_fit_are_refused(used: None) -> None:
             if (place, cut) == (0, 0):
                 continue  # one step less is no mistake
             with pytest.raises((RuntimeError, ValueError)):
-                slopes(unroll, tuple(wrong))
+                gradients(unroll, tuple(wrong))
 
 
 def test_it_keeps_less_than_torchs_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     made = case(12, torch.float32, streams=8, hidden=16, steps=20)
     held = []
     for plain in (False, True):
-        pool = Pool()
-        for module in (fused, fused_compiled):
-            monkeypatch.setattr(module, "POOL", pool)
+        workspace = Workspace()
+        for module in (derived, derived_cpu):
+            monkeypatch.setattr(module, "POOL", workspace)
         if plain:
             without_kernels(monkeypatch)
-        slopes(unroll, made)
-        held.append(pool.held())
+        gradients(unroll, made)
+        held.append(workspace.held())
     assert 0 < held[0] < 0.8 * held[1]
-    assert POOL is not pool
+    assert WORKSPACE is not workspace

@@ -11,17 +11,17 @@ import torch
 from click.testing import CliRunner
 from tiny_home import home as home
 
-from rnnnas import config as configs
-from rnnnas import latency
 from rnnnas.cli import main
+from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import Corpus, open_corpus
 from rnnnas.errors import CheckpointError, UsageError
-from rnnnas.latency import LatencyTable, read_table
-from rnnnas.nas.cost import RecurrentCosts
+from rnnnas.latency import recurrent
+from rnnnas.latency.recurrent import LatencyTable, read_table
 from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.latency_price import RecurrentCosts
 from rnnnas.nas.methods import METHODS
-from rnnnas.search import search
-from rnnnas.supernet import SearchJob
+from rnnnas.searching.run import search
+from rnnnas.searching.supernet import SearchJob
 
 CPU = torch.device("cpu")
 OPS = ("tanh", "relu", "sigmoid", "identity")
@@ -59,7 +59,7 @@ def corpus(home: Path) -> Corpus:
 
 
 def search_config(*settings: str, corpus: str = "tiny", seed: int = 3, **flags: Any) -> Any:
-    return configs.resolve(
+    return resolve(
         "search", preset="smoke", file=None, settings=settings,
         flags={"corpus": corpus, "seed": seed, **flags},
     )  # fmt: skip
@@ -79,7 +79,7 @@ def run(*words: str) -> Any:
 
 def test_a_measured_table_is_of_this_machine_and_grows_with_the_work() -> None:
     config = search_config("model.hidden=64", "model.nodes=4", "windows.streams=64")
-    found = latency.measure_table(config, CPU, seconds=0.2)
+    found = recurrent.measure_table(config, CPU, seconds=0.2)
     costs = found.costs
     assert (found.device, found.hidden, found.streams, found.steps) == ("cpu", 64, 64, 10)
     assert costs.first > 0 and set(costs.activations) == set(OPS)
@@ -92,7 +92,7 @@ def test_a_measured_table_is_of_this_machine_and_grows_with_the_work() -> None:
     wide = Genotype.from_text("relu0 relu0 relu0 relu0").recurrent
     assert costs.of_cell(deep) > costs.of_cell(wide)
     for cell in (deep, wide):
-        median, least = latency.measure_cell(cell, found, CPU, seconds=0.1)
+        median, least = recurrent.measure_cell(cell, found, CPU, seconds=0.1)
         # Loose: the machine may have other work. A wrong unit or a part left out would show.
         assert 0 < least <= median and 1 / 3 < least / costs.of_cell(cell) < 3
 
@@ -120,9 +120,9 @@ def test_the_command_keeps_a_table_and_show_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
-    quick = latency.measure_table
+    quick = recurrent.measure_table
     monkeypatch.setattr(
-        latency, "measure_table", lambda *a, **k: quick(*a, **{**k, "seconds": 0.05})
+        recurrent, "measure_table", lambda *a, **k: quick(*a, **{**k, "seconds": 0.05})
     )
     assert "µs" not in run("show", "DARTS_V2").output
     assert run("show", "DARTS_V2", "--measure").exit_code == 2
@@ -265,7 +265,7 @@ def test_without_a_price_nothing_changes(corpus: Corpus, tmp_path: Path, priced:
         for i, words in enumerate(([], [f"latency.table={priced}", "latency.form=mul"]))
     ]
     assert results[0]["digest"] == results[1]["digest"]
-    assert "latency_us" not in results[0] and not (tmp_path / "0" / latency.RUN_FILE).exists()
+    assert "latency_us" not in results[0] and not (tmp_path / "0" / recurrent.RUN_FILE).exists()
     assert "expected_latency_us" not in epochs(results[0]["run"])[-1]
 
 
@@ -274,16 +274,16 @@ def test_where_no_table_is_kept_one_is_measured_for_the_run(
 ) -> None:
     monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
     config = search_config(*SMALL, "latency.weight=1.0", "model.precision=float32")
-    monkeypatch.setattr(latency, "measure_table", lambda *a, **k: table(4, processor="measured"))
-    assert latency.given_table(config, CPU) is None
-    assert latency.run_price(config, tmp_path, None, CPU).costs["recurrent"] == table(4).costs
-    assert read_table(tmp_path / latency.RUN_FILE).processor == "measured"
-    place = latency.default_path(CPU, 8, 6)
+    monkeypatch.setattr(recurrent, "measure_table", lambda *a, **k: table(4, processor="measured"))
+    assert recurrent.given_table(config, CPU) is None
+    assert recurrent.run_price(config, tmp_path, None, CPU).costs["recurrent"] == table(4).costs
+    assert read_table(tmp_path / recurrent.RUN_FILE).processor == "measured"
+    place = recurrent.default_path(CPU, 8, 6)
     for kept, taken in (
         (table(8), True), (table(3), False), (table(8, dtype="bfloat16"), False),
     ):  # fmt: skip
         place.write_text(json.dumps(kept.to_plain()))
-        assert latency.given_table(config, CPU) == (kept if taken else None)
+        assert recurrent.given_table(config, CPU) == (kept if taken else None)
 
 
 def test_searches_that_cannot_be_priced_are_refused(

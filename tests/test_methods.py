@@ -18,16 +18,16 @@ import test_relax
 import torch
 from click.testing import CliRunner
 
-from rnnnas import config as configs
-from rnnnas.blackbox import CandidateJob
 from rnnnas.cli import main
+from rnnnas.config.presets import preset_names, preset_table, resolve
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
-from rnnnas.files import load_content
-from rnnnas.loop import Position
+from rnnnas.engine.job import Position
+from rnnnas.engine.steps import evaluate
 from rnnnas.nas.methods import METHODS, Method
-from rnnnas.search import search
-from rnnnas.steps import evaluate
-from rnnnas.supernet import SearchJob
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.run import search
+from rnnnas.searching.supernet import SearchJob
 
 CPU = torch.device("cpu")
 TINY = ["model.hidden=8", "model.nodes=3", "windows.streams=4", "windows.bptt=4",
@@ -48,7 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
 
 
 def config_of(method: str, *settings: str, preset: str = "smoke") -> Any:
-    return configs.resolve(
+    return resolve(
         "search", preset=preset, file=None, settings=[*TINY, *settings],
         flags={"corpus": "tiny", "seed": 3, "method": method},
     )  # fmt: skip
@@ -85,7 +85,7 @@ def test_every_method_searches_and_resumes_exactly(
 
 def own_preset(method: str) -> str:
     name = f"quick-{method}"
-    return name if name in configs.preset_names() else "quick"
+    return name if name in preset_names() else "quick"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -98,22 +98,20 @@ def test_every_method_runs_by_its_presets(method: str, corpus: Corpus, tmp_path:
 
 
 def test_presets_named_after_a_method_use_it() -> None:
-    named = [name for name in configs.preset_names() if name.startswith("quick-")]
+    named = [name for name in preset_names() if name.startswith("quick-")]
     assert len(named) == 5
     for name in named:
-        config = configs.resolve(
-            "search", preset=name, file=None, settings=[], flags={"corpus": "a"}
-        )
+        config = resolve("search", preset=name, file=None, settings=[], flags={"corpus": "a"})
         assert config.method == name.removeprefix("quick-")
-    proxyless = configs.preset_table("quick-proxyless", "search")["alphas"]
+    proxyless = preset_table("quick-proxyless", "search")["alphas"]
     assert (proxyless["betas"], proxyless["weight_decay"]) == ([0.0, 0.999], 0.0)
-    assert configs.preset_table("quick-pc-darts", "search")["alphas"]["warmup"] == 0.3
+    assert preset_table("quick-pc-darts", "search")["alphas"]["warmup"] == 0.3
 
 
 def test_gdas_learns_in_a_cell_that_normalises(corpus: Corpus) -> None:
     """As published it hardly does: what is drawn is a node's only addend, whose scale is lost."""
 
-    def slope(*settings: str) -> float:
+    def gradient(*settings: str) -> float:
         job = SearchJob(config_of("gdas", "model.path=eager", *settings), corpus, CPU)
         steps = job.lengths(0)[0]
         batch = job.train.window(0, steps)
@@ -122,7 +120,7 @@ def test_gdas_learns_in_a_cell_that_normalises(corpus: Corpus) -> None:
         loss = job.net(batch, None, mixtures, job.net.noise(batch, draws))
         return max(float(g.norm()) for g in torch.autograd.grad(loss.value, [*job.alphas.values()]))
 
-    assert slope("relax.reach=sampled") < 1e-6 < 1e-5 < slope()
+    assert gradient("relax.reach=sampled") < 1e-6 < 1e-5 < gradient()
 
 
 @pytest.mark.parametrize("method", ["gdas", "proxyless"])
@@ -306,7 +304,7 @@ def test_the_readme_adds_a_method_that_works(
         test_relax.test_settings_are_checked("cool", field.name)
     file = tmp_path / "cool.toml"
     file.write_text(preset, encoding="utf-8")
-    config = configs.resolve("search", preset=None, file=file, settings=TINY,
+    config = resolve("search", preset=None, file=file, settings=TINY,
                              flags={"corpus": "tiny"})  # fmt: skip
     assert config.relaxation == module.Cool(tau_end=0.05)
     result = search(config, corpus, tmp_path / "run", device=CPU, quiet=True)

@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnnnas.config import resolve
+from rnnnas.config.presets import resolve
 from rnnnas.errors import UsageError
-from rnnnas.lm import elementwise, fused_mixed, mixed
+from rnnnas.lm import search_cell
+from rnnnas.lm.fast import mixture as fused_mixed
+from rnnnas.lm.fast import mixture_cpu
+from rnnnas.lm.fast.matmul import project
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.lm.products import project
 from rnnnas.nas.genotype import RECURRENT
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.types import Batch
 
 DOUBLE = torch.float64
-FORMS = (mixed.unroll_reference, mixed.unroll, fused_mixed.unroll)
+FORMS = (search_cell.unroll_reference, search_cell.unroll, fused_mixed.unroll)
 Paths = tuple[tuple[int, int], ...]
 
 
@@ -63,8 +65,8 @@ def run(form: Any, made: Any, **options: Any) -> list[Tensor]:
     inputs, h, first, nodes, weights = leaves = [t.clone().requires_grad_() for t in tensors]
     out = form(inputs, h, first, nodes, space, weights, mask_x, mask_h, **options)
     draws = torch.Generator().manual_seed(0)
-    slope = torch.randn(out.shape, dtype=DOUBLE, generator=draws).to(out.dtype)
-    return [out, *torch.autograd.grad((out * slope).sum(), leaves)]
+    gradient = torch.randn(out.shape, dtype=DOUBLE, generator=draws).to(out.dtype)
+    return [out, *torch.autograd.grad((out * gradient).sum(), leaves)]
 
 
 def only(weights: Tensor, paths: Paths) -> Tensor:
@@ -119,7 +121,7 @@ def test_the_reference_by_definition(seed: int, partial: int) -> None:
     made = case(seed, partial)
     for paths in (None, draw_paths(made[1], random.Random(seed))):
         (inputs, h, first, nodes, weights), space, mask_x, mask_h = made
-        got = mixed.unroll_reference(
+        got = search_cell.unroll_reference(
             inputs, h, first, nodes, space, weights, mask_x, mask_h, paths=paths
         )
         torch.testing.assert_close(got, by_definition(made, paths), rtol=1e-9, atol=1e-9)
@@ -155,7 +157,7 @@ def test_paths_equal_weights_of_zero_elsewhere(seed: int) -> None:
 @pytest.mark.parametrize("block", [1, 40, 10**6])
 def test_blocks_of_any_size_agree(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made = case(301, 2, nodes=6)
-    expected = run(mixed.unroll_reference, made)
+    expected = run(search_cell.unroll_reference, made)
     monkeypatch.setattr(fused_mixed, "BLOCK", block)
     for got, wanted in zip(run(fused_mixed.unroll, made), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-9)
@@ -167,7 +169,7 @@ def test_operations_in_another_order() -> None:
     space = CellSpace(inputs=1, nodes=3, ops=("identity", "none", "tanh", "relu"), keep=1)
     tensors[4] = tensors[4][:, :4]
     made = tensors, space, mask_x, mask_h
-    expected = run(mixed.unroll_reference, made)
+    expected = run(search_cell.unroll_reference, made)
     for got, wanted in zip(run(fused_mixed.unroll, made), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-9)
 
@@ -229,13 +231,13 @@ def test_an_operation_in_no_path_is_not_computed(monkeypatch: pytest.MonkeyPatch
     made = case(8, nodes=4)
     paths = tuple((e, 3) for e in range(10))
     seen: set[str] = set()
-    real = elementwise._activate
+    real = mixture_cpu._activate
 
     def watched(op: str, *rest: Tensor) -> Tensor:
         seen.add(op)
         return real(op, *rest)
 
-    monkeypatch.setattr(elementwise, "_activate", watched)
+    monkeypatch.setattr(mixture_cpu, "_activate", watched)
     monkeypatch.setattr(fused_mixed, "usable", lambda *tensors, low=False: False)
     run(fused_mixed.unroll, made, paths=paths)
     assert seen == {"sigmoid", "tanh"}  # tanh is the first state's
@@ -275,14 +277,14 @@ def test_rounded_products_stay_close(partial: int) -> None:
 def test_project_rounded_and_exact() -> None:
     draws = torch.Generator().manual_seed(0)
     inputs, matrix = torch.randn(4, 5, 6, generator=draws), torch.randn(6, 7, generator=draws)
-    slope = torch.randn(4, 5, 7, generator=draws)
+    gradient = torch.randn(4, 5, 7, generator=draws)
     expected = torch.einsum("tbd,dw->tbw", inputs, matrix)
-    of_inputs = torch.einsum("tbw,dw->tbd", slope, matrix)
-    of_matrix = torch.einsum("tbd,tbw->dw", inputs, slope)
+    of_inputs = torch.einsum("tbw,dw->tbd", gradient, matrix)
+    of_matrix = torch.einsum("tbd,tbw->dw", inputs, gradient)
     for low, least, most in ((False, 0.0, 1e-6), (True, 1e-5, 0.02)):
         x, w = inputs.clone().requires_grad_(), matrix.clone().requires_grad_()
         out = project(x, w, low)
-        grads = torch.autograd.grad((out * slope).sum(), (x, w))
+        grads = torch.autograd.grad((out * gradient).sum(), (x, w))
         for got, wanted in zip((out, *grads), (expected, of_inputs, of_matrix), strict=True):
             assert got.dtype == torch.float32 and got.shape == wanted.shape
             assert least <= relative(got, wanted) < most

@@ -15,10 +15,11 @@ from rnnnas.errors import UsageError
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import SILENCE, LMNoise, NoiseConfig
-from rnnnas.nas.genotype import ZOO, CellGene, Genotype
+from rnnnas.nas.genotype import CellGene, Genotype
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import CellSpace, recurrent_space
+from rnnnas.nas.zoo import ZOO
 from rnnnas.types import Batch
 
 DOUBLE = torch.float64
@@ -79,7 +80,7 @@ def formula(
     leaves: Mapping[str, Tensor],
     cell: CellGene | CellSpace,
     batch: Batch,
-    carry: Tensor,
+    hidden_state: Tensor,
     noise: LMNoise,
     mixed: Tensor | None = None,
     penalty: PenaltyConfig = PENALTY,
@@ -106,7 +107,7 @@ def formula(
         return [(row - mean) / torch.sqrt(variance + 1e-5) for row in rows]
 
     streams = range(B)
-    h = [carry[b] for b in streams]
+    h = [hidden_state[b] for b in streams]
     raw = []
     for t in range(len(batch.inputs)):
         first = []
@@ -159,19 +160,19 @@ def untied(net: RecurrentLM) -> dict[str, Tensor]:
 @pytest.mark.parametrize("noisy", [True, False])
 def test_a_window_by_the_formula(path: Any, cell: CellGene | CellSpace, noisy: bool) -> None:
     net = lm(cell, path=path)
-    batch, carry = window(), torch.randn(B, H, dtype=DOUBLE, generator=seeded(9))
+    batch, hidden_state = window(), torch.randn(B, H, dtype=DOUBLE, generator=seeded(9))
     noise = net.noise(batch, seeded(4)) if noisy else SILENCE
     assert all((mask is not None) == noisy for mask in noise[:5])
     mixtures = mixture(cell) if isinstance(cell, CellSpace) else {}
-    loss = net(batch, carry, mixtures, noise)
+    loss = net(batch, hidden_state, mixtures, noise)
     leaves = untied(net)
     shares = mixtures["recurrent"].weights if mixtures else None
-    nats, extra, raw = formula(leaves, cell, batch, carry, noise, shares)
+    nats, extra, raw = formula(leaves, cell, batch, hidden_state, noise, shares)
     close = {"rtol": 1e-9, "atol": 1e-12}
     torch.testing.assert_close(loss.value, nats, **close)
     torch.testing.assert_close(loss.penalty, extra, **close)
     torch.testing.assert_close(loss.objective, nats + extra, **close)
-    torch.testing.assert_close(loss.carry, raw[-1].detach(), **close)
+    torch.testing.assert_close(loss.hidden_state, raw[-1].detach(), **close)
     assert loss.count == T * B and float(extra.detach()) > 0
 
     # Gradients too: a tied embedding gets the sum of its two parts.
@@ -199,14 +200,14 @@ def test_the_fast_path_equals_the_reference(seed: int, searched: bool) -> None:
     space = recurrent_space(8)
     cell = space if searched else space.sample(random.Random(seed))
     mixtures = mixture(space, seed) if searched else {}
-    batch, carry = window(seed, 3), torch.randn(B, 7, dtype=DOUBLE, generator=seeded(seed))
+    batch, hidden_state = window(seed, 3), torch.randn(B, 7, dtype=DOUBLE, generator=seeded(seed))
     results = []
     for path in ("reference", "eager", "fast"):
         net = lm(cell, path=path, seed=seed, hidden=7)
-        loss = net(batch, carry, mixtures, net.noise(batch, seeded(seed)))
+        loss = net(batch, hidden_state, mixtures, net.noise(batch, seeded(seed)))
         leaves = [*net.parameters(), *(m.weights for m in mixtures.values())]
         grads = torch.autograd.grad(loss.objective, leaves)
-        results.append([loss.value, loss.penalty, loss.carry, *grads])
+        results.append([loss.value, loss.penalty, loss.hidden_state, *grads])
     for one, *others in zip(*results, strict=True):
         for other in others:
             torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-11)
@@ -290,15 +291,15 @@ def test_the_carry_is_the_last_raw_output_detached() -> None:
     noise = net.noise(batch, seeded(1))
     loss = net(batch, None, {}, noise)
     raw, _ = net.outputs(batch.inputs, None, {}, noise)
-    assert isinstance(loss.carry, Tensor) and not loss.carry.requires_grad
-    assert torch.equal(loss.carry, raw[-1])
+    assert isinstance(loss.hidden_state, Tensor) and not loss.hidden_state.requires_grad
+    assert torch.equal(loss.hidden_state, raw[-1])
     assert raw.shape == (T, B, H) and raw.requires_grad
 
 
 def test_no_carry_is_a_zero_carry() -> None:
     net, batch = lm(DERIVED), window()
     one, other = net(batch, None, {}, None), net(batch, torch.zeros(B, H).double(), {}, None)
-    assert torch.equal(one.value, other.value) and torch.equal(one.carry, other.carry)
+    assert torch.equal(one.value, other.value) and torch.equal(one.hidden_state, other.hidden_state)
 
 
 @pytest.mark.parametrize("cell", [DERIVED, SEARCHED], ids=["derived", "searched"])
@@ -309,18 +310,18 @@ def test_a_window_in_two_parts_is_the_whole(cell: CellGene | CellSpace, cut: int
     noise = net.noise(batch, seeded(1))  # fixed over the steps, so the same for both parts
     whole = net(batch, None, mixtures, noise)
     head = net(Batch(batch.inputs[:cut], batch.targets[:cut]), None, mixtures, noise)
-    tail = net(Batch(batch.inputs[cut:], batch.targets[cut:]), head.carry, mixtures, noise)
+    tail = net(Batch(batch.inputs[cut:], batch.targets[cut:]), head.hidden_state, mixtures, noise)
     assert head.count + tail.count == whole.count == T * B
     mean = (head.value * head.count + tail.value * tail.count) / whole.count
     torch.testing.assert_close(mean, whole.value, rtol=1e-12, atol=0)
-    torch.testing.assert_close(tail.carry, whole.carry, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(tail.hidden_state, whole.hidden_state, rtol=1e-12, atol=1e-14)
 
 
 def test_no_gradient_goes_back_through_the_carry() -> None:
     net, batch = lm(DERIVED), window()
-    carry = torch.randn(B, H, dtype=DOUBLE, requires_grad=True)
-    second = net(batch, net(batch, carry, {}, None).carry, {}, None)
-    assert torch.autograd.grad(second.value, [carry], allow_unused=True) == (None,)
+    hidden_state = torch.randn(B, H, dtype=DOUBLE, requires_grad=True)
+    second = net(batch, net(batch, hidden_state, {}, None).hidden_state, {}, None)
+    assert torch.autograd.grad(second.value, [hidden_state], allow_unused=True) == (None,)
 
 
 def test_evaluation_has_neither_masks_nor_penalty() -> None:
@@ -344,13 +345,13 @@ def test_noise_fits_the_window_and_its_seed() -> None:
 
 def test_logits_agree_with_the_loss() -> None:
     net, batch = lm(DERIVED), window()
-    carry = torch.randn(B, H, dtype=DOUBLE, generator=seeded(3))
-    loss = net(batch, carry, {}, None)
-    logits, after = net.logits(batch.inputs, carry)
+    hidden_state = torch.randn(B, H, dtype=DOUBLE, generator=seeded(3))
+    loss = net(batch, hidden_state, {}, None)
+    logits, after = net.logits(batch.inputs, hidden_state)
     assert logits.shape == (T, B, V) and not after.requires_grad
     nats = F.cross_entropy(logits.reshape(-1, V), batch.targets.reshape(-1))
     torch.testing.assert_close(nats, loss.value, rtol=1e-12, atol=0)
-    assert torch.equal(after, loss.carry)
+    assert torch.equal(after, loss.hidden_state)
 
 
 def test_streams_of_a_derived_cell_do_not_mix() -> None:
@@ -358,7 +359,7 @@ def test_streams_of_a_derived_cell_do_not_mix() -> None:
     order = torch.tensor([2, 0, 3, 1])
     shuffled = Batch(batch.inputs[:, order], batch.targets[:, order])
     one, other = net(batch, None, {}, None), net(shuffled, None, {}, None)
-    torch.testing.assert_close(other.carry, one.carry[order], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(other.hidden_state, one.hidden_state[order], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(other.value, one.value, rtol=1e-12, atol=0)
 
 

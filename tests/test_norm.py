@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnnas.cnn import fast, norm, ops
-from rnnnas.cnn.halves import halves
+from rnnnas.cnn import fast_batch_norm, fast_cell, ops
+from rnnnas.cnn.fast_convolutions import halves
 from rnnnas.cnn.model import CnnConfig, ConvNet
 from rnnnas.cnn.noise import SILENCE
 from rnnnas.cnn.ops import DERIVED, FactorisedReduction, Norm
@@ -59,7 +59,7 @@ def test_values_gradients_and_theirs_are_torchs(
     weight, bias = w if affine else None, b if shifted else None
     leaves = [x, *(t for t in (weight, bias) if t is not None)]
     # Large, so that the sum of squares of what is normalised is not the count.
-    ours = norm.batch_norm(x, None, None, weight, bias, 0.1, 0.5)
+    ours = fast_batch_norm.batch_norm(x, None, None, weight, bias, 0.1, 0.5)
     assert ours.is_contiguous(memory_format=LAST)
     plain = x.contiguous()  # torch's backward pass for this order
     theirs = F.batch_norm(plain, None, None, weight, bias, True, 0.1, 0.5)
@@ -68,7 +68,7 @@ def test_values_gradients_and_theirs_are_torchs(
 
 def test_a_gradient_in_another_order_is_the_same() -> None:
     x = images(4, 3, 6, 6).requires_grad_()
-    out = norm.batch_norm(x, None, None, None, None, 0.1, 1e-5)
+    out = fast_batch_norm.batch_norm(x, None, None, None, None, 0.1, 1e-5)
     seed = torch.randn(4, 5, 6, 6, dtype=DOUBLE, generator=seeded(3))
     (slow,) = torch.autograd.grad(
         F.batch_norm(x.contiguous(), None, None, None, None, True), x, seed[:, 1:4]
@@ -80,7 +80,7 @@ def test_a_gradient_in_another_order_is_the_same() -> None:
 
 
 def test_running_statistics_run_as_torchs_and_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm, "LEAST", 64 * 16 * 16)
+    monkeypatch.setattr(fast_batch_norm, "LEAST", 64 * 16 * 16)
     both = []
     for quick in (True, False):
         layer = Norm(12, DERIVED).double()
@@ -99,7 +99,7 @@ def test_running_statistics_run_as_torchs_and_serve(monkeypatch: pytest.MonkeyPa
 def test_a_large_mean_costs_no_digits_of_a_small_variance() -> None:
     x = (images(64, 12, 8, 8) / 2 + 1000).float().contiguous(memory_format=LAST)
     seen, statistic = torch.zeros(12), torch.zeros(12)
-    norm.batch_norm(x, seen, statistic, None, None, 1.0, 1e-5)
+    fast_batch_norm.batch_norm(x, seen, statistic, None, None, 1.0, 1e-5)
     exact = x.double().transpose(0, 1).flatten(1).var(1)
     torch.testing.assert_close(statistic.double(), exact, rtol=1e-5, atol=0)
 
@@ -107,13 +107,13 @@ def test_a_large_mean_costs_no_digits_of_a_small_variance() -> None:
 def test_it_serves_large_channels_last_images_in_full_precision_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(norm, "LEAST", 64 * 16 * 16)
+    monkeypatch.setattr(fast_batch_norm, "LEAST", 64 * 16 * 16)
     x = torch.zeros(64, 3, 16, 16).contiguous(memory_format=LAST)
-    assert norm.suits(x) and norm.suits(x.double())
-    assert not norm.suits(x.contiguous())
-    assert not norm.suits(x[:63]) and not norm.suits(x.bfloat16())
-    assert not norm.suits(x.to("meta"))
-    assert not norm.suits(x[:, :2])
+    assert fast_batch_norm.suits(x) and fast_batch_norm.suits(x.double())
+    assert not fast_batch_norm.suits(x.contiguous())
+    assert not fast_batch_norm.suits(x[:63]) and not fast_batch_norm.suits(x.bfloat16())
+    assert not fast_batch_norm.suits(x.to("meta"))
+    assert not fast_batch_norm.suits(x[:, :2])
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 8), (6, 5), (7, 5), (1, 1)])
@@ -164,7 +164,7 @@ def test_a_quick_reductions_backward_pass_makes_one_image_of_full_size() -> None
 
 @pytest.mark.parametrize("path", ["fast", "reference"])
 def test_the_fast_path_alone_uses_both(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm, "LEAST", 16 * 32 * 32)
+    monkeypatch.setattr(fast_batch_norm, "LEAST", 16 * 32 * 32)
     seen: set[str] = set()
 
     def spied(module: Any, name: str) -> None:
@@ -176,9 +176,13 @@ def test_the_fast_path_alone_uses_both(path: Any, monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(module, name, spy)
 
-    for module, name in ((norm, "batch_norm"), (norm, "by_running"), (ops, "halves")):
+    for module, name in (
+        (fast_batch_norm, "batch_norm"),
+        (fast_batch_norm, "by_running"),
+        (ops, "halves"),
+    ):
         spied(module, name)
-    assert fast.norm is norm and ops.norm is norm
+    assert fast_cell.norm is fast_batch_norm and ops.norm is fast_batch_norm
     batch = Batch(torch.randn(16, 3, 32, 32), torch.zeros(16, dtype=torch.int64))
     net = ConvNet(CnnConfig(channels=4, layers=3, path=path), ZOO["DARTS_V2"].genotype, 2,
                   generator=seeded(0))  # fmt: skip

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnnas.lm import kernels, openblas, products
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.fused import unroll
+from rnnnas.lm.fast import cpu_library, matmul, openblas
+from rnnnas.lm.fast.derived import unroll
+from rnnnas.lm.fast.matmul import accumulate, multiply, project
 from rnnnas.lm.loss import cross_entropy, cross_entropy_reference
-from rnnnas.lm.products import accumulate, multiply, project
-from rnnnas.nas.genotype import ZOO
+from rnnnas.nas.zoo import ZOO
 
 SHAPES = [(1, 1, 1), (5, 7, 3), (64, 33, 130), (130, 33, 64), (257, 512, 31), (2, 300, 1000)]
 there = openblas._gemm(torch.float64) is not None
@@ -39,7 +39,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     own = openblas.multiply
     monkeypatch.setattr(openblas, "multiply", noted)
     monkeypatch.setattr(openblas, "leads", lambda: True)
-    monkeypatch.setattr(products, "SMALL_OPENBLAS", 0)
+    monkeypatch.setattr(matmul, "SMALL_OPENBLAS", 0)
     return shapes
 
 
@@ -86,7 +86,7 @@ def test_the_number_of_threads_changes_no_product(
     threads: None, dtype: torch.dtype, shape: tuple[int, int, int]
 ) -> None:
     m, k, n = shape
-    assert m * k * n > products.SMALL_OPENBLAS
+    assert m * k * n > matmul.SMALL_OPENBLAS
     a, b = rand(m, k, dtype=dtype), rand(k, n, dtype=dtype)
     found = []
     for number in (1, 2, 3, 4, 5, 8):
@@ -184,9 +184,9 @@ def test_gradients_of_the_inputs_product(low: bool) -> None:
     inputs, matrix = rand(3, 4, 5), rand(5, 6)
     leaves = [inputs.clone().requires_grad_(), matrix.clone().requires_grad_()]
     out = project(*leaves, low)
-    slope = rand(*out.shape)
-    got = torch.autograd.grad(out, leaves, slope)
-    wanted = (slope @ matrix.t(), torch.einsum("tbd,tbw->dw", inputs, slope))
+    gradient = rand(*out.shape)
+    got = torch.autograd.grad(out, leaves, gradient)
+    wanted = (gradient @ matrix.t(), torch.einsum("tbd,tbw->dw", inputs, gradient))
     close = {"rtol": 3e-2, "atol": 6e-2} if low else {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(out, inputs @ matrix, **close)
     with pytest.raises(TypeError, match="factors of"):
@@ -198,8 +198,8 @@ def test_gradients_of_the_inputs_product(low: bool) -> None:
 @needed
 def test_without_kernels_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openblas, "leads", lambda: True)
-    monkeypatch.setattr(products, "SMALL_OPENBLAS", 0)
-    monkeypatch.setattr(kernels, "built", lambda: kernels.Built(None, "of a test"))
+    monkeypatch.setattr(matmul, "SMALL_OPENBLAS", 0)
+    monkeypatch.setattr(cpu_library, "built", lambda: cpu_library.Built(None, "of a test"))
     openblas._gemm.cache_clear()
     try:
         assert not openblas.usable(rand(8, 6), rand(6, 4))

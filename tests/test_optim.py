@@ -35,7 +35,7 @@ class Two(nn.Module):
         self.b = nn.Parameter(torch.randn(2, dtype=DOUBLE, generator=draws))
 
 
-def slopes(net: Two, seed: int) -> dict[str, Tensor]:
+def gradients(net: Two, seed: int) -> dict[str, Tensor]:
     draws = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(p.shape, dtype=DOUBLE, generator=draws)
@@ -74,10 +74,10 @@ def test_weights_move_by_sgd(momentum: float) -> None:
     speed = {name: torch.zeros_like(p) for name, p in expected.items()}
     for step in range(4):
         for name, p in net.named_parameters():
-            p.grad = slopes(net, step)[name]
+            p.grad = gradients(net, step)[name]
         optimizer.step()
         for name, w in expected.items():
-            speed[name] = momentum * speed[name] + slopes(net, step)[name] + 0.1 * w
+            speed[name] = momentum * speed[name] + gradients(net, step)[name] + 0.1 * w
             expected[name] = w - 0.5 * speed[name]
     for name, p in net.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name], rtol=1e-12, atol=1e-14)
@@ -117,13 +117,13 @@ def test_the_inner_step_reads_the_optimiser() -> None:
     assert (before.lr, before.clip, before.weight_decay, before.momentum) == (0.25, 0.3, 0.1, 0.9)
     assert before.buffers == {}
     for name, p in net.named_parameters():
-        p.grad = slopes(net, 0)[name]
+        p.grad = gradients(net, 0)[name]
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
     optimizer.step()
     after = inner_step(net, optimizer, 0.3)
     assert set(after.buffers) == {"a", "b"}
     for name, buffer in after.buffers.items():
-        torch.testing.assert_close(buffer, slopes(net, 0)[name] + 0.1 * start[name])
+        torch.testing.assert_close(buffer, gradients(net, 0)[name] + 0.1 * start[name])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from test_cli import SMALL, SMALL_TRAIN, home, refused, run
 
 from rnnnas.errors import DiskError
-from rnnnas.files import write_atomic, write_where_told
+from rnnnas.runs.files import write_atomic, write_where_told
 
 __all__ = ["home"]  # a fixture
 

@@ -19,21 +19,21 @@ from tiny_home import corpus as corpus
 from tiny_home import find, search_config
 from tiny_home import home as home
 
-from rnnnas import perturb
-from rnnnas.config import SearchConfig
+from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus
-from rnnnas.data.streams import Streams
+from rnnnas.data.text_streams import Streams
+from rnnnas.distributed import ALONE
+from rnnnas.engine.steps import evaluate
 from rnnnas.errors import DivergedError, Interrupted, UsageError
-from rnnnas.files import load_content
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import METHODS
 from rnnnas.nas.perturbation import Perturbation
 from rnnnas.nas.relax.base import Mixture
-from rnnnas.ranks import ALONE
-from rnnnas.search import search
-from rnnnas.steps import evaluate
-from rnnnas.supernet import SearchJob
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.searching import derive_by_perturbation
+from rnnnas.searching.run import search
+from rnnnas.searching.supernet import SearchJob
 
 GRADIENT = [name for name, method in METHODS.items() if method.alphas == "gradient"]
 SMALL = ["model.hidden=6", "model.nodes=3", "windows.streams=6", "valid_streams=6", "epochs=1"]
@@ -48,7 +48,7 @@ def config(*settings: str) -> SearchConfig:
 
 def dying(patch: pytest.MonkeyPatch, name: str, numbers: list[int]) -> None:
     """Make a function of `perturb` die at those calls, counted over all processes."""
-    original, calls, left = getattr(perturb, name), [0], list(numbers)
+    original, calls, left = getattr(derive_by_perturbation, name), [0], list(numbers)
 
     def replaced(*args: Any, **options: Any) -> Any:
         calls[0] += 1
@@ -57,7 +57,7 @@ def dying(patch: pytest.MonkeyPatch, name: str, numbers: list[int]) -> None:
             raise Crash
         return original(*args, **options)
 
-    patch.setattr(perturb, name, replaced)
+    patch.setattr(derive_by_perturbation, name, replaced)
 
 
 def test_a_derivation_resumes_exactly_wherever_it_dies(
@@ -91,7 +91,7 @@ def test_a_signal_saves_between_two_masks(
 ) -> None:
     settings = config("save_seconds=1000")
     whole = find(settings, corpus, tmp_path / "whole")
-    original, calls = perturb.evaluate, [0]
+    original, calls = derive_by_perturbation.evaluate, [0]
 
     def stopped(*args: Any) -> Any:
         calls[0] += 1
@@ -100,7 +100,7 @@ def test_a_signal_saves_between_two_masks(
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(perturb, "evaluate", stopped)
+        patch.setattr(derive_by_perturbation, "evaluate", stopped)
         with pytest.raises(Interrupted) as caught:
             find(settings, corpus, tmp_path / "cut")
     assert caught.value.exit_code == 143
@@ -113,14 +113,14 @@ def test_weights_are_tuned_under_what_is_decided(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the windows after the search's own, at the settings' step size, or not at all."""
-    original, seen = perturb.weight_step, []
+    original, seen = derive_by_perturbation.weight_step, []
 
-    def spy(net: Any, optimizer: Any, batch: Any, carry: Any, mixtures: Any, *rest: Any,
+    def spy(net: Any, optimizer: Any, batch: Any, hidden_state: Any, mixtures: Any, *rest: Any,
             **options: Any) -> Any:  # fmt: skip
-        seen.append((batch.inputs.clone(), carry is None, mixtures, options["lr"]))
-        return original(net, optimizer, batch, carry, mixtures, *rest, **options)
+        seen.append((batch.inputs.clone(), hidden_state is None, mixtures, options["lr"]))
+        return original(net, optimizer, batch, hidden_state, mixtures, *rest, **options)
 
-    monkeypatch.setattr(perturb, "weight_step", spy)
+    monkeypatch.setattr(derive_by_perturbation, "weight_step", spy)
     tuned = find(config("windows.halved=0"), corpus, tmp_path / "tuned")
     assert len(seen) == 2 * (DECISIONS - 1)
     job = SearchJob(config(), corpus, CPU)
@@ -157,20 +157,20 @@ def test_masks_are_scored_on_the_alphas_own_text(method: str, corpus: Corpus) ->
     job = SearchJob(dataclasses.replace(config(), method=method), corpus, CPU)
     train = corpus.splits["train"]
     text = train if method == "snas" else train[int(len(train) * 0.9) :]
-    scored = perturb.LanguageSearch(job, corpus, MASKS, 1.0).scored
+    scored = derive_by_perturbation.LanguageSearch(job, corpus, MASKS, 1.0).scored
     assert scored.streams == 6
     assert scored.window(0, 5).inputs[:, 0].tolist() == text[:5].tolist()
     steps = max(sum(job.lengths(0)) // MASKS, 10)
     assert scored.length == steps + 1
     more = dataclasses.replace(job.config.derive, targets=120)
     job.config = dataclasses.replace(job.config, derive=more)
-    assert perturb.LanguageSearch(job, corpus, MASKS, 1.0).scored.length == 21
+    assert derive_by_perturbation.LanguageSearch(job, corpus, MASKS, 1.0).scored.length == 21
 
 
 def test_tuning_that_diverges_says_so(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perturb.LanguageSearch, "tune", lambda *_: math.nan)
+    monkeypatch.setattr(derive_by_perturbation.LanguageSearch, "tune", lambda *_: math.nan)
     with pytest.raises(DivergedError, match="in tuning step 0"):
         find(config(), corpus, tmp_path / "run")
 

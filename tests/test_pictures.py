@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sample_images import encoded, pixels, png
 
-from rnnnas.data.pictures import decode, quiet, size_of
+from rnnnas.data.image_decode import decode, quiet, size_of
 from rnnnas.errors import DataError
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from rnnnas.config import preset_names, preset_tables
+from rnnnas.config.presets import preset_names, preset_tables
 from rnnnas.errors import UsageError
 from rnnnas.nas.methods import METHODS
-from rnnnas.nas.space import genotype_of
+from rnnnas.nas.zoo import genotype_of
 from rnnnas.study.plan import (
     RANDOM,
     Sizes,

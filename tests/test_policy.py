@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rnnnas.errors import UsageError
+from rnnnas.nas.derive import derive
 from rnnnas.nas.genotype import Genotype
-from rnnnas.nas.methods import METHODS, derive
-from rnnnas.nas.policy import Reinforce
+from rnnnas.nas.methods import METHODS
+from rnnnas.nas.reinforce import Reinforce
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.relax.categorical import Categorical
 from rnnnas.nas.relax.enas import Enas
-from rnnnas.nas.relax.sampling import Draw, Policy
+from rnnnas.nas.relax.policy import Draw, Policy
 from rnnnas.nas.relax.uniform import Uniform
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.types import Batch, InnerStep, Loss
@@ -255,11 +256,13 @@ class Table(nn.Module):
         raise AssertionError("rewards are computed without noise")
 
     def forward(
-        self, batch: Batch, carry: Any, mixtures: Mapping[str, Mixture], noise: Any
+        self, batch: Batch, hidden_state: Any, mixtures: Mapping[str, Mixture], noise: Any
     ) -> Loss:
         assert noise is None and not torch.is_grad_enabled()
         value = (mixtures["recurrent"].weights * self.costs).sum() ** 2
-        return Loss(value=value, count=1, carry=carry, penalty=torch.zeros_like(value))
+        return Loss(
+            value=value, count=1, hidden_state=hidden_state, penalty=torch.zeros_like(value)
+        )
 
 
 WINDOW = (Batch(torch.tensor(0), torch.tensor(0)), None)

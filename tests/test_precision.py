@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from rnnnas.errors import UsageError
-from rnnnas.lm import fused
+from rnnnas.lm.fast import derived
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM, low_precision
 from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.architect import hypergradient
-from rnnnas.nas.genotype import ZOO
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.zoo import ZOO
 from rnnnas.types import Batch, InnerStep
 
 
@@ -56,12 +56,12 @@ def test_the_rounded_cell_stays_close_to_the_exact_one(name: str) -> None:
     tensors = [torch.randn(*shape, generator=draws) * scale
                for shape, scale in zip(shapes, (1.0, 0.5, 0.2, 0.2), strict=True)]  # fmt: skip
     masks = [(torch.rand(streams, size, generator=draws) > 0.3) / 0.7 for size in (width, hidden)]
-    slope = torch.randn(steps, streams, hidden, generator=draws)
+    gradient = torch.randn(steps, streams, hidden, generator=draws)
     results = []
     for low in (False, True):
         leaves = [t.clone().requires_grad_() for t in tensors]
-        out = fused.unroll(*leaves, cell, *masks, low=low)
-        results.append([out.detach(), *torch.autograd.grad((out * slope).sum(), leaves)])
+        out = derived.unroll(*leaves, cell, *masks, low=low)
+        results.append([out.detach(), *torch.autograd.grad((out * gradient).sum(), leaves)])
     for exact, rounded in zip(*results, strict=True):
         assert rounded.dtype == torch.float32
         error = float((rounded - exact).norm() / exact.norm())

@@ -18,9 +18,9 @@ from tiny_home import home as home
 from rnnnas.cli import processes
 from rnnnas.cli.common import pick_device
 from rnnnas.cli.processes import started_by_hand
+from rnnnas.distributed import ALONE
 from rnnnas.errors import UsageError
-from rnnnas.files import load_content
-from rnnnas.ranks import ALONE
+from rnnnas.runs.checkpoint import load_content
 
 SETTINGS = [
     "model.hidden=8", "windows.streams=6", "windows.limit=8", "valid_streams=6", "test_streams=4",
@@ -181,5 +181,5 @@ def test_processes_share_the_cores_they_may_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("rnnnas.study.jobs.cores", lambda: 6)
+    monkeypatch.setattr("rnnnas.study.local_jobs.cores", lambda: 6)
     assert processes._environment(0, 2, tmp_path)["OMP_NUM_THREADS"] == "3"

@@ -13,19 +13,19 @@ from test_waiting import Watch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnnnas import programs
+from rnnnas.engine import cuda_graphs
+from rnnnas.engine.cuda_graphs import Programs
+from rnnnas.engine.steps import generator, weight_step
 from rnnnas.errors import RnnnasError
+from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.lm.pool import POOL
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.nas.space import recurrent_space
-from rnnnas.programs import Programs
-from rnnnas.steps import generator, weight_step
 from rnnnas.types import Batch, InnerStep
 
 CPU = torch.device("cpu")
@@ -68,11 +68,11 @@ def network(case: str, device: torch.device = CPU) -> RecurrentLM:
 def steps_of(
     case: str, made: Programs | None, device: torch.device = CPU, net: RecurrentLM | None = None
 ) -> list[dict[str, Any]]:
-    """Weight steps over windows of LENGTHS; the carry starts anew in the middle."""
+    """Weight steps over windows of LENGTHS; the hidden state starts anew in the middle."""
     net = network(case, device) if net is None else net
     sgd = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.5, weight_decay=0.01)
     draws = torch.Generator().manual_seed(1)
-    carry, found = None, []
+    hidden_state, found = None, []
     for step, length in enumerate(LENGTHS):
         ids = torch.randint(V, (length + 1, B), generator=draws).to(device)
         mixtures = {}
@@ -81,13 +81,15 @@ def steps_of(
             mixtures = {"recurrent": Mixture(shares, SKIPS if "skips" in case else None)}
         batch = Batch(ids[:-1], ids[1:])
         noise = net.noise(batch, generator(1, "step", step, device))
-        carry = None if step == 4 else carry
+        hidden_state = None if step == 4 else hidden_state
         loss, norm = weight_step(
-            net, sgd, batch, carry, mixtures, noise, lr=0.3, clip=0.25, programs=made
+            net, sgd, batch, hidden_state, mixtures, noise, lr=0.3, clip=0.25, cuda_graphs=made
         )
-        carry = loss.carry
+        hidden_state = loss.hidden_state
         assert loss.count == length * B and not loss.value.requires_grad
-        found.append({"value": loss.value, "penalty": loss.penalty, "norm": norm, "carry": carry})
+        found.append(
+            {"value": loss.value, "penalty": loss.penalty, "norm": norm, "carry": hidden_state}
+        )
         found[-1] |= {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
         found[-1] |= {f"new {n}": p.detach().clone() for n, p in net.named_parameters()}
     return found
@@ -109,7 +111,7 @@ def assert_same(found: Any, expected: Any, **close: float) -> None:
 def test_a_program_equals_the_plain_step(case: str) -> None:
     made = Programs(CPU, patience=1)
     assert_same(steps_of(case, made), steps_of(case, None))
-    # Each of the two lengths with a carry, and not the one that came once, nor a window that
+    # Each of the two lengths with a hidden state, and not the one that came once, nor a window that
     # begins a text.
     assert made.count == 2
 
@@ -118,7 +120,7 @@ def test_a_program_equals_the_plain_step(case: str) -> None:
 def test_when_a_form_gets_a_program(patience: int) -> None:
     made = Programs(CPU, patience=patience)
     assert_same(steps_of("derived", made), steps_of("derived", None))
-    # With patience 2, of 5 with a carry (3 times) and 3 (3 times, the first without one): none but
+    # With patience 2, of 5 with a hidden state (3 times) and 3 (3 times, the first without one): none but
     # those that come a third time.
     carried = [n for k, n in enumerate(LENGTHS) if k not in (0, 4)]
     often = {n for n in carried if carried.count(n) > patience}
@@ -162,10 +164,10 @@ def test_forms_are_told_apart() -> None:
     made = Programs(CPU, patience=0)
     for count, form in enumerate(FORMS, 1):
         for name in ("a", "b"):
-            made.run(name, lambda tree: programs.mapped(doubled, tree), form)
+            made.run(name, lambda tree: cuda_graphs.mapped(doubled, tree), form)
         assert made.count == 2 * count
     for form in FORMS:  # the numbers make no difference
-        made.run("a", doubled, programs.mapped(torch.zeros_like, form))
+        made.run("a", doubled, cuda_graphs.mapped(torch.zeros_like, form))
     assert made.count == 2 * len(FORMS)
 
 
@@ -202,16 +204,16 @@ def searched(made: Programs | None) -> list[Any]:
         net, alphas, method, adam, "first", outer, replay=None if made is None else made.run
     )
     found: list[Any] = []
-    carry = None
+    hidden_state = None
     for step, length in enumerate(LENGTHS):
         ids = torch.randint(V, (length + 1, B), generator=torch.Generator().manual_seed(step))
         batch = Batch(ids[:-1], ids[1:])
         loss = architect.step(
-            train=(batch, None), valid=(batch, carry), inner=InnerStep(lr=0.1), progress=0.5,
+            train=(batch, None), valid=(batch, hidden_state), inner=InnerStep(lr=0.1), progress=0.5,
             generator=generator(1, "alphas", step, CPU),
         )  # fmt: skip
-        carry = loss.carry
-        found += [loss.value, loss.penalty, carry, alphas["recurrent"].detach().clone()]
+        hidden_state = loss.hidden_state
+        found += [loss.value, loss.penalty, hidden_state, alphas["recurrent"].detach().clone()]
         assert all(p.grad is None for p in net.parameters())
         with torch.no_grad():  # weights change in place
             net.nodes.mul_(0.9)
@@ -268,15 +270,15 @@ def taping(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     without_kernels(monkeypatch)
     tapes: list[Tape] = []
 
-    def captured(compute: Callable[[], None], pool: Any) -> Callable[[], None]:
-        with POOL.apart():
+    def captured(compute: Callable[[], None], workspace: Any) -> Callable[[], None]:
+        with WORKSPACE.apart():
             compute()
-        with POOL.apart(), Tape() as tape:
+        with WORKSPACE.apart(), Tape() as tape:
             compute()
         tapes.append(tape)
         return tape.replay
 
-    monkeypatch.setattr(programs, "captured", captured)
+    monkeypatch.setattr(cuda_graphs, "captured", captured)
     return tapes
 
 
@@ -296,7 +298,7 @@ def test_a_replayed_window_equals_the_plain_step(
     net.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     assert_same(steps_of(case, made, net=net), steps_of(case, None))
     assert made.count == len(tapes) == 2 and all(len(tape.calls) > 50 for tape in tapes)
-    # 4 plain windows: the first of each length, 4, and the one without a carry; 2 calls a tape.
+    # 4 plain windows: the first of each length, 4, and the one without a hidden state; 2 calls a tape.
     assert calls[0] == 4 + 1 + 2 * 2
 
 
@@ -319,13 +321,13 @@ def test_a_window_asks_nothing_of_the_host(case: str, monkeypatch: pytest.Monkey
     shares = torch.rand(len(SPACE.edges), len(SPACE.ops)).requires_grad_()
     mixtures = {"recurrent": Mixture(shares, SKIPS if "skips" in case else None)}
     noise = net.noise(batch, torch.Generator().manual_seed(0))
-    with Watch() as watch:
+    with Watch() as eigenvalue_stop:
         loss = net(batch, None, mixtures if net.space else {}, noise)
         torch.autograd.grad(loss.objective, [*net.parameters(), *([shares] if net.space else [])])
-    assert not watch.seen
-    with Watch() as watch:
+    assert not eigenvalue_stop.seen
+    with Watch() as eigenvalue_stop:
         torch.tensor([1, 2])
-    assert watch.seen, "a copy to the device would show"
+    assert eigenvalue_stop.seen, "a copy to the device would show"
 
 
 def test_a_capture_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

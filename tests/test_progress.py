@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rnnnas.progress import Pace, Progress
+from rnnnas.runs.progress import Pace, Progress
 
 
 class Terminal(io.StringIO):

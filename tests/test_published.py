@@ -16,12 +16,12 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 from test_runs import Crash, crashing, metrics
 
-from rnnnas import config as configs
-from rnnnas import published as module
-from rnnnas.config import TrainConfig
+from rnnnas.config.presets import resolve
+from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
-from rnnnas.published import CURVES, PTB, curve_for, published
-from rnnnas.train import TrainJob, train
+from rnnnas.training import published_curves as module
+from rnnnas.training.published_curves import CURVES, PTB, curve_for, published
+from rnnnas.training.run import TrainJob, train
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "ptb.zip"
 CELL = {"recurrent": {"nodes": [[["tanh", 0]], [["relu", 1]]], "concat": [1, 2]}}
@@ -29,7 +29,7 @@ CELL = {"recurrent": {"nodes": [[["tanh", 0]], [["relu", 1]]], "concat": [1, 2]}
 
 def paper(*settings: str, genotype: Any = "DARTS_V2") -> TrainConfig:
     flags = {"corpus": "ptb", "genotype": genotype}
-    resolved: TrainConfig = configs.resolve(
+    resolved: TrainConfig = resolve(
         "train", preset="ptb", file=None, settings=settings, flags=flags
     )
     return resolved
@@ -105,9 +105,7 @@ def small(genotype: Any, *settings: str) -> TrainConfig:
     given = ["model.hidden=8", "windows.streams=6", "windows.limit=0", "windows.bptt=20",
              "valid_streams=4", "test_streams=4", "epochs=3", *settings]  # fmt: skip
     flags = {"corpus": "tiny", "genotype": genotype}
-    resolved: TrainConfig = configs.resolve(
-        "train", preset="smoke", file=None, settings=given, flags=flags
-    )
+    resolved: TrainConfig = resolve("train", preset="smoke", file=None, settings=given, flags=flags)
     return resolved
 
 

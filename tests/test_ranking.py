@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from rnnnas.study.ranking import (
+from rnnnas.study.statistics import (
     expected_best,
     kendall_tau,
     spread,

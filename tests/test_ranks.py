@@ -11,9 +11,9 @@ import torch
 from rank_work import together
 from tiny_home import home as home
 
+from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import UsageError
-from rnnnas.files import load_content
-from rnnnas.ranks import ALONE, Ranks
+from rnnnas.runs.checkpoint import load_content
 
 
 def close(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
@@ -46,10 +46,10 @@ def test_the_parts_cover_all_streams_once() -> None:
 
 def test_one_process_talks_to_nobody() -> None:
     value = torch.ones(2)
-    assert ALONE.mean(value) is value and ALONE.spread(value) is value
+    assert ALONE.mean(value) is value and ALONE.mean_gradient(value) is value
     assert ALONE.gather(value, 0) is value and ALONE.own(value, 0) is value
-    assert ALONE.tell(value) is value and ALONE.led(lambda: value) is value
-    assert tuple(ALONE.most(3, 4)) == (3, 4) and ALONE.leads
+    assert ALONE.broadcast(value) is value and ALONE.on_rank_zero(lambda: value) is value
+    assert tuple(ALONE.max_reduce(3, 4)) == (3, 4) and ALONE.leads
     ALONE.mean_([value])
 
 

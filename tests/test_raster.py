@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from test_draw import SAMPLES, darts_v2_cnn
 
+from rnnnas.draw.images import _at, _known, cell_image, ramp, table_image
+from rnnnas.draw.layout import FILLS, arrange_all, colour
 from rnnnas.errors import UsageError
-from rnnnas.layout import FILLS, arrange_all, colour
-from rnnnas.nas.genotype import ZOO, Genotype
+from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import recurrent_space
-from rnnnas.raster import _at, _known, cell_image, ramp, table_image
+from rnnnas.nas.zoo import ZOO
 
 WHITE = (255, 255, 255)
 
@@ -164,6 +165,6 @@ def test_letters_that_the_font_lacks_are_replaced():
 
 
 def test_pil_is_imported_only_to_draw():
-    code = "import sys, rnnnas.raster; print({'torch', 'PIL'} & set(sys.modules))"
+    code = "import sys, rnnnas.draw.images; print({'torch', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -10,9 +10,10 @@ import torch
 from sample_spaces import DOUBLE, SPACES, alphas_of, seeded
 from torch import Tensor
 
-from rnnnas.config import from_plain
+from rnnnas.config.plain import from_plain
 from rnnnas.errors import UsageError
-from rnnnas.nas.methods import METHODS, derive, method_of
+from rnnnas.nas.derive import derive
+from rnnnas.nas.methods import METHODS, method_of
 from rnnnas.nas.relax.base import Mixtures, Step
 from rnnnas.nas.space import CellSpace
 
@@ -101,7 +102,7 @@ class TestEveryMethod:
                         assert all(spaces[name].allowed[e][o] for e, o in paths)
 
     @pytest.mark.parametrize("scale", [1.0, 300.0])
-    def test_slopes_are_finite_and_spare_what_is_not_allowed(
+    def test_gradients_are_finite_and_spare_what_is_not_allowed(
         self, method: str, kind: str, scale: float
     ) -> None:
         spaces = SPACES[kind]
@@ -111,7 +112,7 @@ class TestEveryMethod:
                 mixtures = (
                     METHODS[method].relaxation().mix(alphas, spaces, progress, seeded(3), "alphas")
                 )
-                random_slopes(mixtures, 4)
+                random_gradients(mixtures, 4)
             for alpha in alphas.values():
                 assert alpha.grad is not None and bool(torch.isfinite(alpha.grad).all())
             for name, space in spaces.items():
@@ -126,7 +127,9 @@ class TestEveryMethod:
         # Near each other: a method that draws two paths a step gets around to all of them.
         alphas = alphas_of(method, spaces, 0.1)
         for seed in range(300 if method in ("proxyless", "densenas") else 20):
-            random_slopes(relaxation.mix(alphas, spaces, 0.5, seeded(seed), "alphas"), 100 + seed)
+            random_gradients(
+                relaxation.mix(alphas, spaces, 0.5, seeded(seed), "alphas"), 100 + seed
+            )
         for name, alpha in alphas.items():
             grad = alpha.grad
             assert grad is not None
@@ -205,7 +208,7 @@ class TestEveryMethod:
                 assert single or set(one) == set(other)
 
 
-def random_slopes(mixtures: Mixtures, seed: int) -> None:
+def random_gradients(mixtures: Mixtures, seed: int) -> None:
     """Add the gradient of a random linear function of the weights to the alphas'."""
     draws = seeded(seed)
     total = sum(

@@ -17,14 +17,15 @@ import torch
 from sample_spaces import DOUBLE, seeded
 from torch import Tensor, nn
 
+from rnnnas.engine.steps import weight_step
 from rnnnas.nas.architect import Architect
+from rnnnas.nas.derive import derive
 from rnnnas.nas.genotype import CellGene
-from rnnnas.nas.methods import METHODS, Method, derive
+from rnnnas.nas.methods import METHODS, Method
 from rnnnas.nas.relax.base import Mixture, Mixtures
 from rnnnas.nas.space import CellSpace
+from rnnnas.nas.stages import StageConfig, plan, strongest
 from rnnnas.optim import AlphaConfig, alpha_optimizer, inner_step
-from rnnnas.stages import StageConfig, plan, strongest
-from rnnnas.steps import weight_step
 from rnnnas.types import Batch, Loss
 
 OPS = ("none", "a", "b", "c")
@@ -73,7 +74,7 @@ class Teacher(nn.Module):
         return None
 
     def forward(
-        self, batch: Batch, carry: Any, mixtures: Mapping[str, Mixture], noise: Any
+        self, batch: Batch, hidden_state: Any, mixtures: Mapping[str, Mixture], noise: Any
     ) -> Loss:
         errors = []
         # (E, O, B, w): the candidates' values; `none` has none.
@@ -91,7 +92,7 @@ class Teacher(nn.Module):
             apart = found @ self.learned[kind] - target @ self.targets[kind]
             errors.append(apart.square().mean((1, 2, 3)).sum())
         value = torch.stack(errors).sum()
-        return Loss(value=value, count=1, carry=None, penalty=torch.zeros_like(value))
+        return Loss(value=value, count=1, hidden_state=None, penalty=torch.zeros_like(value))
 
 
 def batch_of(seed: int) -> Batch:
@@ -121,13 +122,13 @@ def search(method: Method, net: Teacher, steps: int, begin: int) -> dict[str, Te
         with torch.no_grad():
             mixtures = relaxation.mix(alphas, net.space, progress, draws)
 
-        def slopes(tried: Mixtures, batch: Batch = train[0]) -> tuple[Tensor, dict[str, Tensor]]:
+        def gradients(tried: Mixtures, batch: Batch = train[0]) -> tuple[Tensor, dict[str, Tensor]]:
             leaves = {n: m.weights.detach().requires_grad_() for n, m in tried.items()}
             value = net(batch, None, {n: Mixture(w) for n, w in leaves.items()}, None).value
             grads = torch.autograd.grad(value, list(leaves.values()))
             return value.detach(), dict(zip(leaves, grads, strict=True))
 
-        mixtures = relaxation.perturb(mixtures, net.space, progress, draws, slopes)
+        mixtures = relaxation.perturb(mixtures, net.space, progress, draws, gradients)
         weight_step(net, sgd, train[0], None, mixtures, None, lr=0.2, clip=0.0)
     return alphas
 

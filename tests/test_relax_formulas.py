@@ -44,7 +44,7 @@ def test_darts_is_a_softmax_over_each_edge(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["whole", "pruned"])
-def test_darts_has_the_slope_of_a_softmax(kind: str) -> None:
+def test_darts_has_the_gradient_of_a_softmax(kind: str) -> None:
     """d/da_k of Σ_o v_o p_o is p_k (v_k - Σ_o v_o p_o)."""
     spaces = SPACES[kind]
     alphas = alphas_of("darts", spaces)
@@ -161,7 +161,7 @@ def test_shares_are_cut_and_made_to_sum_to_1() -> None:
 
 
 def unused(mixtures: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
-    raise AssertionError("no slope is needed")
+    raise AssertionError("no gradient is needed")
 
 
 @pytest.mark.parametrize(("progress", "epsilon"), [(0.0, 0.03), (0.5, 0.165), (1.0, 0.3)])
@@ -190,12 +190,12 @@ def test_smoothing_leaves_shares_and_what_is_not_allowed(kind: str, name: str) -
     directions = {n: torch.randn(m.weights.shape, dtype=DOUBLE, generator=seeded(3))
                   for n, m in mixtures.items()}  # fmt: skip
 
-    def slopes(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
         loss = torch.stack([(directions[n] * m.weights).sum() for n, m in tried.items()]).sum()
         return loss, directions
 
-    result = method.perturb(mixtures, spaces, 1.0, seeded(1), slopes)
-    again = method.perturb(mixtures, spaces, 1.0, seeded(1), slopes)
+    result = method.perturb(mixtures, spaces, 1.0, seeded(1), gradients)
+    again = method.perturb(mixtures, spaces, 1.0, seeded(1), gradients)
     for n, space in spaces.items():
         weights, allowed = result[n].weights, torch.tensor(space.allowed)
         assert not weights.requires_grad and torch.equal(weights, again[n].weights)
@@ -213,8 +213,8 @@ def ascent_by_hand(
         for e, row in enumerate(tried):
             stepped = []
             for o, now in enumerate(row):
-                slope = 2 * (now - target[e][o])
-                up = now + 2 * epsilon / 7 * ((slope > 0) - (slope < 0))
+                gradient = 2 * (now - target[e][o])
+                up = now + 2 * epsilon / 7 * ((gradient > 0) - (gradient < 0))
                 near = start[e][o] + max(-epsilon, min(epsilon, up - start[e][o]))
                 stepped.append(max(0.0, min(1.0, near)))
             total = sum(stepped)
@@ -230,7 +230,7 @@ def test_adversarial_smoothing_is_projected_ascent() -> None:
     target = torch.randn(rows, 4, dtype=DOUBLE, generator=draws).softmax(-1)
     passes = []
 
-    def slopes(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
         passes.append(1)
         apart = tried["cell"].weights - target
         return apart.square().sum(), {"cell": 2 * apart}
@@ -239,7 +239,7 @@ def test_adversarial_smoothing_is_projected_ascent() -> None:
         passes.clear()
         mixtures = {"cell": Mixture(start)}
         method = SdartsAdversarial()
-        result = method.perturb(mixtures, spaces, progress, seeded(4), slopes)["cell"].weights
+        result = method.perturb(mixtures, spaces, progress, seeded(4), gradients)["cell"].weights
         assert len(passes) == 9  # one before, seven on the way, one after
         noise = torch.empty_like(start).uniform_(-epsilon, epsilon, generator=seeded(4))
         begin = (start + noise).clamp(0, 1)
@@ -254,8 +254,8 @@ def test_adversarial_smoothing_stays_where_the_loss_does_not_rise() -> None:
     mixtures = {"cell": Mixture(start)}
     seen = iter([1.0] + 7 * [5.0] + [1.0])  # up on the way, and no higher at the end
 
-    def slopes(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(tried: Mixtures) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.tensor(next(seen)), {"cell": torch.ones_like(start)}
 
-    result = SdartsAdversarial().perturb(mixtures, {"cell": CNN}, 0.5, seeded(0), slopes)
+    result = SdartsAdversarial().perturb(mixtures, {"cell": CNN}, 0.5, seeded(0), gradients)
     assert result["cell"].weights is start

@@ -1,4 +1,4 @@
-"""The relaxations that sample: their distributions, values and slopes against formulas."""
+"""The relaxations that sample: their distributions, values and gradients against formulas."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ def drawn_softmax(alpha: Tensor, space: CellSpace, tau: float, seed: int) -> Ten
 
 @pytest.mark.parametrize("reach", ["sampled", "all"])
 @pytest.mark.parametrize("kind", SPACES)
-def test_gdas_has_the_value_of_one_hot_and_the_slope_of_the_softmax(kind: str, reach: Any) -> None:
+def test_gdas_has_the_value_of_one_hot_and_the_gradient_of_the_softmax(
+    kind: str, reach: Any
+) -> None:
     progress, tau = 0.25, 10 + 0.25 * (0.1 - 10)
     for name, space in SPACES[kind].items():
         spaces = {name: space}
@@ -116,9 +118,9 @@ def test_gdas_has_the_value_of_one_hot_and_the_slope_of_the_softmax(kind: str, r
         assert paths == (tuple(sorted(best)) if reach == "sampled" else None)
         lean = method.mix({name: alpha}, spaces, progress, seeded(8), "weights")[name]
         assert torch.equal(lean.weights.detach(), wanted) and lean.paths == tuple(sorted(best))
-        slopes = torch.randn(p.shape, dtype=DOUBLE, generator=seeded(9))
-        (grad,) = torch.autograd.grad((weights * slopes).sum(), [alpha])
-        used = slopes * wanted if reach == "sampled" else slopes
+        gradients = torch.randn(p.shape, dtype=DOUBLE, generator=seeded(9))
+        (grad,) = torch.autograd.grad((weights * gradients).sum(), [alpha])
+        used = gradients * wanted if reach == "sampled" else gradients
         (expected,) = torch.autograd.grad((p * used).sum(), [alpha])
         torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-14)
 
@@ -173,8 +175,8 @@ def test_proxyless_gate_gradient_is_the_explicit_sum(kind: str) -> None:
         alpha = alphas_of("proxyless", spaces)[name]
         weights, paths = Proxyless().mix({name: alpha}, spaces, 0.0, seeded(6), "alphas")[name]
         assert paths is not None
-        slopes = torch.randn(alpha.shape, dtype=DOUBLE, generator=seeded(7))
-        (grad,) = torch.autograd.grad((weights * slopes).sum(), [alpha])
+        gradients = torch.randn(alpha.shape, dtype=DOUBLE, generator=seeded(7))
+        (grad,) = torch.autograd.grad((weights * gradients).sum(), [alpha])
         expected = torch.zeros_like(grad)
         for places in choices_by_hand(space):
             pair = [at for at in places if at in paths]
@@ -184,7 +186,8 @@ def test_proxyless_gate_gradient_is_the_explicit_sum(kind: str) -> None:
             p = [math.exp(alpha[at].item()) / mass for at in pair]
             for i, at in enumerate(pair):
                 expected[at] = sum(
-                    slopes[other].item() * p[j] * ((i == j) - p[i]) for j, other in enumerate(pair)
+                    gradients[other].item() * p[j] * ((i == j) - p[i])
+                    for j, other in enumerate(pair)
                 )
         torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-15)
 
@@ -277,7 +280,7 @@ def test_drnas_has_the_moments_of_a_dirichlet() -> None:
     torch.testing.assert_close(scores["cell"][0], mean)
 
 
-def test_drnas_slopes_average_to_that_of_the_mean() -> None:
+def test_drnas_gradients_average_to_that_of_the_mean() -> None:
     """E[dΣ v θ² / dα] against the derivative of E[Σ v θ²], which is known in closed form."""
     v = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0], dtype=DOUBLE)
     theta, alpha = dirichlet(ROW, 200)

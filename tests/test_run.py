@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import rnnnas
-from rnnnas import run as run_module
-from rnnnas.content import content_digest
 from rnnnas.errors import CheckpointError, DiskError, UsageError
-from rnnnas.files import load_content, write_json
-from rnnnas.run import Run
+from rnnnas.runs import folder as run_module
+from rnnnas.runs.checkpoint import content_digest, load_content
+from rnnnas.runs.files import write_json
+from rnnnas.runs.folder import Run
 
 CONFIG = {"seed": 1, "weights": {"lr": 20.0, "clip": 0.25}, "ops": ("tanh", "relu"), "extra": {}}
 
@@ -130,7 +130,7 @@ def test_an_unwritable_place_is_a_disk_error(tmp_path):
 
 def test_two_processes_never_write_one_run(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from rnnnas.run import Run\n"
+        "import sys; from pathlib import Path; from rnnnas.runs.folder import Run\n"
         "from rnnnas.errors import UsageError\n"
         "try: Run.open(Path(sys.argv[1]), 'train', {}).close()\n"
         "except UsageError as error: print(error.cause); sys.exit(error.exit_code)\n"

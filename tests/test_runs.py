@@ -16,15 +16,17 @@ from typing import Any
 import pytest
 import torch
 
-from rnnnas import config as configs
+from rnnnas.config.plain import from_plain, to_plain
+from rnnnas.config.presets import resolve
+from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
+from rnnnas.engine.job import Position
 from rnnnas.errors import CheckpointError, Interrupted, UsageError
-from rnnnas.evaluate import evaluate_checkpoint, sample
-from rnnnas.files import load_content
-from rnnnas.loop import Position
-from rnnnas.search import search
-from rnnnas.supernet import SearchJob
-from rnnnas.train import TrainJob, train
+from rnnnas.evaluation.run import evaluate_checkpoint, sample
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.searching.run import search
+from rnnnas.searching.supernet import SearchJob
+from rnnnas.training.run import TrainJob, train
 
 CPU = torch.device("cpu")
 SEARCH = ["model.hidden=8", "model.nodes=4", "windows.streams=6", "valid_streams=6", "epochs=2"]
@@ -60,16 +62,12 @@ def corpus(home: Path) -> Corpus:
 
 def search_config(*settings: str) -> Any:
     flags = {"corpus": "tiny", "seed": 3}
-    return configs.resolve(
-        "search", preset="smoke", file=None, settings=[*SEARCH, *settings], flags=flags
-    )
+    return resolve("search", preset="smoke", file=None, settings=[*SEARCH, *settings], flags=flags)
 
 
 def train_config(*settings: str) -> Any:
     flags = {"corpus": "tiny", "seed": 3, "genotype": CELL}
-    return configs.resolve(
-        "train", preset="smoke", file=None, settings=[*TRAIN, *settings], flags=flags
-    )
+    return resolve("train", preset="smoke", file=None, settings=[*TRAIN, *settings], flags=flags)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -153,7 +151,9 @@ def test_training_resumes_exactly_before_and_after_averaging(
 
 def averaging_from_third_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch after the second epoch whatever the losses; the rule itself is tested in optim."""
-    monkeypatch.setattr("rnnnas.train.averaging_starts", lambda past, loss, wait: len(past) == 1)
+    monkeypatch.setattr(
+        "rnnnas.training.run.averaging_starts", lambda past, loss, wait: len(past) == 1
+    )
 
 
 def test_averaged_weights_are_what_is_saved_and_reported(
@@ -197,7 +197,7 @@ def test_seed_decides(corpus: Corpus, tmp_path: Path) -> None:
     digests = []
     for i, seed in enumerate([1, 1, 2]):
         config = search_config("epochs=1", f"seed={seed}")
-        config = configs.from_plain(configs.SearchConfig, configs.to_plain(config) | {"seed": seed})
+        config = from_plain(SearchConfig, to_plain(config) | {"seed": seed})
         digests.append(search(config, corpus, tmp_path / str(i), device=CPU)["digest"])
     assert digests[0] == digests[1] != digests[2]
 
@@ -253,8 +253,8 @@ def test_alpha_carry_is_dropped_where_the_text_starts_again(corpus: Corpus) -> N
     original = job.architect.step
 
     def spy(**kwargs: Any) -> Any:
-        batch, carry = kwargs["valid"]
-        starts.append((job.alpha_start - len(batch.inputs), carry is None))
+        batch, hidden_state = kwargs["valid"]
+        starts.append((job.alpha_start - len(batch.inputs), hidden_state is None))
         return original(**kwargs)
 
     job.architect.step = spy  # type: ignore[method-assign]

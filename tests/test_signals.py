@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from rnnnas.errors import Interrupted
-from rnnnas.signals import StopRequest
+from rnnnas.runs.signals import StopRequest
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

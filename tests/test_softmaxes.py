@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnnas.lm import loss, softmaxes
+from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.lm.pool import POOL
 from rnnnas.nas.genotype import Genotype
 from rnnnas.types import Batch
 
@@ -139,7 +139,7 @@ def test_no_tensor_over_all_targets_and_words_is_kept_or_made(
     ids = torch.randint(vocabulary, (steps + 1, streams))
     batch = Batch(ids[:-1], ids[1:])
     noise = net.noise(batch, torch.Generator().manual_seed(1))
-    POOL.clear()  # a larger buffer of an earlier test would serve as well
+    WORKSPACE.clear()  # a larger buffer of an earlier test would serve as well
     kept = []
 
     def pack(tensor: Tensor) -> Tensor:

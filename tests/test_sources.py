@@ -10,14 +10,14 @@ import pytest
 from sample_sources import TEXT, left_behind, text_of, three, written, zipped
 from test_text import BAD
 
-from rnnnas.data import sources
+from rnnnas.data import text_sources
 from rnnnas.data.corpus import (
     SPLITS,
     VocabOptions,
     add_corpus,
     corpus_info,
 )
-from rnnnas.data.sources import split_of
+from rnnnas.data.text_sources import split_of
 from rnnnas.errors import DataError
 
 WORDS = VocabOptions()
@@ -179,7 +179,7 @@ def test_bad_sources_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     named[first + 9] |= 0x08  # its name is UTF-8,
     named[first + 46] = 0xFF  # and this is not
     (tmp_path / "nothing").mkdir()
-    monkeypatch.setattr(sources, "ZIP_LARGE", 1_000_000)
+    monkeypatch.setattr(text_sources, "ZIP_LARGE", 1_000_000)
     cases: dict[Path, str] = {
         tmp_path / "absent.txt": "no such file",
         tmp_path / "absent.zip": "no such file",
@@ -202,7 +202,7 @@ def test_bad_sources_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             add_corpus("own", path, WORDS)
         assert path.name in caught.value.cause and caught.value.remedy, path
         assert left_behind() == [], path
-    monkeypatch.setattr(sources, "ZIP_LIMIT", 1000)
+    monkeypatch.setattr(text_sources, "ZIP_LIMIT", 1000)
     with pytest.raises(DataError, match="unpacks to"):
         add_corpus("own", good, WORDS)
     print(f"{len(cases) + 1} bad sources refused")

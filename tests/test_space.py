@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.genotype import ZOO, CellGene
-from rnnnas.nas.space import NONE, RECURRENT_OPS, CellSpace, genotype_of, recurrent_space
+from rnnnas.nas.genotype import CellGene
+from rnnnas.nas.space import NONE, RECURRENT_OPS, CellSpace, recurrent_space
+from rnnnas.nas.zoo import ZOO, genotype_of
 
 CNN_OPS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3")
 

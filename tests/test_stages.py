@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnnnas.config import SearchConfig, from_plain, resolve, to_plain, to_toml
+from rnnnas.config.plain import from_plain, to_plain, to_toml
+from rnnnas.config.presets import resolve
+from rnnnas.config.text import SearchConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.space import CellSpace, recurrent_space
-from rnnnas.stages import Stage, StageConfig, plan, progress_within, stage_at, strongest
+from rnnnas.nas.stages import Stage, StageConfig, plan, progress_within, stage_at, strongest
 
 
 def planned(

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnnnas import steps
-from rnnnas.data import streams
-from rnnnas.data.streams import Streams
+from rnnnas.data import text_streams
+from rnnnas.data.text_streams import Streams
+from rnnnas.engine import steps
+from rnnnas.engine.metrics import Score
+from rnnnas.engine.steps import evaluate, generator, weight_step
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.genotype import CellGene, Genotype
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace, recurrent_space
-from rnnnas.steps import Score, evaluate, generator, weight_step
 from rnnnas.types import Batch, Loss
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
@@ -58,10 +59,10 @@ def test_steps_are_clipped_sgd(clip: float, momentum: float) -> None:
     net = lm()
     optimizer = torch.optim.SGD(net.parameters(), lr=99.0, momentum=momentum, weight_decay=0.05)
     expected, speed = weights_of(net), {}
-    carry = None
+    hidden_state = None
     for step, lr in enumerate((0.7, 0.3)):
         batch, noise = window(step), net.noise(window(step), generator(1, "t", step, CPU))
-        loss = net(batch, carry, {}, noise)
+        loss = net(batch, hidden_state, {}, noise)
         wanted = loss.value + loss.penalty  # what is minimised, penalties with it
         grads = torch.autograd.grad(wanted, list(net.parameters()))
         length = math.sqrt(sum(float((g**2).sum()) for g in grads))
@@ -70,15 +71,15 @@ def test_steps_are_clipped_sgd(clip: float, momentum: float) -> None:
             move = coef * g + 0.05 * w
             speed[name] = momentum * speed[name] + move if name in speed else move
             expected[name] = w - lr * speed[name]
-        result, norm = weight_step(net, optimizer, batch, carry, {}, noise, lr=lr, clip=clip)
+        result, norm = weight_step(net, optimizer, batch, hidden_state, {}, noise, lr=lr, clip=clip)
         assert norm == pytest.approx(length, rel=1e-12)
         assert float(result.value) == pytest.approx(float(loss.value.detach()), rel=1e-14)
         assert float(result.penalty) == pytest.approx(float(loss.penalty.detach()), rel=1e-14)
         assert not result.value.requires_grad and not result.penalty.requires_grad
-        assert result.count == T * B and torch.equal(result.carry, loss.carry)
+        assert result.count == T * B and torch.equal(result.hidden_state, loss.hidden_state)
         for name, p in net.named_parameters():
             torch.testing.assert_close(p.detach(), expected[name], rtol=1e-11, atol=1e-13)
-        carry = result.carry
+        hidden_state = result.hidden_state
 
 
 def test_old_gradients_have_no_say() -> None:
@@ -109,7 +110,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(value: float) -> None:
 
 
 class Root(nn.Module):
-    """A finite loss with an infinite slope: the root of a weight that is zero."""
+    """A finite loss with an infinite gradient: the root of a weight that is zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class Root(nn.Module):
 
     def forward(self, *_: Any) -> Loss:
         value = self.w.sqrt().sum()
-        return Loss(value=value, count=1, carry=None, penalty=torch.zeros(()))
+        return Loss(value=value, count=1, hidden_state=None, penalty=torch.zeros(()))
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
@@ -132,7 +133,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
 
 def text(count: int, streams: int, seed: int = 0) -> Streams:
     tokens = np.random.default_rng(seed).integers(0, V, count).astype(np.uint16)
-    return Streams(tokens, streams, CPU)
+    return Streams(tokens, text_streams, CPU)
 
 
 @torch.no_grad()
@@ -140,9 +141,9 @@ def token_by_token(net: RecurrentLM, over: Streams) -> tuple[float, int]:
     """(nats, targets) with one token at a time, one stream after the other."""
     nats, count = 0.0, 0
     for row in over._rows:
-        carry = None
+        hidden_state = None
         for word, following in zip(row[:-1].tolist(), row[1:].tolist(), strict=True):
-            logits, carry = net.logits(torch.tensor([[word]]), carry)
+            logits, hidden_state = net.logits(torch.tensor([[word]]), hidden_state)
             scores = logits[0, 0].tolist()
             nats += math.log(sum(math.exp(s) for s in scores)) - scores[following]
             count += 1
@@ -151,11 +152,11 @@ def token_by_token(net: RecurrentLM, over: Streams) -> tuple[float, int]:
 
 @pytest.mark.parametrize(("count", "streams"), [(150, 1), (151, 2), (200, 7)])
 def test_evaluation_equals_one_token_at_a_time(count: int, streams: int) -> None:
-    net, over = lm(), text(count, streams)
+    net, over = lm(), text(count, text_streams)
     score = evaluate(net, over, {})
     nats, targets = token_by_token(net, over)
     # The first token of a stream is no target: dividing by all tokens would be too kind.
-    assert score.tokens == targets == streams * (count // streams - 1)
+    assert score.tokens == targets == text_streams * (count // text_streams - 1)
     assert score.nats == pytest.approx(nats, rel=1e-10)
     assert score.perplexity == pytest.approx(math.exp(nats / targets), rel=1e-10)
 
@@ -171,7 +172,7 @@ def test_the_window_of_an_evaluation_does_not_matter(
         mixtures = {"recurrent": Mixture(torch.full((3, 5), 0.2, dtype=DOUBLE))}
     usual = evaluate(net, over, mixtures)
     monkeypatch.setattr(steps, "EVALUATION_STEPS", width)
-    monkeypatch.setattr(streams, "EVALUATION_ROWS", 0)
+    monkeypatch.setattr(text_streams, "EVALUATION_ROWS", 0)
     other = evaluate(net, over, mixtures)
     assert other.tokens == usual.tokens
     assert abs(other.perplexity / usual.perplexity - 1) < 1e-10

@@ -19,21 +19,22 @@ from tiny_home import find, search_config
 from tiny_home import home as home
 from torch import Tensor
 
-from rnnnas import watch
-from rnnnas.config import SearchConfig
+from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus
 from rnnnas.errors import UsageError
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
-from rnnnas.nas.curvature import alpha_eigenvalue, largest_eigenvalue
-from rnnnas.nas.methods import METHODS, derive
+from rnnnas.nas.derive import derive
+from rnnnas.nas.early_stopping import EarlyStop, StopConfig, goes_back_to
+from rnnnas.nas.hessian import alpha_eigenvalue, largest_eigenvalue
+from rnnnas.nas.methods import METHODS
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import recurrent_space
-from rnnnas.run import Run
-from rnnnas.search import search
-from rnnnas.stopping import EarlyStop, StopConfig, goes_back_to
-from rnnnas.supernet import SearchJob
+from rnnnas.runs.folder import Run
+from rnnnas.searching import eigenvalue_watch
+from rnnnas.searching.run import search
+from rnnnas.searching.supernet import SearchJob
 from rnnnas.types import Batch
 
 DOUBLE = torch.float64
@@ -270,17 +271,18 @@ def test_every_report_sees_the_same_window_and_masks(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = SearchJob(config("stop.streams=4", "stop.steps=5", "noise.dropout=0.5"), corpus, CPU)
-    assert job.watch is not None
-    original, seen = watch.alpha_eigenvalue, []
+    assert job.eigenvalue_stop is not None
+    original, seen = eigenvalue_watch.alpha_eigenvalue, []
 
     def spy(net: Any, relaxation: Any, alphas: Any, batch: Batch, noise: Any) -> float:
         seen.append((batch, noise))
         assert net.config.path == "eager" and net.config.precision == "float32"
         return original(net, relaxation, alphas, batch, noise)
 
-    monkeypatch.setattr(watch, "alpha_eigenvalue", spy)
+    monkeypatch.setattr(eigenvalue_watch, "alpha_eigenvalue", spy)
     first, second = (
-        job.watch.look(epoch, job.net, job.alphas, job.genotype(), job.ranks) for epoch in (1, 2)
+        job.eigenvalue_stop.look(epoch, job.net, job.alphas, job.genotype(), job.ranks)
+        for epoch in (1, 2)
     )
     assert first == second and first["alpha_eigenvalue"] > 0
     (batch, noise), (_, other) = seen

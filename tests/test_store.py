@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sample_sources import TEXT, left_behind, written
 
-from rnnnas.data import store
+from rnnnas.data import text_corpus
 from rnnnas.data.corpus import (
     SPLITS,
     VocabOptions,
@@ -22,7 +22,7 @@ from rnnnas.data.corpus import (
     list_corpora,
     open_corpus,
 )
-from rnnnas.data.text import list_text
+from rnnnas.data.text_files import list_text
 from rnnnas.data.vocab import benchmark_words
 from rnnnas.errors import DataError, DiskError
 
@@ -107,7 +107,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     for name in ("own", "new"):
         with monkeypatch.context() as patched:
-            patched.setattr(store.os, "fsync", full)
+            patched.setattr(text_corpus.os, "fsync", full)
             with pytest.raises(DiskError, match="No space left") as caught:
                 add_corpus(name, other, WORDS, replace=True)
             assert caught.value.exit_code == 5
@@ -127,7 +127,7 @@ def test_left_overs_of_killed_preparations_go(tmp_path: Path) -> None:
 def test_two_preparations_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other process wins the race between our look and our rename."""
     text = written(tmp_path / "t.txt")
-    original = store._write
+    original = text_corpus._write
 
     def slow(folder: Path, *rest: Any) -> dict[str, Any]:
         described = original(folder, *rest)
@@ -135,7 +135,7 @@ def test_two_preparations_at_once_agree(tmp_path: Path, monkeypatch: pytest.Monk
             shutil.copytree(folder, corpora_folder() / "own")
         return described
 
-    monkeypatch.setattr(store, "_write", slow)
+    monkeypatch.setattr(text_corpus, "_write", slow)
     corpus = add_corpus("own", text, WORDS)
     check_unchanged(corpus)
     assert left_behind() == ["own"]
@@ -144,5 +144,5 @@ def test_two_preparations_at_once_agree(tmp_path: Path, monkeypatch: pytest.Monk
 def test_texts_in_memory_can_be_stored(tmp_path: Path) -> None:
     lines = ["a b c d"] * 50
     texts = {split: list_text(split, lines) for split in SPLITS}
-    store.write_corpus(corpora_folder() / "m", "m", texts, benchmark_words([lines]), {})
+    text_corpus.write_corpus(corpora_folder() / "m", "m", texts, benchmark_words([lines]), {})
     assert len(open_corpus("m").splits["test"]) == 250

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnnnas.data.streams import Streams, WindowConfig, window_lengths
+from rnnnas.data.text_streams import Streams, WindowConfig, window_lengths
 from rnnnas.errors import DataError, UsageError
 
 CPU = torch.device("cpu")

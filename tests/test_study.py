@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rnnnas.errors import CheckpointError, UsageError
-from rnnnas.lock import Lock
+from rnnnas.runs.files import Lock
 from rnnnas.study.execute import Execution, seconds_of
 from rnnnas.study.plan import (
     Job,

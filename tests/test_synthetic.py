@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from rnnnas.data.counts import bigram_perplexity, unigram_perplexity
+from rnnnas.data.ngrams import bigram_perplexity, unigram_perplexity
 from rnnnas.data.synthetic import (
     GRAMMAR,
     SEED,

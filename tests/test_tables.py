@@ -15,7 +15,7 @@ from rnnnas.data import hub
 from rnnnas.data.corpus import ImageCorpus, VocabOptions, add_corpus, fetch_corpus
 from rnnnas.data.hub import HubId
 from rnnnas.data.image_sources import ImageSource, numbered
-from rnnnas.data.tables import image_dataset, image_parquet
+from rnnnas.data.image_tables import image_dataset, image_parquet
 from rnnnas.errors import DataError, UsageError
 
 

@@ -12,20 +12,20 @@ import pytest
 import torch
 from squares import CPU, search_config, squares, train_config
 
-from rnnnas import config as configs
 from rnnnas.cnn.model import ConvNet
 from rnnnas.cnn.space import image_spaces
+from rnnnas.config.presets import KINDS, preset_names, preset_tables, resolve
 from rnnnas.data.corpus import holds_images, open_corpus
-from rnnnas.data.images import ImageCorpus
+from rnnnas.data.image_corpus import ImageCorpus
+from rnnnas.distributed import Ranks
+from rnnnas.engine.job import Position
+from rnnnas.engine.pick_task import search_task, train_task
+from rnnnas.engine.steps import evaluate
 from rnnnas.errors import UsageError
-from rnnnas.loop import Position
 from rnnnas.nas.genotype import Genotype
 from rnnnas.optim import ImageAlphaConfig, ImageWeightConfig, WeightConfig, scheduled
-from rnnnas.ranks import Ranks
-from rnnnas.search import SearchJob
-from rnnnas.steps import evaluate
-from rnnnas.tasks.pick import search_task, train_task
-from rnnnas.train import TrainJob
+from rnnnas.searching.run import SearchJob
+from rnnnas.training.run import TrainJob
 from rnnnas.types import Batch
 
 __all__ = ["squares"]  # a fixture
@@ -122,7 +122,7 @@ def test_the_step_size_is_that_of_the_schedule(squares: ImageCorpus) -> None:
         report = job.step(Position(progress=progress), 1, 0.5)
         expected = 0.01 + 0.09 * (1 + math.cos(math.pi * progress)) / 2
         assert report.lr == pytest.approx(0.5 * expected, rel=1e-12)
-        assert report.right is not None and 0 <= int(report.right[0]) <= report.count == 16
+        assert report.correct is not None and 0 <= int(report.correct[0]) <= report.count == 16
 
 
 def test_drop_path_grows_with_progress(squares: ImageCorpus) -> None:
@@ -152,12 +152,12 @@ def test_dropout_on_skips_fades_within_a_stage(squares: ImageCorpus) -> None:
     seen = []
     forward = ConvNet.forward
 
-    def watch(self: Any, batch: Batch, *rest: Any) -> Any:
+    def eigenvalue_stop(self: Any, batch: Batch, *rest: Any) -> Any:
         seen.append((self.config.skip_dropout, len(self.cells), rest[2].skips is not None))
         return forward(self, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConvNet, "forward", watch)
+        patch.setattr(ConvNet, "forward", eigenvalue_stop)
         job.step(Position(step=3, progress=0.75), 1, 1.0)  # in the middle of the second stage
     expected = 0.6 * math.exp(-5 * 0.1)
     # The alphas' step and the weights' are both masked so.
@@ -177,7 +177,7 @@ def test_scores_count_what_is_right(squares: ImageCorpus) -> None:
             right += int((table.argmax(1) == batch.targets).sum())
             best = table.topk(5).indices
             near += int((best == batch.targets[:, None]).any(1).sum())
-    assert (score.right, score.near, score.tokens) == (right, near, len(squares.splits["valid"]))
+    assert (score.correct, score.top5, score.tokens) == (right, near, len(squares.splits["valid"]))
     assert score.nats == pytest.approx(nats, rel=1e-5)
     assert score.accuracy == pytest.approx(100 * right / score.tokens)
     assert score.measured == {"accuracy": score.accuracy, "loss": score.loss}
@@ -194,7 +194,7 @@ def test_a_network_that_tells_nothing_apart_is_never_right(
         net.classifier.weight.zero_()
         net.classifier.bias.fill_(value)
     score = evaluate(net, job.valid, {})
-    assert (score.right, score.near) == (0, 0)
+    assert (score.correct, score.top5) == (0, 0)
 
 
 # Refusals
@@ -202,7 +202,7 @@ def test_a_network_that_tells_nothing_apart_is_never_right(
 
 def test_settings_and_corpus_must_be_of_a_kind(squares: ImageCorpus) -> None:
     text = open_corpus("tiny")
-    for_text: Any = configs.resolve(
+    for_text: Any = resolve(
         "search", preset="smoke", file=None, settings=[], flags={"corpus": "tiny"}
     )
     with pytest.raises(UsageError, match="for images, and the corpus tiny holds a text"):
@@ -259,12 +259,12 @@ def test_schedules_that_make_no_sense(make: Any, message: str) -> None:
 
 def of(preset: str, kind: str, *settings: str) -> Any:
     flags = {"corpus": "cifar10", **({"genotype": "DARTS_V2"} if kind == "image-train" else {})}
-    return configs.resolve(kind, preset=preset, file=None, settings=settings, flags=flags)
+    return resolve(kind, preset=preset, file=None, settings=settings, flags=flags)
 
 
 IMAGES = [
-    (name, kind) for name in configs.preset_names() for kind in configs.KINDS
-    if kind.startswith("image") and kind in configs.preset_tables(name)
+    (name, kind) for name in preset_names() for kind in KINDS
+    if kind.startswith("image") and kind in preset_tables(name)
 ]  # fmt: skip
 # Of facts and README: searched 1,930,618 weights; DARTS_V2 3.349M without its auxiliary head and
 # on ImageNet 4.719M.
@@ -364,7 +364,7 @@ def test_defaults_are_those_of_images(tmp_path: Path) -> None:
     """Also where a file gives a part of a group: not the text's step sizes."""
     file = tmp_path / "own.toml"
     file.write_text("[weights]\nclip = 1.0\n[alphas]\nlr = 0.1\n", encoding="utf-8")
-    config: Any = configs.resolve(
+    config: Any = resolve(
         "image-search", preset=None, file=file, settings=[], flags={"corpus": "cifar10"}
     )
     assert (config.weights.lr, config.weights.momentum, config.weights.clip) == (0.025, 0.9, 1.0)

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from rnnnas.data import text as module
-from rnnnas.data.text import BLOCK, LINE_LIMIT, file_text, joined, list_text, read_lines, sliced
+from rnnnas.data import text_files as module
+from rnnnas.data.text_files import (
+    BLOCK,
+    LINE_LIMIT,
+    file_text,
+    joined,
+    list_text,
+    read_lines,
+    sliced,
+)
 from rnnnas.errors import DataError
 
 GOOD = b"a first line\nand a second\n"

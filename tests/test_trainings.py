@@ -13,16 +13,17 @@ import torch
 from test_runs import CELL, CPU, crashing, metrics, run_through
 from torch import Tensor
 
-from rnnnas import config as configs
-from rnnnas.config import TrainConfig
+from rnnnas.config.plain import from_plain, to_plain
+from rnnnas.config.presets import resolve
+from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
+from rnnnas.engine.job import Position
+from rnnnas.engine.steps import evaluate
 from rnnnas.errors import CheckpointError
-from rnnnas.evaluate import evaluate_checkpoint, load_checkpoint, sample
-from rnnnas.files import load_content, save_content
-from rnnnas.loop import Position
+from rnnnas.evaluation.run import evaluate_checkpoint, load_checkpoint, sample
 from rnnnas.optim import scheduled
-from rnnnas.steps import evaluate
-from rnnnas.train import TrainJob, train
+from rnnnas.runs.checkpoint import load_content, save_content
+from rnnnas.training.run import TrainJob, train
 
 SMALL = ["model.hidden=8", "windows.streams=6", "windows.limit=5", "valid_streams=4"]
 SMALL += ["test_streams=4", "epochs=2", "save_seconds=0"]
@@ -44,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
 
 def config(genotype: Any, *settings: str) -> TrainConfig:
     flags = {"corpus": "tiny", "seed": 3, "genotype": genotype}
-    resolved: TrainConfig = configs.resolve(
+    resolved: TrainConfig = resolve(
         "train", preset="smoke", file=None, settings=[*SMALL, *settings], flags=flags
     )
     return resolved
@@ -102,8 +103,8 @@ def test_baselines_learn(genotype: str, corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes(lines)
     simple = add_corpus(f"simple-{genotype.lower()}", tmp_path / "text.txt", VocabOptions())
     chosen = config(genotype, "epochs=4", "windows.limit=0", "noise.weightdrop=0.1")
-    plain = {**configs.to_plain(chosen), "corpus": simple.name}
-    result = train(configs.from_plain(TrainConfig, plain), simple, tmp_path / "run", device=CPU)
+    plain = {**to_plain(chosen), "corpus": simple.name}
+    result = train(from_plain(TrainConfig, plain), simple, tmp_path / "run", device=CPU)
     assert result["test_perplexity"] < 3  # seven words and line ends in turn: 7 by frequency
 
 
@@ -201,7 +202,7 @@ def test_best_weights_are_the_averaged_ones(corpus: Corpus, tmp_path: Path) -> N
     starts: list[tuple[bool, int]] = []
     begin = TrainJob._begin_finetuning
 
-    def watch(self: TrainJob) -> None:
+    def eigenvalue_stop(self: TrainJob) -> None:
         best = load_content(tmp_path / "run/best.pt")
         begin(self)
         own = dict(self.net.named_parameters())
@@ -213,8 +214,10 @@ def test_best_weights_are_the_averaged_ones(corpus: Corpus, tmp_path: Path) -> N
         assert score.perplexity == pytest.approx(best["metrics"]["valid_perplexity"], rel=1e-9)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainJob, "_begin_finetuning", watch)
-        patch.setattr("rnnnas.train.averaging_starts", lambda past, loss, wait: len(past) == 1)
+        patch.setattr(TrainJob, "_begin_finetuning", eigenvalue_stop)
+        patch.setattr(
+            "rnnnas.training.run.averaging_starts", lambda past, loss, wait: len(past) == 1
+        )
         train(chosen, corpus, tmp_path / "run", device=CPU)
     switched = [x["averaged"] for x in metrics(tmp_path / "run") if x["kind"] == "epoch"]
     assert switched[3] == 1.0

@@ -23,9 +23,10 @@ from tiny_home import home as home
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnnnas import loop
-from rnnnas.data.streams import Streams
-from rnnnas.files import load_content
+from rnnnas.data.text_streams import Streams
+from rnnnas.distributed import ALONE
+from rnnnas.engine import loop
+from rnnnas.engine.steps import weight_step
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.relax.darts import Darts
 from rnnnas.optim import (
@@ -36,9 +37,8 @@ from rnnnas.optim import (
     restore_optimizer,
     weight_optimizer,
 )
-from rnnnas.ranks import ALONE
-from rnnnas.steps import weight_step
-from rnnnas.train import TrainJob
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.training.run import TrainJob
 from rnnnas.types import InnerStep
 
 CPU = torch.device("cpu")
@@ -77,12 +77,12 @@ def test_a_weight_step_does_not_wait(cell: str) -> None:
     batch = rank_work.window(ALONE, 0)
     noise = net.noise(batch, torch.Generator().manual_seed(0))
     sgd = fused_sgd(net)
-    with Watch() as watch:
+    with Watch() as eigenvalue_stop:
         loss, norm = weight_step(net, sgd, batch, None, {}, noise, lr=0.1, clip=0.25)
-    assert not watch.seen
-    with Watch() as watch:
+    assert not eigenvalue_stop.seen
+    with Watch() as eigenvalue_stop:
         float(norm), net.bias[[0, 1]]
-    assert len(watch.seen) == 3, "what waits would show"
+    assert len(eigenvalue_stop.seen) == 3, "what waits would show"
 
 
 @pytest.mark.parametrize("order", ["first", "finite"])
@@ -94,13 +94,13 @@ def test_an_alpha_step_does_not_wait_for_a_number(order: Any) -> None:
     adam = torch.optim.Adam(alphas.values(), lr=0.1, fused=True)
     before = {n: a.detach().clone() for n, a in alphas.items()}
     architect = Architect(net, alphas, method, adam, order)
-    with Watch() as watch:
+    with Watch() as eigenvalue_stop:
         architect.step(
             train=(rank_work.window(ALONE, 0), None), valid=(rank_work.window(ALONE, 1), None),
             inner=InnerStep(lr=0.1, clip=0.25), progress=0.5,
             generator=torch.Generator().manual_seed(2),
         )  # fmt: skip
-    assert not watch.seen
+    assert not eigenvalue_stop.seen
     assert all(not torch.equal(alphas[n], before[n]) for n in alphas)
 
 
@@ -127,15 +127,15 @@ def test_an_unsound_step_moves_nothing(kind: str, fused: bool | None) -> None:
             )
         else:
             made.append(torch.optim.Adam(which.parameters(), lr=0.1, fused=flag))
-    slopes = [[1.0, 2.0, 3.0], [math.nan, 1.0, 1.0], [-1.0, 0.5, 2.0]]
-    for slope in slopes:
-        sound = math.isfinite(sum(slope))
+    gradients = [[1.0, 2.0, 3.0], [math.nan, 1.0, 1.0], [-1.0, 0.5, 2.0]]
+    for gradient in gradients:
+        sound = math.isfinite(sum(gradient))
         before = net.w.detach().clone()
-        net.w.grad = torch.tensor(slope)
+        net.w.grad = torch.tensor(gradient)
         guarded_step(made[0], torch.tensor(sound))
         assert torch.equal(net.w.detach(), before) is not sound
         if sound:
-            plain.w.grad = torch.tensor(slope)
+            plain.w.grad = torch.tensor(gradient)
             made[1].step()
         torch.testing.assert_close(net.w, plain.w, rtol=1e-6, atol=1e-7)
 

@@ -11,9 +11,10 @@ import pytest
 import rank_work
 import torch
 
-from rnnnas.config import SearchConfig, resolve
+from rnnnas.config.presets import resolve
+from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
-from rnnnas.search import search
+from rnnnas.searching.run import search
 
 
 @pytest.fixture(scope="module")

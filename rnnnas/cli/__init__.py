@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from rnnnas.cli import corpora, looks, models, runs, studies
+from rnnnas.cli import checkpoints, corpora, runs, show, studies
 from rnnnas.errors import RnnnasError
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 for _command in (
-    runs.demo, runs.search, runs.train, studies.study, models.evaluate, models.sample, looks.show,
-    corpora.corpus, looks.presets, looks.board, looks.bench,
+    runs.demo, runs.search, runs.train, studies.study, checkpoints.evaluate, checkpoints.sample, show.show,
+    corpora.corpus, show.presets, show.board, show.bench,
 ):  # fmt: skip
     main.add_command(_command)

@@ -77,8 +77,8 @@ def say_kernels(device: torch.device, precision: str = "auto") -> None:
     """One line where the recurrent cells have to do without their compiled kernels, and one where
     `precision` asks for what the processor can only imitate.
     """
-    from rnnnas.lm import device as devices
-    from rnnnas.lm.kernels import built, has_bfloat16
+    from rnnnas.lm.fast import triton_support as devices
+    from rnnnas.lm.fast.cpu_library import built, has_bfloat16
 
     if device.type == "cuda" and (reason := devices.reason(device)):
         click.echo(f"note: without kernels for CUDA, hence slower: {reason}", err=True)

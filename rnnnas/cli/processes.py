@@ -22,7 +22,7 @@ from rnnnas.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from rnnnas.ranks import Ranks
+    from rnnnas.distributed import Ranks
 
 PATIENCE = 10.0  # seconds that the other processes have to end once one has failed
 
@@ -37,10 +37,10 @@ processes_option = click.option(
 @contextmanager
 def joined(name: str) -> Iterator[tuple[torch.device, Ranks]]:
     """The device of `--device` for this process, and the processes that share its run."""
-    from rnnnas import ranks
+    from rnnnas import distributed
 
-    device = pick_device(name, ranks.local_rank() if ranks.started() else None)
-    with ranks.joined(device) as group:
+    device = pick_device(name, distributed.local_rank() if distributed.started() else None)
+    with distributed.joined(device) as group:
         yield device, group
 
 
@@ -94,8 +94,8 @@ def run_all(words: Sequence[str], processes: int) -> int:
 
 
 def _environment(rank: int, processes: int, store: Path) -> dict[str, str]:
-    from rnnnas.ranks import PARENT, STORE
-    from rnnnas.study.jobs import threads_each
+    from rnnnas.distributed import PARENT, STORE
+    from rnnnas.study.local_jobs import threads_each
 
     return {
         "OMP_NUM_THREADS": str(threads_each(processes)),  # unless the user has set it

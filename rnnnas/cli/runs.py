@@ -68,21 +68,21 @@ def search(method: str | None, **options: Any) -> None:
       rnnnas search --corpus ptb --preset quick --seed 1 --out checkpoints/q
       rnnnas search --corpus cifar10 --preset cifar10-quick --out checkpoints/c
     """
-    from rnnnas import config as configs
+    from rnnnas.config.plain import to_plain
 
     flags = {"corpus": options["corpus"], "seed": options["seed"], "method": method}
     config = _resolve("search", options, flags)
     if config is None or _shared_out(options):
         return
+    from rnnnas.config.images import ImageSearchConfig
     from rnnnas.data.corpus import open_any
-    from rnnnas.image_config import ImageSearchConfig
-    from rnnnas.search import job_of
-    from rnnnas.search import search as run
+    from rnnnas.searching.run import job_of
+    from rnnnas.searching.run import search as run
 
     corpus = open_any(config.corpus)
     if options["dry_run"]:
         device = pick_device(options["device"])
-        _dry_run(job_of(config, corpus, device), configs.to_plain(config), options["as_json"])
+        _dry_run(job_of(config, corpus, device), to_plain(config), options["as_json"])
         return
     default = checkpoints() / f"search-{config.corpus}-{config.method}-s{config.seed}"
     images = isinstance(config, ImageSearchConfig)
@@ -98,7 +98,7 @@ def search(method: str | None, **options: Any) -> None:
     if options["as_json"]:
         print_json(result)
         return
-    from rnnnas.draw import as_text
+    from rnnnas.draw.text_svg_dot import as_text
     from rnnnas.nas.genotype import Genotype
 
     click.echo(as_text(Genotype.from_plain(result["genotype"])))
@@ -126,20 +126,20 @@ def train(genotype: str, **options: Any) -> None:
       rnnnas train --corpus ptb --genotype DARTS_V2 --preset ptb
       rnnnas train --corpus cifar10 --genotype DARTS_V2 --preset cifar10-quick
     """
-    from rnnnas import config as configs
+    from rnnnas.config.plain import to_plain
 
     flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
     config = _resolve("train", options, flags)
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
-    from rnnnas.train import TrainJob
-    from rnnnas.train import train as run
+    from rnnnas.training.run import TrainJob
+    from rnnnas.training.run import train as run
 
     corpus = open_any(config.corpus)
     if options["dry_run"]:
         device = pick_device(options["device"])
-        _dry_run(TrainJob(config, corpus, device), configs.to_plain(config), options["as_json"])
+        _dry_run(TrainJob(config, corpus, device), to_plain(config), options["as_json"])
         return
     name = _safe(Path(genotype).name or genotype)
     default = checkpoints() / f"train-{config.corpus}-{name}-s{config.seed}"
@@ -210,35 +210,37 @@ def _safe(name: str) -> str:
 
 def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
     """The run's configuration, or None where --print-config has printed it."""
-    from rnnnas import config as configs
+    from rnnnas.config.plain import to_plain, to_toml
+    from rnnnas.config.presets import IMAGE, given, resolve
+    from rnnnas.config.text import WITHOUT_RESULT
     from rnnnas.data.corpus import holds_images
 
     noun = {"train": "training"}.get(kind, kind)
     if holds_images(options["corpus"]):
-        kind = configs.IMAGE + kind
-    config = configs.resolve(
+        kind = IMAGE + kind
+    config = resolve(
         kind,
         preset=options["preset"],
         file=options["file"],
         settings=options["settings"],
         flags=flags,
     )
-    for key in configs.given(kind, options["file"], options["settings"]):
-        if key in config.idle and key not in configs.WITHOUT_RESULT:
+    for key in given(kind, options["file"], options["settings"]):
+        if key in config.idle and key not in WITHOUT_RESULT:
             click.echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
-        plain = configs.to_plain(config)
+        plain = to_plain(config)
         if options["as_json"]:
             print_json(plain)
         else:
-            click.echo(configs.to_toml(plain), nl=False)
+            click.echo(to_toml(plain), nl=False)
         return None
     return config
 
 
 def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
-    from rnnnas import config as configs
-    from rnnnas.blackbox import CandidateJob
+    from rnnnas.config.plain import to_toml
+    from rnnnas.searching.blackbox import CandidateJob
 
     # Where cells are trained from scratch, one after the other, an epoch of the job is a cell.
     what = "cell" if isinstance(job, CandidateJob) else "epoch"
@@ -253,7 +255,7 @@ def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
         f"{parameters:,} parameters{staged}, {steps:,} steps {'an' if what == 'epoch' else 'a'} "
         f"{what}, {job.epochs} {what}s"
     )
-    click.echo(configs.to_toml(plain), nl=False)
+    click.echo(to_toml(plain), nl=False)
 
 
 @click.command()
@@ -269,9 +271,9 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
     Example:
       rnnnas demo
     """
-    from rnnnas.demo import demo as run
-    from rnnnas.draw import as_text
+    from rnnnas.draw.text_svg_dot import as_text
     from rnnnas.nas.genotype import Genotype
+    from rnnnas.study.demo import demo as run
 
     result = run(
         corpus,

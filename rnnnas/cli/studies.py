@@ -90,7 +90,7 @@ def _slots(device: str) -> int:
     """How many jobs run at a time unless it is said: small networks gain little from a second core,
     and several jobs would share one GPU.
     """
-    from rnnnas.study.jobs import cores
+    from rnnnas.study.local_jobs import cores
 
     return 1 if pick_device(device).type == "cuda" else min(cores(), MOST_JOBS)
 

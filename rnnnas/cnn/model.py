@@ -15,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rnnnas.cnn import fast
+from rnnnas.cnn import fast_cell
 from rnnnas.cnn.cell import DerivedCell, MixedCell
-from rnnnas.cnn.ends import Auxiliary, LargeStem, SmallStem
 from rnnnas.cnn.noise import SILENCE, CnnNoise, draw
 from rnnnas.cnn.ops import DERIVED, Conv, Linear, Norm, Norms
 from rnnnas.cnn.space import NORMAL, REDUCE, check_genotype
+from rnnnas.cnn.stems_heads import Auxiliary, LargeStem, SmallStem
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace
-from rnnnas.types import Batch, Carry, Loss
+from rnnnas.types import Batch, HiddenState, Loss
 
 # Of an evaluation at a time, on a CPU: 64 images of 32 x 32. What 250 of them need at once is no
 # longer cached, and given back to the system after every layer (benchmarks/README.md).
@@ -236,7 +236,7 @@ class ConvNet(nn.Module):
                 if isinstance(cell, MixedCell):
                     skips = None if masks.skips is None else masks.skips[k]
                     mixture = mixtures[self.kinds[k]]
-                    run = cell if literal else partial(fast.run, cell)
+                    run = cell if literal else partial(fast_cell.run, cell)
                     out = run(older, last, mixture, skips, masks.kept, train)
                 else:
                     out = cell(older, last, None if masks.paths is None else masks.paths[k], train)
@@ -254,7 +254,7 @@ class ConvNet(nn.Module):
     def forward(
         self,
         batch: Batch,
-        carry: Carry,
+        hidden_state: HiddenState,
         mixtures: Mapping[str, Mixture],
         noise: CnnNoise | None,
     ) -> Loss:
@@ -264,7 +264,7 @@ class ConvNet(nn.Module):
         (Szegedy et al. 2016, section 7), and the weighted loss of the auxiliary classifier.
 
         Args:
-            carry: None; images come one by one.
+            hidden_state: None; images come one by one.
             mixtures: of both cells under search; {} for derived ones.
             noise: of this pass, or None to evaluate: no masks, no penalty, and normalisation by
                 the running statistics where there are any.
@@ -285,11 +285,13 @@ def image_loss(scores: Tensor, targets: Tensor, smooth: float) -> Loss:
     if smooth:
         penalty = penalty + F.cross_entropy(scores, targets, label_smoothing=smooth)
         penalty = penalty - value
-    right = _right(scores.detach(), targets)
-    return Loss(value=value, count=len(targets), carry=None, penalty=penalty, right=right)
+    correct = _correct(scores.detach(), targets)
+    return Loss(
+        value=value, count=len(targets), hidden_state=None, penalty=penalty, correct=correct
+    )
 
 
-def _right(scores: Tensor, targets: Tensor) -> Tensor:
+def _correct(scores: Tensor, targets: Tensor) -> Tensor:
     """How many targets (B,) have the best of the scores (B, K), and one of the best five. (2,)."""
     own = scores.gather(1, targets[:, None])
     # Ties, and scores that are no number, count as above: who tells nothing apart is never right.

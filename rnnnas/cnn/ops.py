@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rnnnas.cnn import norm
-from rnnnas.cnn.depthwise import depthwise
-from rnnnas.cnn.halves import halves
+from rnnnas.cnn import fast_batch_norm
+from rnnnas.cnn.fast_convolutions import depthwise, halves
 from rnnnas.errors import UsageError
 
 EPSILON = 1e-5  # of the batch normalisation
@@ -47,7 +46,7 @@ def uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> 
 class Norm(nn.Module):
     """Batch normalisation over B, h and w.
 
-    `quick` is set by the network: whether `rnnnas.cnn.norm` may serve.
+    `quick` is set by the network: whether `rnnnas.cnn.fast_batch_norm` may serve.
     """
 
     quick = False
@@ -65,13 +64,15 @@ class Norm(nn.Module):
     def forward(self, x: Tensor, train: bool) -> Tensor:
         """Where `train`, by the statistics of this batch, which enter the running ones."""
         own = train or not self.norms.running
-        if self.quick and norm.suits(x):
+        if self.quick and fast_batch_norm.suits(x):
             if own:
-                return norm.batch_norm(
+                return fast_batch_norm.batch_norm(
                     x, self.mean, self.variance, self.weight, self.bias, MOMENTUM, EPSILON
                 )
             assert self.mean is not None and self.variance is not None
-            return norm.by_running(x, self.mean, self.variance, self.weight, self.bias, EPSILON)
+            return fast_batch_norm.by_running(
+                x, self.mean, self.variance, self.weight, self.bias, EPSILON
+            )
         return F.batch_norm(
             x, self.mean, self.variance, self.weight, self.bias, own, MOMENTUM, EPSILON
         )

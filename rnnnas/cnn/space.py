@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rnnnas.cnn.dense_genes import is_dense, parts_of
+from rnnnas.cnn.dense.genotype import is_dense, parts_of
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import NONE, CellSpace

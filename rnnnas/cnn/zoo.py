@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rnnnas.cnn.space import NORMAL, REDUCE, check_genotype, image_spaces
 from rnnnas.errors import UsageError, nearest
-from rnnnas.nas.genotype import CellGene, Gene, Genotype, Published, read_genotype
+from rnnnas.nas.genotype import CellGene, Gene, Genotype
+from rnnnas.nas.zoo import Published, read_genotype
 
 # 'image:DARTS_V2' is never the recurrent cell of that name.
 PREFIX = "image:"

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from rnnnas.data import hub, pydocs, synthetic
-from rnnnas.data.canonical import recognise
-from rnnnas.data.counts import bigram_perplexity, unigram_perplexity
+from rnnnas.data.benchmarks import recognise
+from rnnnas.data.image_corpus import ImageCorpus, check_images, images_info, read_images
 from rnnnas.data.image_sources import ImageSource, image_folder
+from rnnnas.data.image_tables import image_dataset, image_parquet
 from rnnnas.data.image_writer import write_images
-from rnnnas.data.images import ImageCorpus, check_images, images_info, read_images
-from rnnnas.data.sources import SPLITS, Source, open_source, parquet_files
-from rnnnas.data.store import (
+from rnnnas.data.ngrams import bigram_perplexity, unigram_perplexity
+from rnnnas.data.text_corpus import (
     DESCRIPTION,
     IMAGES,
     Corpus,
@@ -36,8 +36,8 @@ from rnnnas.data.store import (
     read_description,
     write_corpus,
 )
-from rnnnas.data.tables import image_dataset, image_parquet
-from rnnnas.data.text import Text, shown
+from rnnnas.data.text_files import Text, shown
+from rnnnas.data.text_sources import SPLITS, Source, open_source, parquet_files
 from rnnnas.data.vocab import PIECES, Vocab, benchmark_words, frequent_words, sentence_pieces
 from rnnnas.errors import DataError, DiskError, UsageError, nearest
 
@@ -398,3 +398,6 @@ def list_corpora() -> list[dict[str, Any]]:
             entry["note"] = f"rnnnas corpus fetch {name}"
         listed.append(entry)
     return listed
+
+
+AnyCorpus = Corpus | ImageCorpus

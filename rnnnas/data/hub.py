@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rnnnas.data.sources import SPLITS, Source, missing_split
-from rnnnas.data.text import Text, check_line, shown
+from rnnnas.data.text_files import Text, check_line, shown
+from rnnnas.data.text_sources import SPLITS, Source, missing_split
 from rnnnas.errors import DataError
 
 _ROWS = 1000  # rows read at a time

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from rnnnas.data.pictures import SUFFIXES
-from rnnnas.data.sources import SPLIT_WORDS, files_under, hidden, split_of
-from rnnnas.data.sources import SUFFIXES as TEXT_SUFFIXES
-from rnnnas.data.text import shown
+from rnnnas.data.image_decode import SUFFIXES
+from rnnnas.data.text_files import shown
+from rnnnas.data.text_sources import SPLIT_WORDS, files_under, hidden, split_of
+from rnnnas.data.text_sources import SUFFIXES as TEXT_SUFFIXES
 from rnnnas.errors import DataError
 
 Labels = npt.NDArray[np.int64]

@@ -16,12 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from rnnnas.data import holdout
+from rnnnas.data import image_splits
+from rnnnas.data.image_corpus import LABELS, check_images, content_hash, file_hash, read_images
+from rnnnas.data.image_decode import Pixels, decode, quiet, size_of
 from rnnnas.data.image_sources import ImageSource, Labelled, numbered
-from rnnnas.data.images import LABELS, check_images, content_hash, file_hash, read_images
-from rnnnas.data.pictures import Pixels, decode, quiet, size_of
-from rnnnas.data.sources import SPLITS
-from rnnnas.data.store import (
+from rnnnas.data.text_corpus import (
     DESCRIPTION,
     FORMAT,
     IMAGES,
@@ -30,7 +29,8 @@ from rnnnas.data.store import (
     sync_folder,
     write_synced,
 )
-from rnnnas.data.text import shown
+from rnnnas.data.text_files import shown
+from rnnnas.data.text_sources import SPLITS
 from rnnnas.errors import DataError, DiskError
 
 SMALL = 96  # pixels a side: up to here images are kept as pixels, above as they came
@@ -73,7 +73,7 @@ def _same_content(folder: Path, name: str, sha256: str) -> bool:
 def _write(folder: Path, name: str, source: ImageSource) -> dict[str, Any]:
     """Write every file of the corpus into the empty `folder`; returns the description."""
     classes, labels = numbered(source)
-    plan = holdout.plan(labels, source.name)
+    plan = image_splits.plan(labels, source.name)
     size = _size(source.splits["train"])
     moments, converted = _Moments(), 0
     with ExitStack() as stack:
@@ -159,7 +159,7 @@ def _check_size(pixels: Pixels, size: list[int] | None, split: Labelled, row: in
         raise DataError(_differs(split.place(row), pixels.shape[1:], tuple(size)), _ONE_SIZE)
 
 
-def _homes(part: holdout.Part, source: str, rows: int) -> npt.NDArray[np.int64]:
+def _homes(part: image_splits.Part, source: str, rows: int) -> npt.NDArray[np.int64]:
     """For each row of a split of the source, where it stands in the part, or -1."""
     homes = np.full(rows, -1, np.int64)
     if part.source == source:

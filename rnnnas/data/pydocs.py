@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rnnnas.data.text import Text, list_text
+from rnnnas.data.text_files import Text, list_text
 from rnnnas.data.vocab import Vocab, frequent_words
 from rnnnas.errors import DataError
 

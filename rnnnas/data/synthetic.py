@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rnnnas.data.text import Text, list_text
+from rnnnas.data.text_files import Text, list_text
 from rnnnas.data.vocab import EOS, Vocab
 
 NAME = "hmm"

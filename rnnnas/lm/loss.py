@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.errors import UsageError
-from rnnnas.lm import device, kernels
-from rnnnas.lm.pool import POOL
-from rnnnas.lm.products import accumulate, multiply
+from rnnnas.lm.fast import cpu_library, triton_support
+from rnnnas.lm.fast.buffers import WORKSPACE
+from rnnnas.lm.fast.matmul import accumulate, multiply
 
 CHUNK = 512  # rows whose logits live at once
 DEVICE_CHUNK = 1024  # likewise, on a device with kernels: its products want more rows
@@ -67,7 +67,7 @@ def cross_entropy(
     Args:
         low: multiply matrices in bfloat16. Softmax, loss, sums over chunks and the gradients that
             are handed out stay in the inputs' own type; but for the bias' on a device with kernels,
-            where it is the sum of the rounded slopes that the matrix' is made of.
+            where it is the sum of the rounded gradients that the matrix' is made of.
     """
     wanted = torch.is_grad_enabled()
     value: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -87,7 +87,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wanted: bool,
         low: bool,
     ) -> Tensor:
-        on_device = device.usable(outputs, weight, bias)
+        on_device = triton_support.usable(outputs, weight, bias)
         chunk = DEVICE_CHUNK if on_device else CHUNK
         rows, size = len(targets), min(chunk, len(targets))
         need_x, need_w, need_b = (wanted and need for need in ctx.needs_input_grad[:3])
@@ -96,9 +96,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_b = torch.zeros_like(bias) if need_b else None
         total = outputs.new_zeros((), dtype=torch.float64)
         x_all, matrix = (outputs.bfloat16(), weight.bfloat16()) if low else (outputs, weight)
-        compiled = on_device or kernels.usable(outputs, weight, bias, low=low)
-        rounded = POOL.take(matrix, size, len(weight)) if low else None
-        whole = None if compiled else POOL.take(outputs, size, len(weight))
+        compiled = on_device or cpu_library.usable(outputs, weight, bias, low=low)
+        rounded = WORKSPACE.take(matrix, size, len(weight)) if low else None
+        whole = None if compiled else WORKSPACE.take(outputs, size, len(weight))
         for start in range(0, rows, chunk):
             x, target = x_all[start : start + chunk], targets[start : start + chunk]
             out = whole if rounded is None else rounded
@@ -110,47 +110,47 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_b is not None:
                     grad_b += factor.sum(0, dtype=grad_b.dtype)
             elif compiled:
-                total += nats_and_slopes(logits, bias, target, 1.0 / rows, wanted, grad_b).sum()
+                total += nats_and_gradients(logits, bias, target, 1.0 / rows, wanted, grad_b).sum()
                 factor = logits
             else:
                 assert whole is not None
-                slope = whole[: len(x)]
-                total += _eager(logits, slope, bias, target, 1.0 / rows, wanted)
-                factor = logits.copy_(slope) if low and wanted else slope
+                gradient = whole[: len(x)]
+                total += _eager(logits, gradient, bias, target, 1.0 / rows, wanted)
+                factor = logits.copy_(gradient) if low and wanted else gradient
                 if grad_b is not None:
-                    grad_b += slope.sum(0)
+                    grad_b += gradient.sum(0)
             if grad_x is not None:
                 grad_x[start : start + chunk] = multiply(factor, matrix)
             if grad_w is not None:
                 accumulate(grad_w, factor.t(), x)
-        POOL.give(*(buffer for buffer in (whole, rounded) if buffer is not None))
+        WORKSPACE.give(*(buffer for buffer in (whole, rounded) if buffer is not None))
         ctx.save_for_backward(*(g for g in (grad_x, grad_w, grad_b) if g is not None))
         ctx.present = (need_x, need_w, need_b)
         return (total / rows).to(outputs.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        grads = [next(saved) * slope if present else None for present in ctx.present]
+        grads = [next(saved) * gradient if present else None for present in ctx.present]
         return (*grads, None, None, None)
 
 
 def _eager(
-    logits: Tensor, slope: Tensor, bias: Tensor, targets: Tensor, scale: float, wanted: bool
+    logits: Tensor, gradient: Tensor, bias: Tensor, targets: Tensor, scale: float, wanted: bool
 ) -> Tensor:
-    """The nats of some rows, a scalar in float64; `slope` (M, V) becomes scale times the gradient.
+    """The nats of some rows, a scalar in float64; `gradient` (M, V) becomes scale times the gradient.
 
-    logits (M, V): without the bias, and where they are not rounded the very tensor `slope` is.
+    logits (M, V): without the bias, and where they are not rounded the very tensor `gradient` is.
     """
     at = targets.unsqueeze(1)
-    torch.add(logits, bias, out=slope)
-    slope -= slope.amax(-1, keepdim=True)
-    hit = slope.gather(1, at)
-    mass = slope.exp_().sum(-1, keepdim=True)
+    torch.add(logits, bias, out=gradient)
+    gradient -= gradient.amax(-1, keepdim=True)
+    hit = gradient.gather(1, at)
+    mass = gradient.exp_().sum(-1, keepdim=True)
     if wanted:
-        slope *= scale / mass
-        slope.scatter_add_(1, at, torch.full_like(mass, -scale))
+        gradient *= scale / mass
+        gradient.scatter_add_(1, at, torch.full_like(mass, -scale))
     return (mass.log() - hit).sum(dtype=torch.float64)
 
 
@@ -158,11 +158,11 @@ def _on_device(logits: Tensor, bias: Tensor, targets: Tensor, scale: float, want
     """The nats of some rows, a scalar in float64; with `wanted` the logits (M, V) become scale
     times the gradient. Only where tensors are `device.usable`; NaN for a target that is no word.
     """
-    from rnnnas.lm import triton_loss  # Triton is not everywhere
+    from rnnnas.lm.fast import triton_loss
 
     rows, words = logits.shape
     nats = torch.empty(rows, dtype=bias.dtype, device=logits.device)
-    with device.current(bias):
+    with triton_support.current(bias):
         triton_loss.losses[(rows,)](
             logits, bias.contiguous(), targets.contiguous(), nats, words, scale, WANTED=wanted,
             WORDS=WORDS, num_warps=8,
@@ -170,7 +170,7 @@ def _on_device(logits: Tensor, bias: Tensor, targets: Tensor, scale: float, want
     return nats.sum(dtype=torch.float64)
 
 
-def nats_and_slopes(
+def nats_and_gradients(
     logits: Tensor, bias: Tensor, targets: Tensor, scale: float, wanted: bool,
     by_word: Tensor | None,
 ) -> Tensor:  # fmt: skip
@@ -188,11 +188,11 @@ def nats_and_slopes(
     nats = torch.empty(len(logits), dtype=torch.float64)
     by_word = torch.zeros_like(bias) if by_word is None else by_word
     rows, words = logits.shape
-    bias, targets = kernels.dense(bias, words), kernels.dense(targets, rows).long()
+    bias, targets = cpu_library.dense(bias, words), cpu_library.dense(targets, rows).long()
     low, high = (int(end) for end in targets.aminmax())
     if low < 0 or high >= words:  # a kernel would write beyond its rows
         raise IndexError(f"target {low if low < 0 else high} is not among {words} words")
-    kernels.function("losses", logits.dtype)(
+    cpu_library.function("losses", logits.dtype)(
         rows, words, logits.data_ptr(), bias.data_ptr(), targets.data_ptr(), scale,
         nats.data_ptr(), by_word.data_ptr(), wanted, torch.get_num_threads(),
     )  # fmt: skip

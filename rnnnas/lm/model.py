@@ -15,17 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import UsageError
-from rnnnas.lm import baseline, fused, fused_mixed, kernels, mixed, softmaxes
 from rnnnas.lm import cell as derived
-from rnnnas.lm.baseline import Baseline
+from rnnnas.lm import lstm_gru, search_cell, softmaxes
+from rnnnas.lm.fast import cpu_library
+from rnnnas.lm.fast import derived as fused
+from rnnnas.lm.fast import mixture as fused_mixed
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
+from rnnnas.lm.lstm_gru import Baseline
 from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise, NoiseConfig, draw
 from rnnnas.nas.genotype import RECURRENT, CellGene
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace
-from rnnnas.ranks import ALONE, Ranks
-from rnnnas.types import Batch, Carry, Loss
+from rnnnas.types import Batch, HiddenState, Loss
 
 INITIAL_RANGE = 0.04  # weights start in U(-0.04, 0.04)
 
@@ -73,7 +76,7 @@ def low_precision(config: ModelConfig, device: torch.device) -> bool:
         return True
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return kernels.has_bfloat16()
+    return cpu_library.has_bfloat16()
 
 
 class RecurrentLM(nn.Module):
@@ -120,7 +123,7 @@ class RecurrentLM(nn.Module):
         reach = hidden**-0.5  # where torch's own LSTM, GRU and linear layers start
         self.layers = nn.ModuleDict()  # weights by layer, "1" the lowest
         if isinstance(cell, str):
-            shapes = baseline.shapes(cell, hidden, hidden)
+            shapes = lstm_gru.shapes(cell, hidden, hidden)
             for k in range(config.layers):
                 own = {name: weight(*shape, reach=reach) for name, shape in shapes.items()}
                 self.layers[str(k + 1)] = nn.ParameterDict(own)
@@ -153,7 +156,7 @@ class RecurrentLM(nn.Module):
             dtype=self.embedding.dtype,
             generator=generator,
             layers=self.config.layers,
-            gates=baseline.GATES[self.cell] if isinstance(self.cell, str) else 0,
+            gates=lstm_gru.GATES[self.cell] if isinstance(self.cell, str) else 0,
         )
         return drawn if self.ranks.size == 1 else drawn.own(self.ranks)
 
@@ -186,10 +189,10 @@ class RecurrentLM(nn.Module):
         return twin
 
     def outputs(
-        self, inputs: Tensor, carry: Carry, mixtures: Mapping[str, Mixture], noise: LMNoise,
+        self, inputs: Tensor, hidden_state: HiddenState, mixtures: Mapping[str, Mixture], noise: LMNoise,
         low: bool = False,
-    ) -> tuple[Tensor, Carry]:  # fmt: skip
-        """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next carry.
+    ) -> tuple[Tensor, HiddenState]:  # fmt: skip
+        """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next hidden state.
 
         low: whether the fast cell multiplies in bfloat16.
         """
@@ -198,10 +201,10 @@ class RecurrentLM(nn.Module):
             words = words * F.embedding(inputs, noise.words)
         raw = derived.masked(words, noise.inputs)
         layers = self.config.layers
-        each = baseline.STATES[self.cell] if isinstance(self.cell, str) else 1
-        if carry is None:
-            carry = (words.new_zeros(words.shape[1:]),) * (layers * each)
-        states = (carry,) if isinstance(carry, Tensor) else carry
+        each = lstm_gru.STATES[self.cell] if isinstance(self.cell, str) else 1
+        if hidden_state is None:
+            hidden_state = (words.new_zeros(words.shape[1:]),) * (layers * each)
+        states = (hidden_state,) if isinstance(hidden_state, Tensor) else hidden_state
         after: tuple[Tensor, ...] = ()
         for k in range(layers):
             state = states[k * each : (k + 1) * each]
@@ -228,7 +231,7 @@ class RecurrentLM(nn.Module):
         if isinstance(self.cell, str):
             weights = dict(own)
             weights["weight_hh"] = derived.masked(weights["weight_hh"], noise.weights)
-            run = baseline.unroll if fast else baseline.unroll_reference
+            run = lstm_gru.unroll if fast else lstm_gru.unroll_reference
             return run(self.cell, derived.masked(inputs, noise.x), state, weights)
         first, nodes = (own["first"], own["nodes"]) if own else (self.first, self.nodes)
         args = (inputs, state[0], first, nodes)
@@ -243,21 +246,21 @@ class RecurrentLM(nn.Module):
                 raw = fused_mixed.unroll(*args, *more, paths=paths, low=low, ranks=self.ranks)
             else:
                 literal = self.config.path == "reference"
-                search = mixed.unroll_reference if literal else mixed.unroll
+                search = search_cell.unroll_reference if literal else search_cell.unroll
                 raw = search(*args, *more, paths=paths, ranks=self.ranks)
         return raw, (raw[-1],)
 
     def forward(
         self,
         batch: Batch,
-        carry: Carry,
+        hidden_state: HiddenState,
         mixtures: Mapping[str, Mixture],
         noise: LMNoise | None,
     ) -> Loss:
         """The loss of one window.
 
         Args:
-            carry: the states after the window before, layer by layer, (B, H) each: h of a cell
+            hidden_state: the states after the window before, layer by layer, (B, H) each: h of a cell
                 of ours (a single layer's not in a tuple), h and c of an LSTM, h of a GRU; None
                 for zeros.
             mixtures: of the cell under search; {} for any other.
@@ -267,7 +270,7 @@ class RecurrentLM(nn.Module):
         # Evaluation never rounds; neither does any other type than float32, a test's say.
         low = noise is not None and self.embedding.dtype == torch.float32
         low = low and low_precision(self.config, self.embedding.device)
-        raw, after = self.outputs(batch.inputs, carry, mixtures, masks, low)
+        raw, after = self.outputs(batch.inputs, hidden_state, mixtures, masks, low)
         dropped = derived.masked(raw, masks.outputs)
         extra = raw.new_zeros(()) if noise is None else penalty(self.penalty_config, raw, dropped)
         fast = self.config.path == "fast"
@@ -281,7 +284,7 @@ class RecurrentLM(nn.Module):
             value = cross_entropy(rows, *decoder, low=low)
         else:
             value = cross_entropy_reference(rows, *decoder)
-        return Loss(value=value, count=len(targets), carry=after, penalty=extra)
+        return Loss(value=value, count=len(targets), hidden_state=after, penalty=extra)
 
     def scores(self, outputs: Tensor) -> Tensor:
         """Next-word scores (..., V) for the last layer's outputs (..., H): their softmax is p.
@@ -294,7 +297,7 @@ class RecurrentLM(nn.Module):
             )
         return F.linear(outputs, self.embedding, self.bias)
 
-    def logits(self, inputs: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """Next-word scores (T, B, V) for word ids (T, B), and the next carry; without noise."""
-        raw, after = self.outputs(inputs, carry, {}, SILENCE)
+    def logits(self, inputs: Tensor, hidden_state: HiddenState) -> tuple[Tensor, HiddenState]:
+        """Next-word scores (T, B, V) for word ids (T, B), and the next hidden state; without noise."""
+        raw, after = self.outputs(inputs, hidden_state, {}, SILENCE)
         return self.scores(raw), after

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rnnnas.distributed import Ranks
 from rnnnas.errors import UsageError
-from rnnnas.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.lm import loss
-from rnnnas.lm.products import accumulate, multiply
+from rnnnas.lm.fast.matmul import accumulate, multiply
 
 
 def log_probabilities(
@@ -94,8 +94,8 @@ class _Chunked(torch.autograd.Function):
             logits = multiply(latent, weight.t()).add_(bias)  # (chunk·K, V)
             logits -= logits.amax(-1, keepdim=True)
             hit = logits.gather(1, target)
-            slope = logits.exp_()  # in the logits' place
-            mass = slope.sum(-1, keepdim=True)
+            gradient = logits.exp_()  # in the logits' place
+            mass = gradient.sum(-1, keepdim=True)
             shares = (x @ prior).log_softmax(-1)  # (chunk, K)
             joint = shares + (hit - mass.log()).view(-1, count)
             nats = -joint.logsumexp(-1, keepdim=True)
@@ -105,11 +105,11 @@ class _Chunked(torch.autograd.Function):
             grad_x, _, grad_prior, grad_weight, grad_bias = grads
             blame = (joint + nats).exp() / rows  # ρ / M
             column = blame.view(-1, 1)
-            slope *= column / mass
-            slope.scatter_add_(1, target, -column)
-            accumulate(grad_weight, slope.t(), latent)
-            grad_bias += slope.sum(0)
-            inner = multiply(slope, weight) * (1 - latent.square())
+            gradient *= column / mass
+            gradient.scatter_add_(1, target, -column)
+            accumulate(grad_weight, gradient.t(), latent)
+            grad_bias += gradient.sum(0)
+            inner = multiply(gradient, weight) * (1 - latent.square())
             inner = inner.view(-1, count * width)
             accumulate(into_joined, x.t(), inner)
             outer = shares.exp() / rows - blame
@@ -122,6 +122,6 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        grads = [g * slope for g in ctx.saved_tensors] or [None] * 5
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        grads = [g * gradient for g in ctx.saved_tensors] or [None] * 5
         return (*grads, None, None)

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import UsageError
 from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces
 from rnnnas.optim import guarded_step
-from rnnnas.ranks import ALONE, Ranks
-from rnnnas.types import Batch, Carry, InnerStep, Loss, Noise
+from rnnnas.types import Batch, HiddenState, InnerStep, Loss, Noise
 
 Order = Literal["first", "finite", "exact"]
 Weights = dict[str, Tensor]
 # From the validation loss and the relaxation's scores, as mixtures, to what the alphas minimise.
-# Scores, and not the mixtures of the forward pass: those may be one draw, of which the slope
+# Scores, and not the mixtures of the forward pass: those may be one draw, of which the gradient
 # reaches only the paths that were drawn (as ProxylessNAS' latency is that of the probabilities).
 Outer = Callable[[Tensor, Mixtures], Tensor]
 # From a name, a function of tensors and its arguments to what it returns; the name's function does
@@ -48,7 +48,7 @@ class Searchable(Protocol):
         """Every random mask of one forward pass over `batch`."""
 
     def __call__(
-        self, batch: Batch, carry: Carry, mixtures: Mapping[str, Mixture], noise: Noise
+        self, batch: Batch, hidden_state: HiddenState, mixtures: Mapping[str, Mixture], noise: Noise
     ) -> Loss:
         """The loss of `batch` under `mixtures`."""
 
@@ -61,8 +61,8 @@ def hypergradient(
     alphas: Alphas,
     relaxation: Relaxation,
     *,
-    train: tuple[Batch, Carry],
-    valid: tuple[Batch, Carry],
+    train: tuple[Batch, HiddenState],
+    valid: tuple[Batch, HiddenState],
     inner: InnerStep,
     order: Order,
     progress: float,
@@ -77,7 +77,7 @@ def hypergradient(
     """The gradient of the validation loss in the alphas.
 
     Args:
-        train, valid: a batch and the carry that enters it, for the inner step and the outer loss.
+        train, valid: a batch and the hidden state that enters it, for the inner step and the outer loss.
         inner: the weight step that the second order looks ahead by.
         order: "first" takes w' = w; "finite" and "exact" differentiate through the inner step,
             by a central difference over the weights and by double backward. A network that keeps
@@ -100,7 +100,7 @@ def hypergradient(
             never recorded.
 
     Returns:
-        The gradients by alpha name, and the validation loss with its next carry, detached. The
+        The gradients by alpha name, and the validation loss with its next hidden state, detached. The
         outer loss is `Loss.value`, without penalties.
     """
     if mixtures is None:
@@ -116,41 +116,41 @@ def hypergradient(
     weights = {name: p.detach() for name, p in net.named_parameters()}
 
     def run(
-        shifted: Weights, which: tuple[Batch, Carry], noise: Noise, by: Searchable = net,
+        shifted: Weights, which: tuple[Batch, HiddenState], noise: Noise, by: Searchable = net,
         fixed: bool = False, under: Mixtures = cut,
     ) -> Loss:  # fmt: skip
         """The loss under weights that are handed in; `fixed`: without a gradient in mixtures."""
         buffers = {name: b.clone() for name, b in net.named_buffers()}
-        state = {name: ranks.spread(w) for name, w in shifted.items()} | buffers
-        mix = {n: m._replace(weights=ranks.spread(m.weights)) for n, m in under.items()}
+        state = {name: ranks.mean_gradient(w) for name, w in shifted.items()} | buffers
+        mix = {n: m._replace(weights=ranks.mean_gradient(m.weights)) for n, m in under.items()}
         if fixed:
             mix = {n: m._replace(weights=m.weights.detach()) for n, m in under.items()}
         loss: Loss = functional_call(_module(by), state, (*which, mix, noise))
         return loss
 
     def first(
-        batch: Batch, carry: Carry, mixtures: Mixtures, noise: Noise
+        batch: Batch, hidden_state: HiddenState, mixtures: Mixtures, noise: Noise
     ) -> tuple[Loss, tuple[Tensor, ...]]:
-        """The loss and its slopes in `mixtures`: of these arguments and the weights alone."""
+        """The loss and its gradients in `mixtures`: of these arguments and the weights alone."""
         own = _cut(mixtures)
-        loss = run(weights, (batch, carry), noise, under=own)
+        loss = run(weights, (batch, hidden_state), noise, under=own)
         return loss, (*_grad(loss.value, [m.weights for m in own.values()]),)
 
     def aim(value: Tensor) -> Tensor:
         return value if outer is None else outer(value, scored)
 
     def finite(
-        train: tuple[Batch, Carry], train_noise: Noise, valid: tuple[Batch, Carry],
+        train: tuple[Batch, HiddenState], train_noise: Noise, valid: tuple[Batch, HiddenState],
         valid_noise: Noise, mixtures: Mixtures, lr: Tensor, buffers: Mapping[str, Tensor],
     ) -> tuple[Loss, tuple[Tensor, ...]]:  # fmt: skip
         """The same after the inner step, by a finite difference."""
         own = _cut(mixtures)
         step = replace(inner, lr=lr, buffers=buffers)
-        slopes, loss = _finite_difference(
+        gradients, loss = _finite_difference(
             partial(run, under=own), weights, [m.weights for m in own.values()],
             (train, train_noise), (valid, valid_noise), step, through_clip, precise or net,
         )  # fmt: skip
-        return loss, (*slopes,)
+        return loss, (*gradients,)
 
     with torch.enable_grad():
         if order == "exact":
@@ -175,12 +175,12 @@ def hypergradient(
                     lr = torch.full((), lr, dtype=like.dtype, device=like.device)
                 given = (train, train_noise, valid, valid_noise, cut, lr, dict(inner.buffers))
                 work = finite
-            loss, slopes = work(*given) if replay is None else replay("alphas", work, *given)
-            # What `outer` adds may copy tables to the device, and is never recorded. Slopes of the
+            loss, gradients = work(*given) if replay is None else replay("alphas", work, *given)
+            # What `outer` adds may copy tables to the device, and is never recorded. Gradients of the
             # loss, a difference's too, count as often as it does in what is minimised.
             value = loss.value.detach().requires_grad_()
             factor, *added = _grad(aim(value), [value, *leaves[len(cut) :]])
-            grads = [*(factor * slope for slope in slopes), *added]
+            grads = [*(factor * gradient for gradient in gradients), *added]
     result = torch.autograd.grad(
         [*(m.weights for m in mixtures.values()), *shares.values()],
         list(alphas.values()),
@@ -204,8 +204,8 @@ def _finite_difference(
     run: Any,
     weights: Weights,
     leaves: list[Tensor],
-    train: tuple[tuple[Batch, Carry], Noise],
-    valid: tuple[tuple[Batch, Carry], Noise],
+    train: tuple[tuple[Batch, HiddenState], Noise],
+    valid: tuple[tuple[Batch, HiddenState], Noise],
     inner: InnerStep,
     through_clip: bool,
     precise: Searchable,
@@ -333,13 +333,13 @@ class Architect:
     def step(
         self,
         *,
-        train: tuple[Batch, Carry],
-        valid: tuple[Batch, Carry],
+        train: tuple[Batch, HiddenState],
+        valid: tuple[Batch, HiddenState],
         inner: InnerStep,
         progress: float,
         generator: torch.Generator,
     ) -> Loss:
-        """One step of the alphas; returns the validation loss with its next carry.
+        """One step of the alphas; returns the validation loss with its next hidden state.
 
         Non-finite gradients leave the alphas as they are; the loss that is returned tells.
         """
@@ -363,9 +363,9 @@ class Architect:
         )
         extra = relaxation.penalty(alphas, spaces, progress)
         if extra is not None:
-            slopes = torch.autograd.grad(extra, list(alphas.values()), allow_unused=True)
-            for name, slope in zip(alphas, slopes, strict=True):
-                grads[name] = grads[name] if slope is None else grads[name] + slope
+            gradients = torch.autograd.grad(extra, list(alphas.values()), allow_unused=True)
+            for name, gradient in zip(alphas, gradients, strict=True):
+                grads[name] = grads[name] if gradient is None else grads[name] + gradient
         checked = [loss.value, *grads.values()]
         sound = torch.stack([torch.isfinite(value).all() for value in checked]).all()
         before = {name: alpha.detach().clone() for name, alpha in alphas.items()}

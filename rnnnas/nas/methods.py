@@ -7,16 +7,13 @@ Importing this needs no torch, so that the help can list the methods.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rnnnas.errors import UsageError, nearest
-from rnnnas.nas.genotype import Genotype
 
 if TYPE_CHECKING:
-    from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
+    from rnnnas.nas.relax.base import Relaxation
 
 
 class Method(NamedTuple):
@@ -114,50 +111,3 @@ def method_of(name: str) -> Method:
             f"methods: {', '.join(METHODS)}",
         )
     return METHODS[name]
-
-
-Limits = Mapping[str, Mapping[str, int]]  # of a cell, in how many genes an operation may stand
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitConfig:
-    """How a cell is read off the scores. limits: at most so many genes of a derived cell have an
-    operation, as {normal: {skip_connect: 2}}; see `CellSpace.discretise_within`.
-    """
-
-    limits: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def check(self, cells: Collection[str], ops: Collection[str]) -> None:
-        """Refuse limits of a cell or of an operation that there is not.
-
-        Raises:
-            UsageError: naming the setting and what there is.
-        """
-        for cell, most in self.limits.items():
-            if cell not in cells or not isinstance(most, Mapping):
-                raise UsageError(
-                    f"derive.limits.{cell} = {most} must be a table of a cell of this network: "
-                    f"{', '.join(cells)}"
-                )
-            for op, count in most.items():
-                if op not in ops:
-                    raise UsageError(
-                        f"derive.limits.{cell} has the operation {op!r}{nearest(op, list(ops))}",
-                        f"operations: {', '.join(ops)}",
-                    )
-                if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                    raise UsageError(
-                        f"derive.limits.{cell}.{op} = {count} must be a whole number, 0 or more"
-                    )
-
-
-def derive(
-    relaxation: Relaxation, alphas: Alphas, spaces: Spaces, limits: Limits | None = None
-) -> Genotype:
-    """The genotype that the alphas stand for: `CellSpace.discretise_within` of the scores."""
-    scores = relaxation.scores({name: a.detach() for name, a in alphas.items()}, spaces)
-    cells = {
-        name: space.discretise_within(scores[name].tolist(), (limits or {}).get(name, {}))
-        for name, space in spaces.items()
-    }
-    return Genotype(cells=cells)

@@ -12,40 +12,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 
 from torch import Tensor
 
-from rnnnas.errors import DivergedError, UsageError
+from rnnnas.errors import DivergedError
 from rnnnas.nas.genotype import CellGene, Gene, Genotype
 from rnnnas.nas.relax.base import Mixture, Mixtures, Spaces
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeriveConfig:
-    """How the cell is read off a search that has moved alphas.
-
-    by: "scores", as each method does, or "perturbation": what hurts most when it is masked.
-    order: of the edges, and then of the nodes: drawn by the seed, or as they are numbered.
-    tune_windows: weight steps between two decisions; 0: none. lr: their step size, as a share of
-    `weights.lr`; constant. targets: each mask is scored on the first so many targets of the
-    alphas' text, or on all of it where it is shorter; 0: as many as the search trains on, shared
-    out among all masks, at least one window.
-    """
-
-    by: Literal["scores", "perturbation"] = "scores"
-    order: Literal["random", "node"] = "random"
-    tune_windows: int = 10
-    lr: float = 0.1
-    targets: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("tune_windows", "targets"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"derive.{name} = {getattr(self, name)} must not be negative")
-        if not self.lr > 0:
-            raise UsageError(f"derive.lr = {self.lr} must be positive")
 
 
 class Decision(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.genotype import RECURRENT, CellGene, Gene, Genotype, read_genotype
+from rnnnas.nas.genotype import CellGene, Gene
 
 NONE = "none"
 
@@ -240,21 +240,3 @@ RECURRENT_OPS = ("none", "tanh", "relu", "sigmoid", "identity")
 def recurrent_space(nodes: int = 8) -> CellSpace:
     """The recurrent space of DARTS (section 3.1.2): one edge a node, five operations."""
     return CellSpace(inputs=1, nodes=nodes, ops=RECURRENT_OPS, keep=1)
-
-
-def genotype_of(reference: str, seed: int) -> Genotype:
-    """As `read_genotype`, and 'random' or 'random:SEED': a cell drawn from the recurrent space.
-
-    Args:
-        seed: what 'random' without a seed of its own is drawn by.
-
-    Raises:
-        UsageError: where the reference is not understood.
-    """
-    word, _, own = reference.partition(":")
-    if word != "random":
-        return read_genotype(reference)
-    if own and not own.isdecimal():
-        raise UsageError(f"genotype {reference!r} must be 'random' or 'random:SEED'")
-    rng = random.Random(f"{own or seed}/cell")
-    return Genotype(cells={RECURRENT: recurrent_space().sample(rng)})

@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
-from rnnnas.blackbox import CandidateJob
-from rnnnas.config import SearchConfig, TrainConfig
+from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.corpus import Corpus
-from rnnnas.data.streams import Streams
-from rnnnas.loop import Position
+from rnnnas.data.text_streams import Streams
+from rnnnas.engine.cuda_graphs import PATIENCE, synchronise
+from rnnnas.engine.job import Position
+from rnnnas.engine.steps import EVALUATION_STEPS, evaluate, generator
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture, Mixtures
-from rnnnas.programs import PATIENCE, synchronise
-from rnnnas.search import job_of
-from rnnnas.steps import EVALUATION_STEPS, evaluate, generator
-from rnnnas.study.jobs import threads_each
+from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.run import job_of
+from rnnnas.searching.supernet import SearchJob
+from rnnnas.study.local_jobs import threads_each
 from rnnnas.study.plan import (
     RANDOM,
     Sizes,
@@ -29,8 +30,7 @@ from rnnnas.study.plan import (
     search_config,
     train_config,
 )
-from rnnnas.supernet import SearchJob
-from rnnnas.train import TrainJob
+from rnnnas.training.run import TrainJob
 
 START_SECONDS = 5.0  # of a process: the interpreter, torch, the corpus
 _WARM, _TIMED = 1, 3  # steps
@@ -113,7 +113,7 @@ def _step(job: SearchJob | CandidateJob | TrainJob) -> float:
     job.begin_epoch(Position())
     start, began = 0, 0.0
     warm, lengths = _WARM, job.lengths(0)
-    if job.programs is None:
+    if job.cuda_graphs is None:
         lengths = lengths[: warm + _TIMED]
     else:  # one length until it has its program, or a capture is what would be timed
         warm = PATIENCE + 2
@@ -136,10 +136,10 @@ def _pass_seconds(
     """Seconds that an evaluation of a split takes, from its first windows."""
     tokens = corpus.splits[split]
     # A first one is slow, and a compiler may run, or a window is captured.
-    windows = _WINDOWS + (0 if job.programs is None else PATIENCE)
+    windows = _WINDOWS + (0 if job.cuda_graphs is None else PATIENCE)
     cut = tokens[: streams * (windows * EVALUATION_STEPS + 1)]
-    first = tokens[: 2 * streams] if job.programs is None else cut
-    evaluate(job.net, Streams(first, streams, job.device), mixtures, programs=job.programs)
+    first = tokens[: 2 * streams] if job.cuda_graphs is None else cut
+    evaluate(job.net, Streams(first, streams, job.device), mixtures, cuda_graphs=job.cuda_graphs)
     began = time.perf_counter()
-    evaluate(job.net, Streams(cut, streams, job.device), mixtures, programs=job.programs)
+    evaluate(job.net, Streams(cut, streams, job.device), mixtures, cuda_graphs=job.cuda_graphs)
     return (time.perf_counter() - began) * len(tokens) / len(cut)

@@ -9,14 +9,13 @@ from typing import Any, Literal, final
 
 from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.errors import CheckpointError, Interrupted, UsageError
-from rnnnas.files import disk_errors, read_json, remove_temporaries
-from rnnnas.lock import Lock
-from rnnnas.signals import StopRequest
-from rnnnas.study.cluster import slurm_runner
-from rnnnas.study.jobs import LocalRunner, Runner, last_words
+from rnnnas.runs.files import Lock, disk_errors, read_json, remove_temporaries
+from rnnnas.runs.signals import StopRequest
+from rnnnas.study.local_jobs import LocalRunner, Runner, last_words
 from rnnnas.study.plan import Job, Sizes, StudyConfig, command, final_jobs, first_jobs
 from rnnnas.study.record import Record, free_folder
 from rnnnas.study.report import choose, report, show_on_board
+from rnnnas.study.slurm import slurm_runner
 
 DIVERGED = 6  # an exit code: the same command would diverge again
 STOPPED = {143, -15}  # ended by SIGTERM from elsewhere, e.g. preempted: no failure

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rnnnas import config as configs
-from rnnnas.config import SearchConfig, TrainConfig
-from rnnnas.data.streams import window_lengths
+from rnnnas.config.plain import from_plain, merge, to_plain
+from rnnnas.config.presets import DEFAULT_PRESET, compose, resolve
+from rnnnas.config.text import SearchConfig, TrainConfig
+from rnnnas.data.text_streams import window_lengths
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.methods import method_of
@@ -29,7 +30,7 @@ Kind = Literal["search", "short", "final"]
 
 
 def _stage() -> dict[str, Any]:
-    return {"preset": configs.DEFAULT_PRESET}
+    return {"preset": DEFAULT_PRESET}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +131,10 @@ def resolve_study(
     Raises:
         UsageError: for whatever one of its runs would refuse, before any of them starts.
     """
-    table = configs.compose(
+    table = compose(
         "study", preset=preset or DEFAULT_PRESET, file=None, settings=settings, flags=flags
     )
-    config = configs.from_plain(StudyConfig, table)
+    config = from_plain(StudyConfig, table)
     resolved_runs(config)
     return config
 
@@ -143,9 +144,9 @@ def resolved_runs(config: StudyConfig) -> dict[str, Any]:
 
     Keys: `search.METHOD`, `short` and `final`.
     """
-    runs = {f"search.{m}": configs.to_plain(search_config(config, m)) for m in config.methods}
+    runs = {f"search.{m}": to_plain(search_config(config, m)) for m in config.methods}
     for kind in ("short", "final"):
-        runs[kind] = configs.to_plain(train_config(config, kind))
+        runs[kind] = to_plain(train_config(config, kind))
     for plain in runs.values():
         for key in ("seed", "genotype"):
             plain.pop(key, None)
@@ -156,7 +157,7 @@ def search_config(config: StudyConfig, method: str) -> SearchConfig:
     """The settings of a method's first search."""
     preset, settings = _words_of(_search_table(config, method), "search")
     flags = {"corpus": config.corpus, "method": method, "seed": config.seeds[0]}
-    resolved: SearchConfig = configs.resolve(
+    resolved: SearchConfig = resolve(
         "search", preset=preset, file=None, settings=settings, flags=flags
     )
     return resolved
@@ -167,7 +168,7 @@ def train_config(config: StudyConfig, kind: Literal["short", "final"]) -> TrainC
     preset, settings = _words_of(getattr(config, kind), kind)
     cell = Genotype.from_text(random_cell(config, 1)).to_plain()
     flags = {"corpus": config.corpus, "genotype": cell, "seed": 1}
-    resolved: TrainConfig = configs.resolve(
+    resolved: TrainConfig = resolve(
         "train", preset=preset, file=None, settings=settings, flags=flags
     )
     return resolved
@@ -237,7 +238,7 @@ def command(job: Job, folder: Path) -> tuple[str, ...]:
 
 def _search_table(config: StudyConfig, method: str) -> dict[str, Any]:
     table: dict[str, Any] = json.loads(json.dumps(config.search))  # a copy, all the way down
-    configs.merge(table, config.own.get(method, {}))
+    merge(table, config.own.get(method, {}))
     return table
 
 

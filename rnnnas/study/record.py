@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, final
 
 import rnnnas
-from rnnnas import config as configs
+from rnnnas.config.plain import from_plain, to_plain
 from rnnnas.errors import CheckpointError, UsageError
-from rnnnas.files import json_plain, read_json, write_json
-from rnnnas.run import first_free, is_empty
+from rnnnas.runs.files import json_plain, read_json, write_json
+from rnnnas.runs.folder import first_free, is_empty
 from rnnnas.study.plan import FREE, GROWS, StudyConfig, leaves, resolved_runs
 
 NAME = "study.json"
@@ -58,7 +58,7 @@ class Record:
         stored = read_json(path)
         try:
             plan, jobs, result = stored["plan"], stored["jobs"], stored["result"]
-            there = configs.from_plain(StudyConfig, plan["config"])
+            there = from_plain(StudyConfig, plan["config"])
             known = {"corpus_sha256": plan["corpus_sha256"], **plan["runs"]}
             jobs = {name: dict(job) for name, job in jobs.items()}
         except (KeyError, TypeError, AttributeError, UsageError) as error:
@@ -82,7 +82,7 @@ class Record:
                 "kind": "study",
                 "version": rnnnas.__version__,
                 "plan": {
-                    "config": configs.to_plain(self.config),
+                    "config": to_plain(self.config),
                     "runs": resolved_runs(self.config),
                     "corpus_sha256": self._corpus,
                 },
@@ -115,7 +115,7 @@ def _check(
     known: Mapping[str, Any], now: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Refuse other settings, naming them; what is new in an extension has no older settings."""
-    plain, wanted = (configs.to_plain(config) for config in (there, asked))
+    plain, wanted = (to_plain(config) for config in (there, asked))
     changes = [
         _change(name, plain[name], wanted[name])
         for name in plain

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rnnnas.board import Board, cut_events
-from rnnnas.config import SearchConfig
-from rnnnas.files import disk_errors, json_plain
+from rnnnas.config.text import SearchConfig
+from rnnnas.runs.files import disk_errors, json_plain
+from rnnnas.runs.tensorboard import Board, cut_events
 from rnnnas.study.plan import RANDOM, Job, cell_name, search_config
-from rnnnas.study.ranking import expected_best, kendall_tau, spread, tau_threshold
 from rnnnas.study.record import Record
+from rnnnas.study.statistics import expected_best, kendall_tau, spread, tau_threshold
 
 Results = Mapping[str, dict[str, Any]]
 

@@ -91,12 +91,12 @@ class Relaxation(ABC):
         spaces: Spaces,
         progress: float,
         generator: torch.Generator,
-        slopes: Slopes,
+        gradients: Slopes,
     ) -> Mixtures:
         """The mixtures that a weight step trains under, given those of `mix`.
 
         Args:
-            slopes: the training loss, a scalar, and its gradient (E, O) in each mixture's
+            gradients: the training loss, a scalar, and its gradient (E, O) in each mixture's
                 weights; one forward and backward pass a call.
         """
         return mixtures

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnnas.nas.relax.base import Alphas, Spaces, allowed_softmax
-from rnnnas.nas.relax.sampling import Draw, Pick, Policy, Tally, one_hot
+from rnnnas.nas.relax.policy import Draw, Pick, Policy, Tally, one_hot
 from rnnnas.nas.space import CellSpace
 
 

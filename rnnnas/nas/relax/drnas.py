@@ -20,7 +20,7 @@ from rnnnas.nas.relax.base import (
     allowed_softmax,
 )
 
-LEAST = 1e-3  # concentration: below it a draw is one-hot to the last digit, and slopes overflow
+LEAST = 1e-3  # concentration: below it a draw is one-hot to the last digit, and gradients overflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class DrNas(Relaxation):
     A cell is derived by the mean of θ.
 
     Args:
-        l2: weight of ½ Σ α² in the alphas' objective: its slope is `l2` times α, which keeps the
+        l2: weight of ½ Σ α² in the alphas' objective: its gradient is `l2` times α, which keeps the
             concentrations near 1. `alphas.weight_decay` does the same and adds to it.
     """
 

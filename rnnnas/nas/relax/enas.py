@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnnnas.errors import UsageError
 from rnnnas.nas.relax.base import Alphas, Spaces
-from rnnnas.nas.relax.sampling import Draw, Pick, Policy, Tally, one_hot
+from rnnnas.nas.relax.policy import Draw, Pick, Policy, Tally, one_hot
 from rnnnas.nas.space import CellSpace
 
 _RANGE = 0.1  # the controller's weights start in U(-0.1, 0.1)

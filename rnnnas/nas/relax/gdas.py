@@ -17,14 +17,14 @@ from rnnnas.nas.relax.choices import choice_softmax, choices_of, gumbel, one_hot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gdas(Tempered):
-    """A hard sample, with the slope of the soft one (sections 3.2 and 3.3, equations 3 to 7).
+    """A hard sample, with the gradient of the soft one (sections 3.2 and 3.3, equations 3 to 7).
 
     p = softmax((α + g) / τ) over a choice's options with Gumbel noise g; the weights are the
-    one-hot of the largest, exactly, and have the slope of p. τ falls linearly.
+    one-hot of the largest, exactly, and have the gradient of p. τ falls linearly.
 
     Args:
         tau_start, tau_end: the temperature τ at the start and at the end of the search.
-        reach: where that slope is taken in a step of the alphas. "sampled", as published: at the
+        reach: where that gradient is taken in a step of the alphas. "sampled", as published: at the
             drawn options alone, so that the others need not be computed. "all": at every option,
             which computes all of them there; a step of the weights computes the drawn ones alone
             either way. A cell that normalises a node's sum, as the recurrent one does under
@@ -52,9 +52,9 @@ class Gdas(Tempered):
             logits = choices.take(alpha)
             p = ((logits + gumbel(logits, generator)) / tau).softmax(-1)
             hard = one_hot(p.argmax(-1), p.shape[-1], p)
-            slope = p - p.detach()  # zero, exactly, with the slope of p
+            gradient = p - p.detach()  # zero, exactly, with the gradient of p
             everywhere = self.reach == "all" and step == "alphas"
-            weights = hard + slope if everywhere else hard + hard * slope
+            weights = hard + gradient if everywhere else hard + hard * gradient
             paths = None if everywhere else choices.paths(hard > 0, len(space.ops))
             mixtures[name] = Mixture(choices.put(weights, alpha), paths)
         return mixtures

@@ -52,7 +52,7 @@ class SdartsRandom(Smooth):
         spaces: Spaces,
         progress: float,
         generator: torch.Generator,
-        slopes: Slopes,
+        gradients: Slopes,
     ) -> Mixtures:
         return moved(mixtures, spaces, self.epsilon(progress), generator)
 
@@ -61,7 +61,7 @@ class SdartsRandom(Smooth):
 class SdartsAdversarial(Smooth):
     """SDARTS-ADV: moved to where the training loss is high, by projected ascent (equation 5).
 
-    From a random start, `steps` steps of 2ε/steps along the slope's sign, each projected back to
+    From a random start, `steps` steps of 2ε/steps along the gradient's sign, each projected back to
     within ε and onto shares. An edge's shares sum to 1 in the end, so that an entry can lie a
     little further off than ε. Where the loss is no higher there, the mixtures stay.
 
@@ -83,13 +83,13 @@ class SdartsAdversarial(Smooth):
         spaces: Spaces,
         progress: float,
         generator: torch.Generator,
-        slopes: Slopes,
+        gradients: Slopes,
     ) -> Mixtures:
         epsilon = self.epsilon(progress)
-        calm, _ = slopes(mixtures)
+        calm, _ = gradients(mixtures)
         tried = moved(mixtures, spaces, epsilon, generator)
         for _ in range(self.steps):
-            _, up = slopes(tried)
+            _, up = gradients(tried)
             climbed = {}
             for name, mixture in mixtures.items():
                 start, now = mixture.weights.detach(), tried[name].weights
@@ -97,7 +97,7 @@ class SdartsAdversarial(Smooth):
                 now = start + (now - start).clamp(-epsilon, epsilon)
                 climbed[name] = mixture._replace(weights=shares(now, start, spaces[name]))
             tried = climbed
-        risen, _ = slopes(tried)
+        risen, _ = gradients(tried)
         return tried if bool(risen > calm) else mixtures
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnnnas.nas.relax.base import Alphas, Mixtures, Relaxation, Spaces, Step
-from rnnnas.nas.relax.sampling import cell_mixture
+from rnnnas.nas.relax.policy import cell_mixture
 from rnnnas.nas.space import CellSpace
 
 

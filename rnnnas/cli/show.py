@@ -1,0 +1,288 @@
+"""show, presets, board and bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rnnnas.cli.common import (
+    checkpoints,
+    device_option,
+    home,
+    json_option,
+    pick_device,
+    print_json,
+    say_kernels,
+)
+from rnnnas.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@click.command()
+@click.argument("genotype")
+@click.option("--format", "form", type=click.Choice(["text", "svg", "dot", "json"]),
+              default="text", show_default=True)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
+@click.option("--latency", "table", type=click.Path(path_type=Path, dir_okay=False),
+              help="Predict by this table. [default: all tables of `bench latency`]")  # fmt: skip
+@click.option("--measure", is_flag=True, help="Time the cell too, at the tables' sizes.")
+@device_option
+def show(
+    genotype: str, form: str, out: Path | None, table: Path | None, measure: bool, device: str
+) -> None:
+    """Draw a cell: a published name, a JSON file, a run folder or the cell itself.
+
+    LSTM and GRU, which are no genotypes, are told of in a sentence. NASNet and AmoebaNet are cells
+    of image networks; 'image:' before a name, as in image:DARTS_V2, says that such are meant.
+    The text tells the latency of a recurrent cell where `bench latency` has left a table, and of
+    an image network where a search with a price on latency has kept one.
+
+    \b
+    Examples:
+      rnnnas show DARTS_V2
+      rnnnas show image:DARTS_V2
+      rnnnas show checkpoints/q --format svg --out cell.svg
+      rnnnas show DARTS_V2 --measure
+    """
+    from rnnnas.cnn import zoo as images
+    from rnnnas.draw import text_svg_dot
+    from rnnnas.nas.genotype import RECURRENT
+    from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
+
+    if genotype.upper() in BASELINES:
+        if form != "text":
+            raise UsageError(f"{genotype} is no genotype: it has no form as {form}")
+        _give(BASELINES[genotype.upper()], out)
+        return
+    upper = genotype.upper()
+    image = genotype.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
+    cell = (images.genotype_of if image else genotype_of)(genotype, seed=1)
+    image = image or RECURRENT not in cell.cells
+    known = images.published(genotype) if image else ZOO.get(upper)
+    title = genotype
+    if form == "json":
+        text = json.dumps(cell.to_plain(), indent=2)
+    else:
+        text = {
+            "text": text_svg_dot.as_text,
+            "svg": text_svg_dot.as_svg,
+            "dot": text_svg_dot.as_dot,
+        }[form](cell, title)
+    if form == "text" and known is not None:
+        kind = "error in %" if image else "validation/test"
+        text += f"\n{known.source}\npublished: {known.results} ({kind})"
+    if (table is not None or measure) and (form != "text" or image and measure):
+        raise UsageError(
+            "--latency is for what is shown as text, --measure for recurrent cells: layers of "
+            "image networks are timed one by one, in a search"
+        )
+    if form == "text" and image:
+        text += _layers_latency(cell, genotype, table)
+    if form == "text" and not image:
+        text += _latency(cell, genotype, table, device if measure else None)
+    _give(text, out)
+
+
+def _latency(cell: Any, reference: str, table: Path | None, device: str | None) -> str:
+    """A line for each table: the one that is named, the run's own, or all in the default place."""
+    first = table or _kept_table(reference)
+    paths = [first] if first is not None else _default_tables()
+    if not paths:
+        if device is None:
+            return ""
+        raise UsageError(
+            "there is no table of latencies to take sizes from", "make one: rnnnas bench latency"
+        )
+    from rnnnas.latency.recurrent import read_table, report
+
+    on = None if device is None else pick_device(device)
+    text = ""
+    for path in paths:
+        try:
+            line = report(cell.recurrent, read_table(path), on)
+        except UsageError as error:
+            if table is not None:
+                raise
+            line = f"{path} says nothing of it: {error.cause}"
+        text += f"\n{line}"
+    return text
+
+
+def _layers_latency(network: Any, reference: str, table: Path | None) -> str:
+    """The same of an image network, by the table that is named or the run's own."""
+    path = table or _kept_table(reference)
+    if path is None:
+        return ""
+    from rnnnas.cnn.dense.genotype import is_dense
+    from rnnnas.latency import dense_blocks, image_cells
+    from rnnnas.latency.layers import read_layer_table
+
+    kind = dense_blocks if is_dense(network.cells) else image_cells
+    return f"\n{kind.report(network, read_layer_table(path))}"
+
+
+def _kept_table(reference: str) -> Path | None:
+    """The table that a search keeps in its folder, where `reference` is one that did."""
+    from rnnnas.cnn import zoo as images
+
+    path = Path(reference.removeprefix(images.PREFIX)) / "latency.json"
+    try:
+        return path if path.is_file() else None
+    except OSError:  # a cell's short form can be longer than any file name
+        return None
+
+
+def _default_tables() -> list[Path]:
+    return sorted(home().glob("latency-*-H*-B*.json"))
+
+
+def _give(text: str, out: Path | None) -> None:
+    from rnnnas.runs.files import write_where_told
+
+    if out is None:
+        click.echo(text)
+    else:
+        write_where_told(out, (text + "\n").encode())
+        click.echo(f"wrote {out}", err=True)
+
+
+@click.group()
+def presets() -> None:
+    """Named runs.
+
+    \b
+    Example:
+      rnnnas presets list
+    """
+
+
+@presets.command("list")
+@json_option
+def presets_list(as_json: bool) -> None:
+    """All presets and what they are for.
+
+    \b
+    Example:
+      rnnnas presets list
+    """
+    from rnnnas.config.presets import TABLES, preset_names, preset_tables
+
+    rows = {name: preset_tables(name) for name in preset_names()}
+    if as_json:
+        listed = [
+            {"name": n, "about": t["about"], "kinds": [k for k in TABLES if k in t]}
+            for n, t in rows.items()
+        ]
+        print_json({"presets": listed})
+        return
+    for name, tables in rows.items():
+        kinds = " and ".join(kind for kind in TABLES if kind in tables)
+        click.echo(f"{name:18} {kinds:28} {tables['about']}")
+
+
+@presets.command("show")
+@click.argument("name")
+def presets_show(name: str) -> None:
+    """The settings of a preset, as TOML.
+
+    \b
+    Example:
+      rnnnas presets show quick
+    """
+    from rnnnas.config.presets import preset_text
+
+    click.echo(preset_text(name), nl=False)
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(1, 65535), default=6006, show_default=True)
+def board(run: Path | None, port: int) -> None:
+    """TensorBoard on this machine only, over one run or all of them.
+
+    \b
+    Example:
+      rnnnas board checkpoints/q
+    """
+    from rnnnas.runs.tensorboard import launch
+
+    launch(run or checkpoints(), port)
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["search", "train", "eval", "loss", "cnn", "latency"]))
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Change the paper's settings, e.g. model.hidden=100.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False),
+              help="Of latency: write the table to this file.")  # fmt: skip
+@device_option
+@json_option
+def bench(
+    what: str, settings: tuple[str, ...], out: Path | None, device: str, as_json: bool
+) -> None:
+    """Time one iteration: the classic way, the fast path, and the products alone.
+
+    `cnn` is a search step on images: the classic way, the same in other forms, the fast path, and
+    its convolutions alone. `latency` measures what parts of a cell take, and keeps the table for
+    `show` and for searches with a price on latency.
+
+    \b
+    Examples:
+      rnnnas bench train
+      rnnnas bench cnn --set batches.size=8
+      rnnnas bench latency --set model.hidden=100 --set windows.streams=32
+    """
+    where, say = pick_device(device), lambda text: click.echo(text, err=True)
+    if what == "latency":
+        _bench_latency(where, settings, out, as_json, say)
+        return
+    if out is not None:
+        raise UsageError("--out is for the table of `bench latency`")
+    if what == "cnn":
+        from rnnnas.bench.images import bench_images
+
+        report = bench_images(where, settings=settings, say=say)
+    else:
+        from rnnnas.bench.recurrent import bench as run
+
+        say_kernels(where)
+        report = run(what, where, settings=settings, say=say)
+    if as_json:
+        print_json(report)
+        return
+    for kind, values in report.items():
+        click.echo(kind)
+        for name, value in values.items():
+            click.echo(f"  {name:32} {value:12.3f}")
+
+
+def _bench_latency(
+    device: torch.device, settings: tuple[str, ...], out: Path | None, as_json: bool, say: Any
+) -> None:
+    from rnnnas.config.presets import resolve
+    from rnnnas.latency.recurrent import default_path, measure_table
+    from rnnnas.runs.files import write_where_told
+
+    flags = {"corpus": "ptb"}
+    config = resolve("search", preset="ptb-darts", file=None, settings=settings, flags=flags)
+    plain = measure_table(config, device, say=say).to_plain()
+    path = out or default_path(device, config.model.hidden, config.windows.streams)
+    write_where_told(path, (json.dumps(plain, indent=2) + "\n").encode())
+    say(f"wrote {path}")
+    if as_json:
+        print_json(plain)
+        return
+    seconds = plain.pop("seconds")
+    click.echo(", ".join(f"{name} {value}" for name, value in plain.items()))
+    rows = {"products": seconds["products"], "rests": seconds["rests"], **seconds["activations"]}
+    click.echo(f"microseconds a time step; s0 and the input {seconds['first'] * 1e6:.1f}")
+    click.echo(
+        f"  {'nodes together':14}" + "".join(f"{n + 1:9}" for n in range(len(rows["rests"])))
+    )
+    for name, values in rows.items():
+        click.echo(f"  {name:14}" + "".join(f"{value * 1e6:9.1f}" for value in values))

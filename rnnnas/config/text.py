@@ -1,0 +1,226 @@
+"""What a run is: the components' own configurations, composed, validated, and read from presets.
+
+Precedence: flag > `--set key=value` > `--config FILE` > preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rnnnas.config.method import MethodChoice
+from rnnnas.config.plain import at_least as _at_least
+from rnnnas.config.plain import from_plain as from_plain
+from rnnnas.config.plain import merge as merge
+from rnnnas.config.plain import to_plain as to_plain
+from rnnnas.config.plain import to_toml as to_toml
+from rnnnas.data.text_streams import WindowConfig
+from rnnnas.errors import UsageError
+from rnnnas.lm.cell import check_cell
+from rnnnas.lm.loss import PenaltyConfig
+from rnnnas.lm.lstm_gru import Baseline
+from rnnnas.lm.model import ModelConfig
+from rnnnas.lm.noise import NoiseConfig
+from rnnnas.nas.derive import DeriveConfig
+from rnnnas.nas.early_stopping import StopConfig
+from rnnnas.nas.genotype import CellGene, Genotype
+from rnnnas.nas.latency_price import LatencyConfig
+from rnnnas.nas.methods import method_of
+from rnnnas.nas.space import RECURRENT_OPS
+from rnnnas.nas.stages import Stage, StageConfig, plan
+from rnnnas.nas.strategies import BlackboxConfig
+from rnnnas.optim import AlphaConfig, WeightConfig
+
+if sys.version_info >= (3, 11):
+    pass
+else:
+    pass  # the same module under its name before Python 3.11
+
+WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig(MethodChoice):
+    """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
+    the validation pass (batch statistics need at least 2); save_seconds: between saved states;
+    relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
+    cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
+    is read off alphas, and when they have moved enough; capture: see `programs.cuda_graphs_for`.
+    """
+
+    corpus: str
+    method: str = "darts"
+    seed: int = 1
+    epochs: int = 50
+    valid_streams: int = 64
+    save_seconds: float = 60.0
+    capture: Literal["auto", "on", "off"] = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    weights: WeightConfig = field(default_factory=WeightConfig)
+    alphas: AlphaConfig = field(default_factory=AlphaConfig)
+    stages: StageConfig = field(default_factory=StageConfig)
+    relax: dict[str, Any] = field(default_factory=dict)
+    blackbox: BlackboxConfig = field(default_factory=BlackboxConfig)
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
+    derive: DeriveConfig = field(default_factory=DeriveConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+
+    def __post_init__(self) -> None:
+        assert self.relaxation is not None  # refuses an unknown method or setting of one
+        # Settings that the components share with a training but that a search has no place for.
+        for name, value, only in (
+            ("model.layers", self.model.layers, 1),
+            ("noise.weightdrop", self.noise.weightdrop, 0.0),
+            ("weights.finetune_epochs", self.weights.finetune_epochs, 0),
+        ):
+            if value != only:
+                raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
+        _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
+        assert self.plan  # refuses stages that do not fit
+        if self.windows.streams < 2:
+            raise UsageError("windows.streams must be at least 2: search normalises over streams")
+        if self.order == "exact" and self.model.path == "fast":
+            raise UsageError(
+                "alphas.second_order = 'exact' differentiates twice, which the fast path cannot",
+                "add --set model.path=eager",
+            )
+        if self.blackbox.weights == "shared" and method_of(self.method).weights == "scratch":
+            raise UsageError(
+                f"method {self.method!r} trains every cell from scratch: "
+                "it has no blackbox.weights = 'shared'",
+                "take --method random-ws",
+            )
+        self._check_alphas_use()
+
+    def _check_alphas_use(self) -> None:
+        """Refuse what needs alphas that gradients move, and what does not go together."""
+        if self.latency.weight and method_of(self.method).alphas == "none":
+            raise UsageError(
+                f"method {self.method!r} has no alphas: latency.weight = {self.latency.weight} "
+                "has no place in it",
+                "take a method with alphas, e.g. --method darts-1st",
+            )
+        method = method_of(self.method)
+        if len(self.plan) > 1 and (method.alphas == "none" or method.derive != "scores"):
+            raise UsageError(
+                f"stages prune operations by the scores of alphas: method {self.method!r} has none "
+                "for each operation of every edge",
+                "leave stages.ops out, or take another method, e.g. --method darts-1st",
+            )
+        perturbs, stops = self.derive.by == "perturbation", self.stop.eigenvalue
+        for asked, key in ((perturbs, "derive.by = 'perturbation'"), (stops, "stop.eigenvalue")):
+            if asked and method_of(self.method).alphas != "gradient":
+                raise UsageError(f"{key} needs alphas that gradients move: not {self.method!r}")
+        if stops and perturbs:
+            raise UsageError(
+                "stop.eigenvalue goes back to the cell of an earlier epoch, which "
+                "derive.by = 'perturbation' cannot derive: its weights are gone",
+                "leave one of them out",
+            )
+        if stops and len(self.plan) > 1:
+            raise UsageError("stop.eigenvalue compares epochs of one stage: the search has several")
+        if stops and self.stop.every > self.epochs:
+            raise UsageError(
+                f"stop.every = {self.stop.every} is more than all {self.epochs} epochs: "
+                "there would be no report"
+            )
+
+    @property
+    def from_scratch(self) -> bool:
+        weights = method_of(self.method).weights
+        return (self.blackbox.weights if weights == "either" else weights) == "scratch"
+
+    @property
+    def cells(self) -> int:
+        """How many cells are tried one by one."""
+        return self.blackbox.cells or method_of(self.method).cells
+
+    def _idle(self) -> set[str]:
+        keys = MethodChoice._idle(self) | {*WITHOUT_RESULT}
+        if self.derive.by == "scores":
+            keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}
+        elif not self.derive.tune_windows:
+            keys.add("derive.lr")
+        if not self.stop.eigenvalue:
+            keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
+            keys.remove("stop.eigenvalue")
+        return keys
+
+    @property
+    def plan(self) -> tuple[Stage, ...]:
+        """The stages; one, unless `stages.ops` or the method ask for more."""
+        return plan(
+            self.stages,
+            staged=method_of(self.method).staged,
+            operations=len(RECURRENT_OPS),
+            hidden=self.model.hidden,
+            partial=self.model.partial,
+            dropouth=self.noise.dropouth,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
+    genotype. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
+    capture: see `programs.cuda_graphs_for`.
+    """
+
+    corpus: str
+    cell: Literal["derived", "lstm", "gru"] = "derived"
+    genotype: dict[str, Any] = field(default_factory=dict)
+    seed: int = 1
+    epochs: int = 50
+    valid_streams: int = 10
+    test_streams: int = 1
+    save_seconds: float = 60.0
+    capture: Literal["auto", "on", "off"] = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    weights: WeightConfig = field(default_factory=WeightConfig)
+
+    def __post_init__(self) -> None:
+        if self.cell != "derived" and self.genotype:
+            raise UsageError(f"cell = {self.cell!r} takes no genotype", "leave one of them out")
+        if self.cell == "derived":
+            if not self.genotype:
+                raise UsageError("the setting 'genotype' is missing")
+            check_cell(Genotype.from_plain(self.genotype).recurrent)
+            if self.noise.weightdrop:
+                raise UsageError(
+                    f"noise.weightdrop = {self.noise.weightdrop} is for LSTM and GRU: a derived "
+                    "cell has noise.dropouth and noise.dropoutx"
+                )
+        if self.model.partial != 1:
+            raise UsageError(
+                f"model.partial = {self.model.partial} is for searches: a training has 1"
+            )
+        _at_least(
+            epochs=(self.epochs, 1),
+            valid_streams=(self.valid_streams, 1),
+            test_streams=(self.test_streams, 1),
+        )
+
+    @property
+    def network(self) -> CellGene | Baseline:
+        """What `RecurrentLM` runs."""
+        if self.cell == "derived":
+            return Genotype.from_plain(self.genotype).recurrent
+        return self.cell
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Dotted keys of settings that change nothing in the result of this training."""
+        keys = {*WITHOUT_RESULT, "model.nodes"}
+        if self.cell != "derived":
+            keys.add("noise.dropoutx")
+            if self.model.layers == 1:
+                keys.add("noise.dropouth")
+        return frozenset(keys)

@@ -1,0 +1,173 @@
+"""Text: streams cut into windows, a state carried from one to the next, a recurrent network."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnnnas.config.text import SearchConfig, TrainConfig
+from rnnnas.data.text_corpus import Corpus
+from rnnnas.data.text_streams import Streams, window_lengths
+from rnnnas.distributed import ALONE, Ranks
+from rnnnas.engine.job import Position
+from rnnnas.engine.task import AlphaBatch, Net
+from rnnnas.lm.model import RecurrentLM
+from rnnnas.nas.derive import derive
+from rnnnas.nas.genotype import RECURRENT, Genotype
+from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
+from rnnnas.nas.space import recurrent_space
+from rnnnas.types import Batch, Noise
+
+
+class _Text:
+    """What a search and a training on text have in common."""
+
+    measure = "perplexity"
+    config: SearchConfig | TrainConfig
+    train: Streams
+
+    def lengths(self, epoch: int) -> list[int]:
+        rng = random.Random(f"{self.config.seed}/windows/{epoch}")
+        return window_lengths(self.config.windows, self.train.length, rng)
+
+    def batch(self, at: Position, steps: int) -> Batch:
+        return self.train.window(at.start, steps)
+
+    def scaled(self, lr: float, steps: int) -> float:
+        return lr * steps / self.config.windows.bptt
+
+
+@final
+class TextSearch(_Text):
+    """See `base.SearchTask`."""
+
+    def __init__(
+        self, config: SearchConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        ranks.check(config.windows.streams)
+        self.config: SearchConfig = config
+        self.corpus = corpus
+        self.device = device
+        self.ranks = ranks
+        self.spaces: Spaces = {RECURRENT: recurrent_space(config.model.nodes)}
+        streams = config.windows.streams
+        train, alpha = search_texts(config, corpus)
+        part = ranks.part(streams)
+        self.train = Streams(train, streams, device, part=part)
+        self.alpha = Streams(alpha, streams, device, part=part)
+        self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
+
+    def network(self, stage: int, spaces: Spaces, generator: torch.Generator) -> Net:
+        config, now = self.config, self.config.plan[stage]
+        (space,) = spaces.values()
+        return RecurrentLM(
+            replace(config.model, hidden=now.hidden),
+            self.corpus.vocab.size,
+            space,
+            noise=replace(config.noise, dropouth=now.dropouth),
+            penalty=config.penalty,
+            generator=generator,
+            ranks=self.ranks,
+        )
+
+    def derive(self, relaxation: Relaxation, alphas: Alphas, spaces: Spaces) -> Genotype:
+        return derive(relaxation, alphas, spaces)
+
+    def alpha_batch(self, at: Position, start: int, steps: int) -> AlphaBatch:
+        steps = min(steps, self.alpha.length - 1)
+        # Back to the start of the text: the state of its end does not belong there.
+        fresh = start + steps > self.alpha.length - 1
+        start = 0 if fresh else start
+        return AlphaBatch(self.alpha.window(start, steps), start + steps, fresh)
+
+    def at(self, net: Net, stage: int, progress: float) -> Net:
+        return net
+
+    def alone(self, net: Net) -> Net:
+        assert isinstance(net, RecurrentLM)
+        return net.alone()
+
+    def scored(self, trained: int) -> Streams:
+        return scoring_streams(self.config, self.corpus, self.device, trained)
+
+
+@final
+class TextTraining(_Text):
+    """See `base.TrainTask`."""
+
+    kind = "recurrent"
+
+    def __init__(
+        self, config: TrainConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        ranks.check(config.windows.streams)
+        self.config: TrainConfig = config
+        self.corpus = corpus
+        self.ranks = ranks
+        streams = config.windows.streams
+        self.train = Streams(corpus.splits["train"], streams, device, part=ranks.part(streams))
+        self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
+        # Not used before the end, but a text too short for it is better refused now.
+        Streams(corpus.splits["test"], config.test_streams, device, "test_streams")
+
+    def network(self, generator: torch.Generator) -> Net:
+        config = self.config
+        return RecurrentLM(
+            config.model,
+            self.corpus.vocab.size,
+            config.network,
+            noise=config.noise,
+            penalty=config.penalty,
+            generator=generator,
+            ranks=self.ranks,
+        )
+
+    def noise(
+        self, net: Any, batch: Batch, generator: torch.Generator, progress: float
+    ) -> Noise:  # fmt: skip
+        return net.noise(batch, generator)
+
+    def statistics(self, net: Net, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}  # a recurrent network has no buffers
+
+    def described(self) -> dict[str, Any]:
+        return {"vocabulary": self.corpus.vocab.to_plain()}
+
+
+def search_texts(config: SearchConfig, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """The text that a search trains weights on, and the one for alphas and for scoring cells."""
+    train, other = corpus.splits["train"], corpus.splits["valid"]
+    # A single-level method has no use for a text of the alphas' own.
+    if config.alphas.text == "held-out" and config.relaxation.level == "valid":
+        kept = int(len(train) * (1 - config.alphas.held_out))
+        train, other = train[:kept], train[kept:]
+    return train, other
+
+
+def alpha_text(config: SearchConfig, corpus: Corpus) -> np.ndarray:
+    """The text that a search trains its alphas on: the weights' own for a single-level method."""
+    train, other = search_texts(config, corpus)
+    return train if config.relaxation.level == "train" else other
+
+
+def scoring_streams(
+    config: SearchConfig, corpus: Corpus, device: torch.device, trained: int
+) -> Streams:
+    """What cells are scored on: `blackbox.targets` of the alphas' text, from its beginning.
+
+    As many streams as in training: the batch statistics are then of the same kind.
+
+    Args:
+        trained: steps in time that the search trains on, T of all its windows together.
+    """
+    _, text = search_texts(config, corpus)
+    streams = config.windows.streams
+    steps = max(trained // max(config.cells, 1), config.windows.bptt)
+    targets = config.blackbox.targets or steps * streams
+    return Streams(text[: targets + streams], streams, device)

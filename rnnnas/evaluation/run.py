@@ -1,0 +1,258 @@
+"""Evaluating a checkpoint: on a split of its corpus, or on a text; of images, see `classify`."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnnas.config.plain import from_plain
+from rnnnas.config.text import TrainConfig
+from rnnnas.data.corpus import Corpus, check_unchanged, open_corpus
+from rnnnas.data.image_corpus import ImageCorpus
+from rnnnas.data.text_files import read_lines
+from rnnnas.data.text_streams import Streams
+from rnnnas.data.vocab import Vocab
+from rnnnas.engine.steps import evaluate, generator
+from rnnnas.errors import CheckpointError, DataError, RnnnasError, UsageError
+from rnnnas.evaluation.adaptive import evaluate_adapting
+from rnnnas.evaluation.images import accuracy, is_classifier
+from rnnnas.lm.model import RecurrentLM
+from rnnnas.nas.genotype import Genotype
+from rnnnas.runs.checkpoint import content_digest, load_content
+from rnnnas.runs.files import read_json
+
+# How far below the exact bound of a generated corpus a perplexity may lie by chance.
+LEAK_MARGIN = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a best.pt holds, rebuilt; the network carries the saved (averaged) weights."""
+
+    net: RecurrentLM
+    config: TrainConfig
+    genotype: Genotype | None  # of a derived cell
+    vocab: Vocab
+    corpus: str
+    corpus_sha256: str
+    metrics: dict[str, Any]
+    digest: str
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Loaded:
+    """Rebuild the model of a best.pt.
+
+    Raises:
+        CheckpointError: where the file is missing, damaged, or not a trained cell.
+    """
+    _refuse_search(path)
+    return _rebuild(load_content(path), path, device)
+
+
+def _rebuild(content: dict[str, Any], path: Path, device: torch.device) -> Loaded:
+    """The model of a best.pt with this content; raises as `load_checkpoint`."""
+    if is_classifier(content):
+        raise CheckpointError(
+            f"{path} holds an image network, which neither reads nor writes text",
+            "`rnnnas eval --checkpoint` gives its accuracy",
+        )
+    try:
+        config = from_plain(TrainConfig, content["config"])
+        if content["genotype"] != config.genotype:
+            raise UsageError("its genotype is not the one of its settings")
+        genotype = None
+        if config.cell == "derived":
+            genotype = Genotype.from_plain(config.genotype)
+        vocab = Vocab.from_plain(content["vocabulary"])
+        net = RecurrentLM(
+            config.model, vocab.size, config.network, noise=config.noise,
+            penalty=config.penalty, generator=torch.Generator(),
+        )  # fmt: skip
+        net.load_state_dict(content["weights"])
+        return Loaded(
+            net=net.to(device),
+            config=config,
+            genotype=genotype,
+            vocab=vocab,
+            corpus=content["corpus"]["name"],
+            corpus_sha256=content["corpus"]["sha256"],
+            metrics=content["metrics"],
+            digest=content_digest(content),
+        )
+    except (KeyError, TypeError, RuntimeError, RnnnasError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{path} is intact but does not hold a trained recurrent cell: {reason}",
+            "give the best.pt of a run of `rnnnas train`",
+        ) from error
+
+
+def _refuse_search(path: Path) -> None:
+    """Raises CheckpointError where `path` is the state of a search, or missing from its folder."""
+    about = path.parent / "config.json"
+    if (os.path.exists(path) and path.name != "state.pt") or not os.path.isfile(about):
+        return
+    stored = read_json(about)
+    if not isinstance(stored, dict) or stored.get("kind") != "search":
+        return
+    config = stored.get("config")
+    corpus = config.get("corpus") if isinstance(config, dict) else None
+    folder = shlex.quote(str(path.parent))
+    train = f"`rnnnas train --corpus {shlex.quote(str(corpus))} --genotype {folder}`"
+    if not (path.parent / "genotype.json").exists():
+        train = f"finish the search with --out {folder}, then {train}"
+    raise CheckpointError(
+        f"{path.parent} is a search: it has no trained model to evaluate",
+        f"train its cell first: {train}",
+    )
+
+
+def evaluate_checkpoint(
+    path: Path,
+    split: str = "test",
+    *,
+    text: Path | None = None,
+    corpus: Corpus | ImageCorpus | None = None,
+    device: torch.device,
+    dynamic: bool = False,
+    cache: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """The perplexity of a checkpoint; of an image network the accuracy, as `classify` says.
+
+    Args:
+        split: "train", "valid" or "test" of the corpus it was trained on; validation runs on
+            `valid_streams` streams and the others on `test_streams` (10 and 1 by default).
+        text: evaluated instead of a split; words the vocabulary lacks count as `<unk>`.
+        corpus: the corpus, where the caller has it open.
+        dynamic, cache: let the model learn from the text as it goes by (see `adapt`); any split
+            is then one stream. Parameters are chosen on validation text, once, and kept beside
+            the checkpoint.
+        quiet: show no progress of these.
+
+    Returns:
+        split ("text" for a text), perplexity, nats (mean a token), tokens (targets counted),
+        unknown (tokens read as `<unk>` that the text itself did not write so), digest (of the
+        checkpoint), for sentencepiece word_perplexity, and for a generated corpus
+        best_perplexity with `leak`, whether the perplexity lies clearly below it. With `dynamic`
+        or `cache` also plain_perplexity, without either on the same stream, and under their names
+        the parameters used and the validation perplexity they were chosen by.
+
+    Raises:
+        CheckpointError, DataError: as their causes say.
+        UsageError: a text, or learning from one, for an image network.
+    """
+    _refuse_search(path)
+    content = load_content(path)
+    if is_classifier(content):
+        if text is not None or dynamic or cache:
+            raise UsageError(
+                f"{path} holds an image network: --text, --dynamic and --cache are for text",
+                "leave them out",
+            )
+        assert not isinstance(corpus, Corpus)
+        return accuracy(content, path, split, corpus=corpus, device=device)
+    assert not isinstance(corpus, ImageCorpus)
+    loaded = _rebuild(content, path, device)
+    config = loaded.config
+    bound: float | None = None
+    if text is not None:
+        split = "text"
+        encoded = loaded.vocab.encode(read_lines(text))
+        tokens, unknown, words = encoded.tokens, encoded.unknown, encoded.words
+    else:
+        corpus = _trained_on(loaded, corpus)
+        tokens, words = corpus.splits[split], corpus.words(split)
+        unknown = int(corpus.description["splits"][split]["unknown"])
+        bound = corpus.best_perplexity(split)
+    streams = config.valid_streams if split == "valid" else config.test_streams
+    if text is not None or dynamic or cache:
+        streams = 1
+    if text is not None and len(tokens) < 2:
+        raise DataError(f"{text} holds fewer than two tokens", "give a longer text")
+    read = Streams(tokens, streams, device, "")
+    plain = score = evaluate(loaded.net, read, {})
+    report: dict[str, Any] = {}
+    if dynamic or cache:
+        score, report = evaluate_adapting(
+            loaded.net, read, lambda: _trained_on(loaded, corpus), dynamic=dynamic, cache=cache,
+            saved=path.with_suffix(".dynamic.json"), digest=loaded.digest, quiet=quiet,
+        )  # fmt: skip
+        report["plain_perplexity"] = plain.perplexity
+    result: dict[str, Any] = {
+        "split": split,
+        "perplexity": score.perplexity,
+        "nats": score.loss,
+        "tokens": score.tokens,
+        "unknown": unknown,
+        "digest": loaded.digest,
+        **report,
+    }
+    if loaded.vocab.kind == "sentencepiece":
+        # All nats of the text shared out over its words and line ends.
+        per_word = score.loss * len(tokens) / max(words, 1)
+        result["word_perplexity"] = math.exp(per_word) if per_word < 700 else math.inf
+    if bound is not None:
+        result["best_perplexity"] = bound
+        result["leak"] = score.perplexity < bound * (1 - LEAK_MARGIN)
+    return result
+
+
+def _trained_on(loaded: Loaded, corpus: Corpus | None) -> Corpus:
+    """The corpus the model was trained on: the one given, or opened by its name, and checked."""
+    corpus = corpus or open_corpus(loaded.corpus)
+    if corpus.sha256 != loaded.corpus_sha256:
+        raise DataError(
+            f"the corpus {loaded.corpus!r} here is not the one this model was trained on",
+            "add the original text again, or evaluate a text of your own with --text FILE",
+        )
+    check_unchanged(corpus)
+    return corpus
+
+
+@torch.no_grad()
+def sample(
+    path: Path,
+    *,
+    prompt: str = "",
+    tokens: int = 100,
+    temperature: float = 1.0,
+    seed: int = 1,
+    device: torch.device,
+) -> str:
+    """Text from a checkpoint: the prompt, then `tokens` tokens drawn one after another.
+
+    Args:
+        temperature: logits are divided by it; 0 takes the likeliest token.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`. UsageError: a temperature that is no number >= 0.
+    """
+    if not 0 <= temperature < math.inf:
+        raise UsageError(f"temperature {temperature} must be a number that is not negative")
+    loaded = load_checkpoint(path, device)
+    draws = generator(seed, "sample", 0, torch.device("cpu"))
+    # A line end before the prompt: the model saw every line begin after one.
+    start = loaded.vocab.encode([""]).tokens.tolist()
+    given = loaded.vocab.encode_line(prompt)[:-1] if prompt else []
+    ids = torch.tensor([*start, *given], device=device).unsqueeze(1)
+    logits, hidden_state = loaded.net.logits(ids, None)
+    drawn: list[int] = []
+    for _ in range(tokens):
+        last = logits[-1, 0].double().cpu()
+        if temperature == 0:
+            choice = int(last.argmax())
+        else:
+            chances = ((last - last.max()) / temperature).softmax(-1)
+            choice = int(torch.multinomial(chances, 1, generator=draws))
+        drawn.append(choice)
+        logits, hidden_state = loaded.net.logits(
+            torch.tensor([[choice]], device=device), hidden_state
+        )
+    return loaded.vocab.decode([*given, *drawn])

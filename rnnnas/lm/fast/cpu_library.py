@@ -1,0 +1,242 @@
+"""`kernels_*.cpp`, compiled by the compiler of the machine and called without copies.
+
+Legend: B streams, H hidden, U units computed, n computed edges of a node, M rows, V words.
+
+torch's own operations read and write memory once each; between two products of the cell there are
+a dozen. One pass does them all. Where no compiler is found torch's operations run instead, as on
+another device than a CPU where `device.py` has no kernels, with the same values
+(`elementwise.py`, `fused.py`, `loss.py`, `dynamic.py`, `products.py`). As with torch's own threads,
+a process that has used them must not be forked and go on using them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SOURCES = tuple(
+    Path(__file__).with_name(name)
+    for name in (
+        "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_rows.cpp", "kernels_products.cpp",
+        "kernels_dynamic.cpp", "kernels.h",
+    )
+)  # fmt: skip
+SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
+# -fno-math-errno and -fno-trapping-math let roots and comparisons become vector instructions;
+# nothing here may reorder a sum but where the source says so, nor assume that there are no NaNs.
+FLAGS = (
+    "-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast",
+    "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
+COLUMNS = ("mass", "tanh", "relu", "sigmoid", "identity")  # of an edge's shares and sums
+PART = 16  # streams, or rows of logits, whose sums are taken together
+KEPT_SECONDS = 30 * 24 * 3600  # that libraries of other versions stay in the cache
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+_SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of threads
+    "mix": "iiiippppp", "mix_back": "iiiippppppp", "reach": "iiiipppp", "normalise": "iiiidppppp",
+    "normalise_back": "iiipppp", "losses": "iipppdppi", "evaluate": "iiiiippppppppp",
+    "gate": "iiiippppppp", "gate_back": "iiippppppp", "mean": "iiiippppp", "spread": "iiiipppppp",
+    "multiply": "iiiiipiipidpii", "learn": "ipppdddp", "learn_rows": "iiippppdddpp",
+}  # fmt: skip
+_TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
+
+
+class Built(NamedTuple):
+    """The compiled library, or why there is none."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+def switched_off() -> bool:
+    """Whether the user wants no kernels, here or on a device."""
+    return os.environ.get(SWITCH, "").lower() in ("off", "0", "no")
+
+
+@functools.cache
+def built() -> Built:
+    """Compile, unless that was done before on a machine like this one; takes a few seconds."""
+    if switched_off():
+        return Built(None, f"{SWITCH} says so")
+    if platform.system() != "Linux":
+        return Built(None, "they are compiled on Linux only")
+    compiler = shlex.split(os.environ.get("CXX", "")) or next(
+        ([name] for name in ("g++", "c++", "clang++") if shutil.which(name)), []
+    )
+    if not compiler:
+        return Built(None, "no C++ compiler was found (g++, c++ or clang++)")
+    try:
+        library = _loaded(compiler)
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or [f"{compiler[0]} failed"]
+        return Built(None, next((line for line in lines if "error" in line), lines[-1]))
+    except (OSError, RuntimeError) as error:  # the latter where there is no home
+        return Built(None, str(error))
+    for name, signature in _SIGNATURES.items():
+        for kind in _NAMES.values():
+            function = getattr(library, f"{name}_{kind}", None)
+            if function is None:  # some never round
+                continue
+            function.restype = None
+            function.argtypes = [*(_TYPES[letter] for letter in signature), ctypes.c_int]
+    return Built(library, "")
+
+
+def _loaded(compiler: list[str]) -> ctypes.CDLL:
+    """The library; compiled once more where the file that is there cannot be loaded."""
+    try:
+        return ctypes.CDLL(str(_compiled(compiler)))
+    except OSError:
+        return ctypes.CDLL(str(_compiled(compiler, anew=True)))
+
+
+def _compiled(compiler: list[str], anew: bool = False) -> Path:
+    """The library's file. Its name stands for all that it depends on, this processor too.
+
+    Raises:
+        OSError: where the compiler cannot be run or the file not be written.
+        subprocess.CalledProcessError: where it does not compile.
+    """
+    sources = [path.read_bytes() for path in SOURCES]
+    flags = [*FLAGS, f"-DPART={PART}", *_for_processor(), *_openmp()]
+    version = _run([*compiler, "--version"])
+    key = repr((sources, compiler, flags, version, _processor())).encode()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnnas"
+    target = cache / f"kernels-{hashlib.sha256(key).hexdigest()[:16]}.so"
+    if anew or not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            fresh = Path(folder) / target.name
+            units = (str(path) for path in SOURCES if path.suffix == ".cpp")
+            _run([*compiler, *units, "-o", str(fresh), *flags])
+            fresh.replace(target)  # whole or not at all: others may be doing the same
+        for old in cache.glob("kernels-*.so"):
+            if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+                old.unlink(missing_ok=True)
+    return target
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+    return done.stdout
+
+
+def _processor() -> str:
+    """What the processor can do, as far as the system tells; native code is made for it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _for_processor() -> list[str]:
+    if platform.machine() != "x86_64":
+        return ["-mcpu=native"]
+    wide = ["-mprefer-vector-width=512"] if "avx512f" in _processor().split() else []
+    return ["-march=native", *wide]
+
+
+def _openmp() -> list[str]:
+    """torch's own thread library, so that there is one set of threads and not two."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return [str(found[0])] if found else []
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 in hardware."""
+    supported: bool = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return supported
+
+
+def usable(*tensors: Tensor, low: bool = False) -> bool:
+    """Whether there are kernels for these tensors, which must be of one type.
+
+    low: for products rounded to bfloat16, which have float32 about them.
+    """
+    like = tensors[0]
+    types = (torch.float32,) if low else (torch.float32, torch.float64)
+    if any(t.device.type != "cpu" or t.dtype != like.dtype for t in tensors):
+        return False
+    return like.dtype in types and built().library is not None
+
+
+def dense(tensor: Tensor, *shape: int) -> Tensor:
+    """The tensor as a kernel takes it.
+
+    Raises:
+        ValueError: where its shape is another: a kernel would read beyond it.
+    """
+    if tensor.shape != shape:
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} instead of {shape}")
+    return tensor.contiguous()
+
+
+def function(name: str, product: torch.dtype) -> Callable[..., None]:
+    """A kernel for products of this type; only where they are `usable`.
+
+    Its arguments are numbers and the addresses of dense tensors (`multiply` asks how they lie). Of
+    the cell, with s, t states
+    and sums (B, H), shares (n, 5) as COLUMNS says, product (n, B, 2U) = [c, z]:
+
+    mix: n, B, H, U, sources, shares, product, states, → total Σ_e m s + σ(c) (Σ_f p f(z) - m s).
+    mix_back: n, B, H, U, sources, shares, product, states, gradient of the total, gradients, dots: the
+        product becomes its gradient; adds to the states' gradients what reaches them directly, and
+        to dots (parts of the streams, n, 5) the inner products of the shares' own gradients.
+    reach: n, B, H, U, sources, back (n, B, U), mask (B, U) or 0, gradients: adds back times mask.
+    normalise: B, H, U, roll, epsilon, raw, mask or 0, → state, rstd (H), inner: the first U units
+        times the mask. The state's units are rolled by `roll`, as torch.roll does.
+    normalise_back: B, H, roll, gradient, state, rstd, → the gradient of raw.
+
+    Of a derived cell, with product (B, k, 2H) of the k nodes of one source, which the first state
+    gets from_x (B, 2H) added to, and 0 for what is not there:
+
+    gate: B, H, k, elements between two nodes' states, operations (as COLUMNS counts), product,
+        from_x or 0, source, mask or 0, → states, and times the mask (k, B, H) or 0.
+    gate_back: B, H, k, operations, product, from_x or 0, source, gradients of the nodes' states
+        (k, B, H), gradient of the source, gradient (B, 2H) or 0: the product becomes its gradient,
+        which is also written unrounded where there is from_x; adds to the source's gradient what
+        reaches it directly.
+    mean: B, H, outputs, elements between two states, outputs (slots, rising), states, mask or 0,
+        → their mean, and times the mask or 0.
+    spread: B, H, states, outputs, outputs (slots, rising), gradient of the result, onward, back,
+        mask or 0, → gradients (N+1, B, H) of the states: gradient + onward + back times mask, shared by
+        the outputs, else 0. onward becomes 0.
+
+    Of either cell:
+
+    evaluate: T, B, H, levels, outputs; the first node of every level and the end, the first state
+        being node 0; sources, operations (as COLUMNS counts), outputs, addresses of the matrices
+        (H, 2H); from_x (T, B, 2H), h (B, H), → states (N+1, B, H), results (T, B, H).
+    Of the decoder, of weights, and of matrices whatever they are:
+
+    losses: M, V, logits (without bias), bias, targets, scale, → nats (M) in float64, and if the
+        last argument is 1: scale times the gradient, in the logits' place, its sum over the rows
+        added to by_word (V).
+    multiply: address of a library's product with one thread (CBLAS, 64-bit integers), M, K, W;
+        a (M, K): whether columns are dense, address, elements between rows or columns; b (K, W)
+        likewise; what the former result counts, → result (M, W), elements between its rows; parts
+        of the longer side, each of which one thread makes.
+    learn: elements, gradient g, trained weights, rms, lr, epsilon, relative, → weights w, which
+        move by -lr g / (rms + epsilon) + min(relative rms, 1) (trained - w).
+    learn_rows: M, V, D, gradient (M, V), x (M, D), trained (V, D), rms, lr, epsilon, relative,
+        → weights (V, D), whose gradient is slopeᵀ x; and gradient times what they were, (M, D).
+    """
+    library = built().library
+    assert library is not None
+    result: Callable[..., None] = getattr(library, f"{name}_{_NAMES[product]}")
+    return result

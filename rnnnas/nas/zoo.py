@@ -1,0 +1,141 @@
+"""TODO-DOC rnnnas.nas.zoo."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from rnnnas.errors import UsageError, nearest
+from rnnnas.nas.genotype import _GENE, RECURRENT, Genotype
+from rnnnas.nas.space import recurrent_space
+
+
+class Published(NamedTuple):
+    """A genotype of the literature with the numbers its authors, or a re-run, gave."""
+
+    genotype: Genotype
+    source: str
+    results: str
+
+
+def _published(text: str, source: str, results: str) -> Published:
+    return Published(Genotype.from_text(text), source, results)
+
+
+# The published recurrent cells. Perplexities are validation/test after full retraining.
+ZOO: dict[str, Published] = {
+    "DARTS_V1": _published(
+        "relu0 relu1 tanh2 relu3 relu4 identity1 relu5 relu1",
+        "Liu, Simonyan, Yang 2018, first release (arXiv 1806.09055v1)",
+        "superseded by DARTS_V2",
+    ),
+    "DARTS_V2": _published(
+        "sigmoid0 relu1 relu1 identity1 tanh2 sigmoid5 tanh3 relu5",
+        "Liu, Simonyan, Yang, ICLR 2019 (arXiv 1806.09055)",
+        "PTB 58.1/55.7 (23M), WikiText-2 71.2/69.6 (33M)",
+    ),
+    "ENAS": _published(
+        "tanh0 tanh1 relu1 tanh3 tanh3 relu3 relu4 relu7 relu8 relu8 relu8 concat 2,5,6,9,10,11",
+        "Pham et al. 2018, figure 6, in the DARTS set-up",
+        "PTB 60.8/58.6 (24M)",
+    ),
+    "ENAS_LM": _published(
+        "sigmoid0 tanh1 relu2 sigmoid2 tanh4 tanh5 sigmoid3 sigmoid6",
+        "google-research/enas_lm",
+        "PTB test 56.1 to 57.3 in its own recipe",
+    ),
+    "GDAS": _published(
+        "relu0 relu0 identity1 relu1 tanh0 relu2 identity4 identity2",
+        "Dong, Yang, CVPR 2019",
+        "PTB 59.8/57.5 (23M), WikiText-2 71.0/69.4 (33M)",
+    ),
+    "SDARTS_RS": _published(
+        "sigmoid0 sigmoid1 identity2 sigmoid1 tanh2 tanh2 sigmoid0 sigmoid3",
+        "Chen, Hsieh, ICML 2020, random smoothing",
+        "PTB 58.7/56.4 (23M)",
+    ),
+    "SDARTS_ADV": _published(
+        "relu0 relu1 tanh2 relu3 identity2 relu1 tanh2 relu7",
+        "Chen, Hsieh, ICML 2020, adversarial",
+        "PTB 58.3/56.1 (23M)",
+    ),
+    "NAO": _published(
+        "relu0 relu0 relu1 tanh3 relu4 relu4 relu5 relu1 relu7 relu1 identity1",
+        "Luo et al., NeurIPS 2018",
+        "PTB test 56.02 (27M), WikiText-2 test 67.10, in its own recipe",
+    ),
+    "NAO_WS": _published(
+        "relu0 relu1 sigmoid2 sigmoid1 relu4 relu4 relu4 relu7 sigmoid8 tanh1 relu4",
+        "Luo et al., NeurIPS 2018, with weight sharing",
+        "PTB test 56.7",
+    ),
+}
+
+
+# Cells that `--genotype` understands beside these but that no genotype describes: torch's own.
+BASELINES: dict[str, str] = {
+    "LSTM": "LSTM: torch's own cell, not a genotype. With weight drop it is the AWD-LSTM (Merity "
+    "et al. 2018): PTB 60.0/57.3 (24M, 3 layers, finetuned), WikiText-2 68.6/65.8 (33M)",
+    "GRU": "GRU: torch's own cell, not a genotype (Cho et al. 2014)",
+}
+
+
+def read_genotype(reference: str) -> Genotype:
+    """A genotype from a zoo name, a JSON file, a run folder or the short text form itself.
+
+    Raises:
+        UsageError: where the reference is none of these, with the nearest zoo name.
+    """
+    if reference.upper() in ZOO and not Path(reference).exists():
+        return ZOO[reference.upper()].genotype
+    path = Path(reference)
+    if reference.strip() and _is(path.is_dir):
+        path = path / "genotype.json"
+        if not path.is_file():
+            raise UsageError(
+                f"{reference} holds no genotype.json",
+                "give the folder of a search that has run, e.g. checkpoints/search-ptb-darts-s1",
+            )
+    if _is(path.is_file):
+        try:
+            return Genotype.from_plain(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
+            raise UsageError(f"{path} is not a genotype in JSON: {error}") from error
+    if " " in reference.strip() or _GENE.fullmatch(reference):
+        return Genotype.from_text(reference)
+    raise UsageError(
+        f"genotype {reference!r} is neither a file, a run folder nor a published cell"
+        + nearest(reference, [*ZOO, *BASELINES]),
+        f"published cells: {', '.join(ZOO)}; or write one: 'sigmoid0 relu1 tanh1'",
+    )
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """What `Path.is_dir` or `Path.is_file` says, and no where the text cannot be a path."""
+    try:
+        return test()
+    except OSError:  # a cell's short form can be longer than any file name
+        return False
+
+
+def genotype_of(reference: str, seed: int) -> Genotype:
+    """As `read_genotype`, and 'random' or 'random:SEED': a cell drawn from the recurrent space.
+
+    Args:
+        seed: what 'random' without a seed of its own is drawn by.
+
+    Raises:
+        UsageError: where the reference is not understood.
+    """
+    word, _, own = reference.partition(":")
+    if word != "random":
+        return read_genotype(reference)
+    if own and not own.isdecimal():
+        raise UsageError(f"genotype {reference!r} must be 'random' or 'random:SEED'")
+    rng = random.Random(f"{own or seed}/cell")
+    return Genotype(cells={RECURRENT: recurrent_space().sample(rng)})

@@ -1,0 +1,483 @@
+"""The run folder: one run's configuration, metrics, state, best checkpoint and result.
+
+config.json     what the run is; written once
+metrics.jsonl   one line an event; state.pt says how many bytes of it belong to the state
+events.*        the same numbers, and images, for TensorBoard
+state.pt        all that an exact resume needs
+best.pt         the checkpoint to use
+result.json     what a finished run reported
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
+
+import numpy as np
+
+import rnnnas
+from rnnnas.distributed import Ranks
+from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.runs.checkpoint import load_content, save_content
+from rnnnas.runs.files import (
+    Lock,
+    disk_errors,
+    is_temporary,
+    json_plain,
+    read_json,
+    remove_temporaries,
+    write_json,
+)
+from rnnnas.runs.tensorboard import Board, cut_events, event_sizes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_NEW = "give --fresh for a new run, or another folder with --out"
+
+
+@final
+class Run:
+    """A run folder that this process writes, or, where `result` is set, one that is finished.
+
+    Make one with `Run.open`; leave it with `close`, `finish` or as a context manager.
+    """
+
+    def __init__(self, folder: Path, lock: Lock, save_seconds: float) -> None:
+        self.folder = folder
+        self.result: dict[str, Any] | None = None
+        self._lock: Lock | None = lock
+        self._save_seconds = save_seconds
+        self._id: str | None = None  # of the run; None in folders from before runs had one
+        self._saved = time.monotonic()
+        self._metrics: int | None = None  # a file descriptor
+        self._board: Board | None = None
+        self._step = 0  # the largest step logged or shown
+        self._purge: int | None = None
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        kind: str,
+        config: Mapping[str, Any],
+        *,
+        fresh: bool = False,
+        save_seconds: float = 60.0,
+        idle: Collection[str] = (),
+    ) -> Run:
+        """Create the run `folder`, or continue the run of the same kind and config in it.
+
+        Args:
+            config: plain values, nested; it is compared key by key with a run that is there.
+            fresh: leave a run that is there alone and use the first free of folder-2, -3, ...
+            save_seconds: how often `due` says that the state should be saved.
+            idle: dotted keys of settings that change no result: they may differ from what is
+                there.
+
+        Raises:
+            UsageError: where the folder holds another run or other files, or is in use.
+            CheckpointError: where the run's config.json or result.json is damaged.
+            DiskError: where the folder cannot be written.
+        """
+        folder = first_free(Path(folder)) if fresh else Path(folder)
+        with disk_errors(folder):
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"{folder} is a file, not a run folder", _NEW)
+            folder.mkdir(parents=True, exist_ok=True)
+            is_run = (folder / "config.json").exists()
+            if not is_run and not is_empty(folder):
+                raise UsageError(f"{folder} holds files but no run (no config.json)", _NEW)
+        run = cls(folder, Lock(folder), save_seconds)
+        try:
+            run._enter(kind, json_plain(config), idle)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _enter(self, kind: str, config: dict[str, Any], idle: Collection[str]) -> None:
+        """Under the lock: write config.json, or check the one that is there."""
+        with disk_errors(self.folder):
+            remove_temporaries(self.folder)
+        path = self.folder / "config.json"
+        if not path.exists():
+            self._id = secrets.token_hex(16)
+            about = {"kind": kind, "config": config, "version": rnnnas.__version__}
+            write_json(path, about | {"run": self._id})
+        else:
+            self._id = _check_config(path, kind, config, idle)
+        if self.result_path.exists():
+            result = read_json(self.result_path)
+            if not isinstance(result, dict):
+                raise CheckpointError(f"{self.result_path} is damaged: not an object", _NEW)
+            self.result = result
+            self.close()  # nothing more is written: others may look as well
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.pt"
+
+    @property
+    def best_path(self) -> Path:
+        return self.folder / "best.pt"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def result_path(self) -> Path:
+        return self.folder / "result.json"
+
+    # State
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The content last given to `save_state`, or None; call it before the first `log`.
+
+        Metrics and curves are cut back to that moment: what was logged after it will be logged
+        again, so that a run that was killed has every line once.
+
+        Raises:
+            CheckpointError: where state.pt is damaged, or that of another run.
+            DiskError: where the metrics cannot be cut.
+        """
+        stored: dict[str, Any] = {"state": None, "metrics": 0, "events": {}, "step": -1}
+        if self.state_path.exists():
+            stored = load_content(self.state_path) | {}
+            theirs = stored.pop("run", None)
+            if set(stored) != {"state", "metrics", "events", "step"}:
+                raise CheckpointError(f"{self.state_path} is not the state of a run", _NEW)
+            if theirs != self._id:
+                raise CheckpointError(
+                    f"{self.state_path} is the state of run {theirs or 'without an id'}, and this "
+                    f"folder's config.json is that of run {self._id or 'without an id'}",
+                    "put this run's own state.pt back, or delete it to begin this run again",
+                )
+        if self._lock is not None:
+            self._close_files()
+            _cut_lines(self.metrics_path, stored["metrics"])
+            if event_sizes(self.folder):
+                self._purge = stored["step"] + 1
+            cut_events(self.folder, stored["events"])
+            self._step = max(0, stored["step"])
+        state: dict[str, Any] | None = stored["state"]
+        return state
+
+    def save_state(self, content: Mapping[str, Any]) -> None:
+        """Write state.pt: `content`, and how much of the metrics belongs to it.
+
+        Raises:
+            TypeError: where the content holds more than plain values and tensors.
+            DiskError: where it cannot be written; the older state stays.
+        """
+        self._check_open()
+        if self._board is not None:
+            self._board.flush()
+        with disk_errors(self.metrics_path):
+            if self._metrics is not None:
+                os.fsync(self._metrics)
+            lines = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        stored = {
+            "state": content,
+            "metrics": lines,
+            "events": event_sizes(self.folder),
+            "step": self._step,
+            "run": self._id,
+        }
+        save_content(self.state_path, stored)
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether `save_seconds` have passed since the last save, or since the run was opened."""
+        return time.monotonic() - self._saved >= self._save_seconds
+
+    def save_best(self, content: Mapping[str, Any]) -> str:
+        """Write best.pt and return its digest; errors as in `save_state`."""
+        self._check_open()
+        return save_content(self.best_path, content)
+
+    # Metrics
+
+    def log(self, kind: str, step: int, /, **values: float | int | str | None) -> None:
+        """Add one line to metrics.jsonl, and a point to each curve `kind/name`.
+
+        Values that are not finite are written as null and leave a gap in the curve.
+
+        Raises:
+            DiskError: where a file cannot be written.
+        """
+        self._check_open()
+        line = json.dumps(
+            {"kind": kind, "step": step, **json_plain(values)}, ensure_ascii=False, allow_nan=False
+        )
+        with disk_errors(self.metrics_path):
+            if self._metrics is None:
+                _cut_lines(self.metrics_path)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                self._metrics = os.open(self.metrics_path, flags, 0o666)
+            data = (line + "\n").encode("utf-8")
+            while data:
+                data = data[os.write(self._metrics, data) :]
+        self._step = max(self._step, step)
+        points = {
+            f"{kind}/{name}": float(value)
+            for name, value in json_plain(values).items()
+            if isinstance(value, (int, float))
+        }
+        self._writer().scalars(points, step)
+
+    def image(self, tag: str, array: np.ndarray[Any, Any], step: int) -> None:
+        """Show an image, (height, width, channels) uint8, on the board at `step`."""
+        self._writer().image(tag, array, step)
+        self._step = max(self._step, step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Show a text on the board at `step`."""
+        self._writer().text(tag, text, step)
+
+    def chart(self, title: str, tags: Sequence[str]) -> None:
+        """Show the curves `tags` in one chart on the board."""
+        self._writer().chart(title, tags)
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Add the run to the board's table of hyper-parameters.
+
+        Nested keys of `config` become dotted ones; what is no str, int, float or bool is shown
+        as text.
+        """
+        flat = {
+            key: value if isinstance(value, (str, int, float, bool)) else str(value)
+            for key, value in _flatten(config)
+        }
+        self._writer().hparams(flat, metrics)
+
+    def _writer(self) -> Board:
+        self._check_open()
+        if self._board is None:
+            self._board = Board(self.folder, self._purge)
+        return self._board
+
+    # Ends
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, which marks the run as finished, and close it.
+
+        Raises:
+            DiskError: where it cannot be written.
+        """
+        self._check_open()
+        if self._board is not None:
+            self._board.flush()
+        write_json(self.result_path, result)
+        self.result = json_plain(result)
+        self.close()
+
+    def close(self) -> None:
+        """Close the files and let other processes open the run; further calls do nothing."""
+        try:
+            self._close_files()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            self._lock = None
+
+    def _close_files(self) -> None:
+        if self._metrics is not None:
+            os.close(self._metrics)
+            self._metrics = None
+        if self._board is not None:
+            board, self._board = self._board, None
+            board.close()
+
+    def _check_open(self) -> None:
+        if self._lock is None:
+            raise RuntimeError(f"the run {self.folder} is closed")
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing lies in `folder` but what a run killed at its very start leaves."""
+    return all(path.name == Lock.NAME or is_temporary(path) for path in folder.iterdir())
+
+
+def first_free(folder: Path) -> Path:
+    """The first of folder, folder-2, folder-3, ... that is missing or empty."""
+    number = 1
+    candidate = folder
+    with disk_errors(folder):
+        while candidate.exists() and not (candidate.is_dir() and is_empty(candidate)):
+            number += 1
+            candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def _check_config(
+    path: Path, kind: str, config: dict[str, Any], idle: Collection[str]
+) -> str | None:
+    """Refuse a config.json of another kind or with other values, naming them; returns its id."""
+    stored = read_json(path)
+    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+        raise CheckpointError(f"{path} is damaged: it holds no configuration", _NEW)
+    if stored.get("kind") != kind:
+        raise UsageError(f"{path.parent} holds a {stored.get('kind')} run, not a {kind} run", _NEW)
+    if changes := differences(stored["config"], config, idle):
+        raise UsageError(
+            f"{path.parent} holds a run with another configuration: {'; '.join(changes)}", _NEW
+        )
+    return stored.get("run")
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], idle: Collection[str]
+) -> list[str]:
+    """What differs between two nested configurations, a phrase each; keys in `idle` may."""
+    one, other = dict(_flatten(there)), dict(_flatten(here))
+    return [
+        f"{key} is {_shown(one, key)} there and {_shown(other, key)} here"
+        for key in sorted((one.keys() | other.keys()) - set(idle))
+        if _shown(one, key) != _shown(other, key) and not _same(one, other, key)
+    ]
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
+
+
+def _same(there: Mapping[str, Any], asked: Mapping[str, Any], key: str) -> bool:
+    """Equal as numbers: 20 and 20.0 are one value, 1 and true are two."""
+    values = [flat.get(key) for flat in (there, asked)]
+    return all(type(value) in (int, float) for value in values) and values[0] == values[1]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; an empty mapping is a leaf."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _cut_lines(path: Path, size: int | None = None) -> None:
+    """Cut a file of lines to at most `size` bytes, and a half-written last line off."""
+    if not path.exists():
+        return
+    with disk_errors(path), path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end if size is None else min(size, end)
+        while keep:
+            file.seek(keep - 1)
+            if file.read(1) == b"\n":
+                break
+            keep -= 1
+        if keep < end:
+            file.truncate(keep)
+
+
+T = TypeVar("T")
+
+
+@final
+class SharedRun:
+    """`Run` for each of several processes: the calls are the same, and every rank makes them.
+
+    Rank 0 holds the lock and the files. What goes wrong there is raised on every rank, for the
+    calls that all must have seen succeed: opening, states, checkpoints, the result.
+    """
+
+    def __init__(self, ranks: Ranks, folder: Path, kind: str, config: Any, **options: Any) -> None:
+        self._ranks = ranks
+        self._run: Run | None = None
+
+        def enter() -> dict[str, Any]:
+            self._run = Run.open(folder, kind, config, **options)
+            return {"folder": str(self._run.folder), "result": self._run.result}
+
+        told = ranks.on_rank_zero(enter)
+        self.folder = Path(told["folder"])
+        self.result: dict[str, Any] | None = told["result"]
+
+    @property
+    def best_path(self) -> Path:
+        return self.folder / "best.pt"
+
+    def load_state(self) -> dict[str, Any] | None:
+        return self._by_first(lambda run: run.load_state())
+
+    def save_state(self, content: Mapping[str, Any]) -> None:
+        self._by_first(lambda run: run.save_state(content))
+
+    def save_best(self, content: Mapping[str, Any]) -> None:
+        self._by_first(lambda run: run.save_best(content))
+
+    def _by_first(self, work: Callable[[Run], T]) -> T | None:
+        return self._ranks.on_rank_zero(lambda: None if self._run is None else work(self._run))
+
+    def due(self) -> bool:
+        """Whether rank 0 would save now; the others never ask for it."""
+        return self._run is not None and self._run.due()
+
+    def log(self, kind: str, step: int, /, **values: float | int | str | None) -> None:
+        if self._run is not None:
+            self._run.log(kind, step, **values)
+
+    def image(self, tag: str, array: np.ndarray[Any, Any], step: int) -> None:
+        if self._run is not None:
+            self._run.image(tag, array, step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        if self._run is not None:
+            self._run.text(tag, text, step)
+
+    def chart(self, title: str, tags: Sequence[str]) -> None:
+        if self._run is not None:
+            self._run.chart(title, tags)
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        if self._run is not None:
+            self._run.hparams(config, metrics)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        self._by_first(lambda run: run.finish(result))
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.close()
+
+    def __enter__(self) -> SharedRun:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+AnyRun: TypeAlias = Run | SharedRun
+
+
+def open_run(ranks: Ranks, folder: Path, kind: str, config: Any, **options: Any) -> AnyRun:
+    """The run folder as this process sees it; arguments and errors as of `Run.open`."""
+    if ranks.size == 1:
+        return Run.open(folder, kind, config, **options)
+    return SharedRun(ranks, folder, kind, config, **options)

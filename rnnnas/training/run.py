@@ -1,0 +1,299 @@
+"""Training a cell to be reported: joins data, network, optimiser and run folder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnnas.config.plain import to_plain
+from rnnnas.config.presets import AnyTrain
+from rnnnas.config.text import TrainConfig
+from rnnnas.data.corpus import AnyCorpus, check_unchanged
+from rnnnas.distributed import ALONE, Ranks
+from rnnnas.draw import images as raster
+from rnnnas.engine.cuda_graphs import cuda_graphs_for
+from rnnnas.engine.job import ValidationDiverged, Position, StepReport
+from rnnnas.engine.loop import drive, finished
+from rnnnas.engine.metrics import Score
+from rnnnas.engine.pick_task import train_task
+from rnnnas.engine.steps import evaluate, generator, own_state, weight_step, weights_of, whole_state
+from rnnnas.engine.task import Net, arithmetic
+from rnnnas.errors import CheckpointError, DivergedError
+from rnnnas.evaluation.run import evaluate_checkpoint
+from rnnnas.nas.genotype import Genotype, cell_text
+from rnnnas.optim import (
+    Average,
+    averaging_starts,
+    restore_optimizer,
+    scheduled,
+    weight_optimizer,
+)
+from rnnnas.runs.checkpoint import load_content
+from rnnnas.runs.files import write_json
+from rnnnas.runs.folder import AnyRun, differences, open_run
+from rnnnas.training.published_curves import curve_for, published
+from rnnnas.types import HiddenState
+
+
+class TrainJob:
+    """The state of a training and its steps; see `loop.Job`."""
+
+    def __init__(
+        self, config: AnyTrain, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        self.ranks = ranks
+        self.config = config
+        self.corpus = corpus
+        self.device = device
+        self.epochs = config.epochs + config.weights.finetune_epochs
+        self.task = train_task(config, corpus, device, ranks)
+        draws = generator(config.seed, "weights", 0, torch.device("cpu"))
+        self.net: Net = self.task.network(draws).to(device)
+        self.cuda_graphs = None
+        if isinstance(config, TrainConfig):
+            self.cuda_graphs = cuda_graphs_for(config.capture, device, ranks, config.model.path)
+        self.optimizer = weight_optimizer(self.net, config.weights)
+        self.train, self.valid = self.task.train, self.task.valid
+        self.hidden_state: HiddenState = None
+        self.average: Average | None = None
+        self.history: list[float] = []  # validation loss after each epoch
+        self.best = math.inf  # the least `Score.regret` so far
+        # What finetuning starts from; kept only while one is to come.
+        self.best_weights: dict[str, Tensor] | None = None
+        # The averaged weights' own statistics, and the steps that were averaged then.
+        self._statistics: tuple[int, dict[str, Tensor]] = (0, {})
+
+    @property
+    def arithmetic(self) -> str:
+        return arithmetic(self.net, self.device)
+
+    def lengths(self, epoch: int) -> list[int]:
+        return self.task.lengths(epoch)
+
+    def begin_epoch(self, at: Position) -> None:
+        self.hidden_state = None
+        if at.epoch == self.config.epochs:
+            self._begin_finetuning()
+
+    def _begin_finetuning(self) -> None:
+        """Go on from the best weights, with averaging from the first step."""
+        if self.best_weights is not None:
+            self.net.load_state_dict(self.best_weights)
+            # Whoever comes here again, after a crash or a divergence, has restored them first.
+            self.best_weights = None
+        self.optimizer = weight_optimizer(self.net, self.config.weights)  # no old momentum
+        self.average = Average(dict(self.net.named_parameters()))
+        # Those of the former average may be of as many steps as this one will have.
+        self._statistics = (0, {})
+
+    def _learning_rate(self, at: Position) -> float:
+        """The step size of a full window: the schedule spans the main epochs only."""
+        config = self.config
+        if at.epoch >= config.epochs:
+            return config.weights.lr
+        if self.epochs == config.epochs:
+            return scheduled(config.weights, at.progress)
+        return scheduled(config.weights, min(1.0, at.progress * self.epochs / config.epochs))
+
+    def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
+        config = self.config
+        lr = self.task.scaled(self._learning_rate(at), steps) * lr_factor
+        batch = self.task.batch(at, steps)
+        draws = generator(config.seed, "weight-step", at.step, self.device)
+        noise = self.task.noise(self.net, batch, draws, at.progress)
+        loss, norm = weight_step(
+            self.net, self.optimizer, batch, self.hidden_state, {}, noise, lr=lr, clip=config.weights.clip,
+            ranks=self.ranks, cuda_graphs=self.cuda_graphs,
+        )  # fmt: skip
+        self.hidden_state = loss.hidden_state
+        if self.average is not None:
+            self.average.update(dict(self.net.named_parameters()))
+        return StepReport(loss.value, loss.count, norm, lr, loss.correct)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is evaluated, saved and reported: the averaged weights once averaging is on."""
+        average = self.average
+        if average is None or not average.steps:
+            return weights_of(self.net)
+        if self._statistics[0] != average.steps:
+            found = self.task.statistics(self.net, average.weights)
+            self._statistics = (average.steps, found)
+        return average.weights | self._statistics[1]
+
+    def _score(self) -> Score:
+        return evaluate(self.net, self.valid, {}, self.weights(), self.cuda_graphs)
+
+    def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
+        score = Score(**self.ranks.on_rank_zero(lambda: asdict(self._score())))
+        if not math.isfinite(score.loss):
+            raise ValidationDiverged
+        averaged = self.average is not None
+        if score.regret < self.best and math.isfinite(score.perplexity):
+            self.best = score.regret
+            run.save_best(self.checkpoint(at, score.measured[self.task.measure]))
+            if at.epoch < self.config.epochs < self.epochs:
+                self.best_weights = {name: w.clone() for name, w in self.weights().items()}
+        if not averaged and averaging_starts(self.history, score.loss, self.config.weights.nonmono):
+            self.average = Average(dict(self.net.named_parameters()))
+        self.history.append(score.loss)
+        values = {f"valid_{name}": value for name, value in score.measured.items()}
+        values |= {"averaged": float(averaged)}
+        beside = published(self.corpus.sha256, self.config, at.epoch + 1)
+        return values if beside is None else values | {"published_valid_perplexity": beside}
+
+    def enter(self, run: AnyRun, resumed: bool) -> None:
+        """Before the first step: what the board shows from the start, and a look at best.pt."""
+        if curve := curve_for(self.corpus.sha256, self.config):
+            title = f"validation perplexity, published from epoch {curve.points[0][0]} on"
+            run.chart(title, ["epoch/valid_perplexity", "epoch/published_valid_perplexity"])
+        if resumed:
+            if math.isfinite(self.best):
+                self.check_best(run)
+            return
+        if curve:
+            run.text("published", curve.source, 0)
+        if self.config.genotype:
+            genotype = Genotype.from_plain(self.config.genotype)
+            run.image("cell", raster.cell_image(genotype), 0)
+            run.text("genotype", cell_text(genotype), 0)
+
+    def check_best(self, run: AnyRun) -> None:
+        """Refuse a best.pt of another run, which would be reported as this one's.
+
+        It holds no run's id, so that two runs of the same command write the same bytes: its
+        settings and corpus are compared.
+
+        Raises:
+            CheckpointError: where it is missing, damaged or another's.
+        """
+        content = load_content(run.best_path)
+        corpus, config = content.get("corpus"), content.get("config")
+        theirs = {
+            **(config if isinstance(config, dict) else {}),
+            "corpus_sha256": corpus.get("sha256") if isinstance(corpus, dict) else None,
+        }
+        ours = {**to_plain(self.config), "corpus_sha256": self.corpus.sha256}
+        if changes := differences(theirs, ours, self.config.idle):
+            raise CheckpointError(
+                f"{run.best_path} is not the best.pt of this run: {'; '.join(changes)}",
+                "put this run's own best.pt back, or train anew with --fresh",
+            )
+
+    def checkpoint(self, at: Position, measured: float) -> dict[str, Any]:
+        """The content of best.pt: all that evaluation and sampling need, and nothing that differs
+        between two runs of the same command. measured: perplexity or accuracy.
+        """
+        metrics = {"epoch": at.epoch + 1, "step": at.step, f"valid_{self.task.measure}": measured}
+        return {
+            "kind": self.task.kind,
+            "config": to_plain(self.config),
+            "genotype": self.config.genotype,
+            **self.task.described(),
+            "corpus": {"name": self.corpus.name, "sha256": self.corpus.sha256},
+            "weights": self.weights(),
+            "metrics": metrics,
+        }
+
+    def state(self) -> dict[str, Any]:
+        average = self.average
+        return {
+            "weights": weights_of(self.net),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None
+            if average is None
+            else {"steps": average.steps, "weights": average.weights},
+            "carry": whole_state(self.hidden_state, self.ranks),
+            "history": self.history,
+            "best": self.best,
+            "best_weights": self.best_weights,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["weights"])
+        restore_optimizer(self.optimizer, state["optimizer"])
+        self.average = None
+        if state["average"] is not None:
+            weights = {name: w.to(self.device) for name, w in state["average"]["weights"].items()}
+            self.average = Average(weights)
+            self.average.steps = state["average"]["steps"]
+        self.hidden_state = own_state(state["carry"], self.device, self.ranks)
+        self.history = list(state["history"])
+        self.best = state["best"]
+        best = state["best_weights"]
+        self.best_weights, self._statistics = None, (0, {})
+        if best is not None:
+            self.best_weights = {name: w.to(self.device) for name, w in best.items()}
+
+
+def train(
+    config: AnyTrain,
+    corpus: AnyCorpus,
+    folder: Path,
+    *,
+    device: torch.device,
+    fresh: bool = False,
+    quiet: bool = False,
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
+    """Train a cell, or go on with a training that was stopped; returns its result.
+
+    With several ranks every one of them calls this, with its own device; the number may change
+    when a training goes on.
+
+    The result: run, checkpoint, parameters, seconds, valid_perplexity and test_perplexity of
+    best.pt, or of images valid_accuracy and test_accuracy in percent, arithmetic (what its products
+    were computed in, and where), digest (its SHA-256).
+
+    Raises:
+        RnnnasError: as `loop.drive` and `Run.open` say.
+    """
+    check_unchanged(corpus)
+    plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
+    # First: what it refuses leaves no run folder behind.
+    job = TrainJob(config, corpus, device, ranks)
+    options: dict[str, Any] = {
+        "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
+    }  # fmt: skip
+    with open_run(ranks, folder, "train", plain, **options) as run:
+        if run.result is not None:
+            return finished(run, ranks)
+        if config.genotype:
+            ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", config.genotype))
+        seconds = drive(
+            job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet, ranks=ranks,
+            ready=lambda resumed: ranks.on_rank_zero(lambda: job.enter(run, resumed)),
+        )  # fmt: skip
+        if not math.isfinite(job.best):
+            raise ranks.rank_zero_error(
+                DivergedError(
+                    "the validation loss was never finite: there is no model to report",
+                    "lower the step size with --set weights.lr=... and start with --fresh",
+                )
+            )
+        ranks.on_rank_zero(lambda: job.check_best(run))
+
+        def evaluated(split: str) -> dict[str, Any]:
+            return evaluate_checkpoint(run.best_path, split, corpus=corpus, device=device)
+
+        valid, test = (ranks.on_rank_zero(partial(evaluated, split)) for split in ("valid", "test"))
+        measure = job.task.measure
+        scores = {f"valid_{measure}": valid[measure], f"test_{measure}": test[measure]}
+        result = {
+            "run": str(run.folder),
+            "checkpoint": str(run.best_path),
+            "parameters": sum(p.numel() for p in job.net.parameters()),
+            "seconds": round(seconds, 3),
+            **scores,
+            "arithmetic": job.arithmetic,
+            "digest": valid["digest"],
+        }
+        run.hparams(plain, scores)
+        result = ranks.broadcast(result)  # the seconds differ
+        run.finish(result)
+        return result

@@ -19,7 +19,7 @@ from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import open_corpus
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine import cuda_graphs
-from rnnnas.engine.cuda_graphs import Program, Programs, cuda_graphs_for
+from rnnnas.engine.cuda_graphs import CudaGraph, CudaGraphs, cuda_graphs_for
 from rnnnas.engine.job import Position
 from rnnnas.errors import UsageError
 from rnnnas.nas.methods import METHODS
@@ -41,7 +41,7 @@ def test_the_setting() -> None:
     )
 
 
-class Taped(Programs):
+class Taped(CudaGraphs):
     """Captures every form at once."""
 
     def __init__(self, device: torch.device) -> None:
@@ -75,10 +75,10 @@ def test_a_replayed_run_has_the_same_result(
     kind = "train" if name == "train" else "search"
     table = tmp_path / "table.json"
     table.write_text(json.dumps(latency_table().to_plain()))
-    runs: list[Program] = []
-    original = Program.run
-    monkeypatch.setattr(Program, "run", lambda self, i: (runs.append(self), original(self, i))[1])
-    monkeypatch.setattr(cuda_graphs, "Programs", Taped)
+    runs: list[CudaGraph] = []
+    original = CudaGraph.run
+    monkeypatch.setattr(CudaGraph, "run", lambda self, i: (runs.append(self), original(self, i))[1])
+    monkeypatch.setattr(cuda_graphs, "CudaGraphs", Taped)
     tapes = taping(monkeypatch)
     sizes = ("epochs=1", "windows.limit=8", "windows.bptt=3", "windows.halved=0.0")
     priced = (f"latency.table={table}",) if "latency.weight=1" in RUNS[name] else ()
@@ -134,7 +134,7 @@ CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 @pytest.mark.parametrize("case", CASES)
 def test_captured_equals_plain_on_a_card(case: str) -> None:
     device = torch.device("cuda")
-    made = Programs(device, patience=1)
+    made = CudaGraphs(device, patience=1)
     rounded = "rounded" in case
     close = {"rtol": 1e-2, "atol": 1e-3} if rounded else {"rtol": 1e-4, "atol": 1e-6}
     assert_same(steps_of(case, made, device), steps_of(case, None, device), **close)

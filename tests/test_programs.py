@@ -1,4 +1,4 @@
-"""Programs against the plain step, bit by bit; what a graph would do, played from a tape."""
+"""CudaGraphs against the plain step, bit by bit; what a graph would do, played from a tape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnnas.engine import cuda_graphs
-from rnnnas.engine.cuda_graphs import Programs
+from rnnnas.engine.cuda_graphs import CudaGraphs
 from rnnnas.engine.steps import generator, weight_step
 from rnnnas.errors import RnnnasError
 from rnnnas.lm.fast.buffers import WORKSPACE
@@ -66,7 +66,7 @@ def network(case: str, device: torch.device = CPU) -> RecurrentLM:
 
 
 def steps_of(
-    case: str, made: Programs | None, device: torch.device = CPU, net: RecurrentLM | None = None
+    case: str, made: CudaGraphs | None, device: torch.device = CPU, net: RecurrentLM | None = None
 ) -> list[dict[str, Any]]:
     """Weight steps over windows of LENGTHS; the hidden state starts anew in the middle."""
     net = network(case, device) if net is None else net
@@ -109,7 +109,7 @@ def assert_same(found: Any, expected: Any, **close: float) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_program_equals_the_plain_step(case: str) -> None:
-    made = Programs(CPU, patience=1)
+    made = CudaGraphs(CPU, patience=1)
     assert_same(steps_of(case, made), steps_of(case, None))
     # Each of the two lengths with a hidden state, and not the one that came once, nor a window that
     # begins a text.
@@ -118,7 +118,7 @@ def test_a_program_equals_the_plain_step(case: str) -> None:
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_when_a_form_gets_a_program(patience: int) -> None:
-    made = Programs(CPU, patience=patience)
+    made = CudaGraphs(CPU, patience=patience)
     assert_same(steps_of("derived", made), steps_of("derived", None))
     # With patience 2, of 5 with a hidden state (3 times) and 3 (3 times, the first without one):
     # none but those that come a third time.
@@ -128,7 +128,7 @@ def test_when_a_form_gets_a_program(patience: int) -> None:
 
 
 def test_no_more_programs_than_may_be_kept() -> None:
-    made = Programs(CPU, patience=0, kept=2)
+    made = CudaGraphs(CPU, patience=0, kept=2)
     assert_same(steps_of("derived", made), steps_of("derived", None))
     assert made.count == 2
 
@@ -138,7 +138,7 @@ def doubled(x: Tensor) -> Tensor:
 
 
 def test_what_was_seen_is_forgotten_in_time() -> None:
-    made = Programs(CPU, patience=1, kept=1)
+    made = CudaGraphs(CPU, patience=1, kept=1)
     for n in range(1, 41):
         made.run("a", doubled, torch.ones(n))
     assert made.count == 0 and len(made._seen) == 16
@@ -161,7 +161,7 @@ FORMS: list[Any] = [
 
 
 def test_forms_are_told_apart() -> None:
-    made = Programs(CPU, patience=0)
+    made = CudaGraphs(CPU, patience=0)
     for count, form in enumerate(FORMS, 1):
         for name in ("a", "b"):
             made.run(name, lambda tree: cuda_graphs.mapped(doubled, tree), form)
@@ -172,7 +172,7 @@ def test_forms_are_told_apart() -> None:
 
 
 def test_results_that_are_handed_out_stay() -> None:
-    made = Programs(CPU, patience=0)
+    made = CudaGraphs(CPU, patience=0)
     one, two = torch.ones(2), torch.full((2,), 5.0)
     first = made.run("a", doubled, one)
     second = made.run("a", doubled, two)
@@ -181,7 +181,7 @@ def test_results_that_are_handed_out_stay() -> None:
 
 
 def test_programs_share_their_buffers() -> None:
-    made = Programs(CPU, patience=0)
+    made = CudaGraphs(CPU, patience=0)
     steps_of("derived", made)
     counts = {
         "new": sum(shape == torch.Size([V, H]) for _, _, _, shape, *_ in made._buffers),
@@ -190,7 +190,7 @@ def test_programs_share_their_buffers() -> None:
     assert made.count == 5 and counts["new"] == 1, "one buffer for the embedding's gradient"
 
 
-def searched(made: Programs | None) -> list[Any]:
+def searched(made: CudaGraphs | None) -> list[Any]:
     net = network("searched")
     method = Darts()
     alphas = method.init(net.space, torch.Generator().manual_seed(1))
@@ -224,7 +224,7 @@ def searched(made: Programs | None) -> list[Any]:
 def test_a_first_order_alpha_step_by_a_program(
     taped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Programs(CPU, patience=1)
+    made = CudaGraphs(CPU, patience=1)
     if taped:
         record(made, monkeypatch)
     found, expected = searched(made), searched(None)
@@ -282,7 +282,7 @@ def taping(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     return tapes
 
 
-def record(made: Programs, monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+def record(made: CudaGraphs, monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     """Let `made` capture by tapes."""
     made._capture = True
     return taping(monkeypatch)
@@ -292,7 +292,7 @@ def record(made: Programs, monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
 def test_a_replayed_window_equals_the_plain_step(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Programs(CPU, patience=1)
+    made = CudaGraphs(CPU, patience=1)
     tapes = record(made, monkeypatch)
     net, calls = network(case), [0]
     net.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
@@ -304,7 +304,7 @@ def test_a_replayed_window_equals_the_plain_step(
 
 
 def test_a_tape_shows_what_python_bakes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, factor = Programs(CPU, patience=0), [1.0]
+    made, factor = CudaGraphs(CPU, patience=0), [1.0]
     record(made, monkeypatch)
     for wanted in (1.0, 2.0, 3.0):
         factor[0] = wanted
@@ -336,7 +336,7 @@ def test_a_capture_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(torch.cuda, "Stream", refuse)
-    made = Programs(CPU, patience=0)
+    made = CudaGraphs(CPU, patience=0)
     made._capture = True
     with pytest.raises(RnnnasError, match="not permitted when stream is capturing") as caught:
         made.run("a", doubled, torch.ones(2))

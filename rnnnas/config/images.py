@@ -36,6 +36,7 @@ class ImageSearchConfig(MethodChoice):
     """
 
     second: ClassVar[Literal["finite", "exact"]] = "exact"
+    capture: ClassVar[Literal["off"]] = "off"  # windows of images are never captured
 
     corpus: str
     method: str = "darts"
@@ -56,7 +57,7 @@ class ImageSearchConfig(MethodChoice):
     latency: LatencyConfig = field(default_factory=LatencyConfig)
 
     def __post_init__(self) -> None:
-        assert self.relaxation is not None  # refuses an unknown method or setting of one
+        _ = self.relaxation  # refuses an unknown method or setting of one
         method = method_of(self.method)
         if method.derive != "scores":
             able = [name for name, other in METHODS.items() if other.derive == "scores"]
@@ -75,7 +76,7 @@ class ImageSearchConfig(MethodChoice):
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         at_least(epochs=(self.epochs, 1), valid_images=(self.valid_images, 0))
         self._check_space()
-        assert self.plan  # refuses stages that do not fit
+        _ = self.plan  # refuses stages that do not fit
 
     def _check_space(self) -> None:
         """Refuse what the other space alone has."""
@@ -122,6 +123,8 @@ class ImageSearchConfig(MethodChoice):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTrainConfig:
     """One training of a pair of cells, or of dense blocks, on images. epochs: as of a search."""
+
+    capture: ClassVar[Literal["off"]] = "off"  # as of a search
 
     corpus: str
     genotype: dict[str, Any] = field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from rnnnas.config.plain import from_plain
@@ -16,6 +18,9 @@ class MethodChoice:
 
     __slots__ = ()
     second: ClassVar[Literal["finite", "exact"]] = "finite"  # which order "auto" stands for
+    # What only searches on text have; their configuration overrides these.
+    stops_by_eigenvalue: ClassVar[bool] = False
+    derives_by_perturbation: ClassVar[bool] = False
     method: str
     relax: dict[str, Any]
     alphas: AlphaConfig
@@ -36,8 +41,12 @@ class MethodChoice:
 
     @property
     def relaxation(self) -> Relaxation:
-        """The method's relaxation with the settings `relax.*`."""
-        return from_plain(method_of(self.method).relaxation, self.relax, "relax.")
+        """The method's relaxation with the settings `relax.*`.
+
+        Raises:
+            UsageError: for a setting that the method does not have, or a value out of range.
+        """
+        return _relaxation(self.method, json.dumps(self.relax, sort_keys=True, default=repr))
 
     @property
     def idle(self) -> frozenset[str]:
@@ -59,3 +68,9 @@ class MethodChoice:
         elif method.alphas == "policy":
             keys.add("latency.form")
         return keys
+
+
+@lru_cache(maxsize=64)
+def _relaxation(method: str, settings: str) -> Relaxation:
+    """A method's relaxation, built once for the settings that are given as JSON."""
+    return from_plain(method_of(method).relaxation, json.loads(settings), "relax.")

@@ -62,7 +62,7 @@ class SearchConfig(MethodChoice):
     stop: StopConfig = field(default_factory=StopConfig)
 
     def __post_init__(self) -> None:
-        assert self.relaxation is not None  # refuses an unknown method or setting of one
+        _ = self.relaxation  # refuses an unknown method or setting of one
         # Settings that the components share with a training but that a search has no place for.
         for name, value, only in (
             ("model.layers", self.model.layers, 1),
@@ -72,7 +72,7 @@ class SearchConfig(MethodChoice):
             if value != only:
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
-        assert self.plan  # refuses stages that do not fit
+        _ = self.plan  # refuses stages that do not fit
         if self.windows.streams < 2:
             raise UsageError("windows.streams must be at least 2: search normalises over streams")
         if self.order == "exact" and self.model.path == "fast":
@@ -125,6 +125,14 @@ class SearchConfig(MethodChoice):
     def from_scratch(self) -> bool:
         weights = method_of(self.method).weights
         return (self.blackbox.weights if weights == "either" else weights) == "scratch"
+
+    @property
+    def stops_by_eigenvalue(self) -> bool:  # type: ignore[override]  # a setting here
+        return self.stop.eigenvalue
+
+    @property
+    def derives_by_perturbation(self) -> bool:  # type: ignore[override]  # a setting here
+        return self.derive.by == "perturbation"
 
     @property
     def cells(self) -> int:

@@ -30,12 +30,12 @@ Buffers: TypeAlias = dict[tuple[Hashable, ...], Tensor]
 # without a hidden state). For 35 steps of 8 nodes a graph holds about 1,000 launches of a derived
 # cell and 1,800 of one under search, five times as many for a second order.
 KEPT = 128
-# Forms that come seldom, e.g. the paths of one draw, are not worth a program.
+# Forms that come seldom, e.g. the paths of one draw, are not worth a graph.
 PATIENCE = 2
 WARM_UP = 3  # runs before a capture: libraries set themselves up in the first ones
 
 
-class Program:
+class CudaGraph:
     """`work` for inputs of one form.
 
     It reads its inputs, and whatever tensors it holds on to, where they lie: weights must be
@@ -44,7 +44,7 @@ class Program:
 
     Args:
         inputs: of the form; buffers like them are made, or taken where `buffers` has them.
-        buffers: shared by programs that never run at the same time.
+        buffers: shared by graphs that never run at the same time.
         capture: whether `work` is captured as a CUDA graph. Its intermediate tensors then lie in
             `pool`, which graphs may share, for nothing of it is read after a run.
     """
@@ -64,7 +64,7 @@ class Program:
             self._run = captured(self._compute, pool)
 
     def run(self, inputs: tuple[Tree, ...]) -> Tree:
-        """The results for `inputs`, in buffers that the next run of any program overwrites."""
+        """The results for `inputs`, in buffers that the next run of any graph overwrites."""
         _copy(inputs, self._inputs)
         self._run()
         return self._outputs
@@ -117,10 +117,10 @@ def captured(compute: Callable[[], None], pool: Any) -> Callable[[], None]:
     return graph.replay
 
 
-class Programs:
-    """The programs of one network, found by name and form; at most `kept` of each name.
+class CudaGraphs:
+    """The graphs of one network, found by name and form; at most `kept` of each name.
 
-    A form gets a program when it has come `patience` times before; once all places of its name are
+    A form gets a graph when it has come `patience` times before; once all places of its name are
     taken no further one does.
     """
 
@@ -129,7 +129,7 @@ class Programs:
         self._capture = device.type == "cuda"
         self._kept = kept
         self._patience = patience
-        self._cuda_graphs: dict[Hashable, Program] = {}
+        self._cuda_graphs: dict[Hashable, CudaGraph] = {}
         self._taken: Counter[str] = Counter()  # how many of each name
         self._seen: dict[Hashable, int] = {}  # oldest first
         self._buffers: Buffers = {}
@@ -138,13 +138,13 @@ class Programs:
 
     @property
     def count(self) -> int:
-        """How many programs there are."""
+        """How many graphs there are."""
         return len(self._cuda_graphs)
 
     def find(
         self, name: str, work: Callable[..., Tree], inputs: tuple[Tree, ...]
-    ) -> Program | None:
-        """The program for inputs of this form, or None where they are to be computed plainly.
+    ) -> CudaGraph | None:
+        """The graph for inputs of this form, or None where they are to be computed plainly.
 
         Args:
             name: what `work` does; it must do the same whenever the name is the same.
@@ -162,34 +162,34 @@ class Programs:
         with torch.cuda.device(self._device) if on_cuda else nullcontext():
             if on_cuda and self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            program = Program(
+            graph = CudaGraph(
                 work, inputs, name=name, buffers=self._buffers, capture=self._capture,
                 pool=self._pool,
             )  # fmt: skip
-        self._cuda_graphs[key] = program
+        self._cuda_graphs[key] = graph
         self._taken[name] += 1
-        return program
+        return graph
 
     def run(self, name: str, work: Callable[..., T], *inputs: Tree) -> T:
-        """`work(*inputs)`, by a program where there is one; the caller may keep the results."""
-        program = self.find(name, work, inputs)
-        if program is None:
+        """`work(*inputs)`, by a graph where there is one; the caller may keep the results."""
+        graph = self.find(name, work, inputs)
+        if graph is None:
             return work(*inputs)
-        kept: T = mapped(torch.clone, program.run(inputs))
+        kept: T = mapped(torch.clone, graph.run(inputs))
         return kept
 
 
 def cuda_graphs_for(
     setting: Literal["auto", "on", "off"], device: torch.device, ranks: Ranks = ALONE,
     path: str = "fast",
-) -> Programs | None:  # fmt: skip
+) -> CudaGraphs | None:  # fmt: skip
     """What the setting `capture` asks for; None where every window is computed plainly.
 
-    "on" captures on CUDA, and runs the same programs uncaptured elsewhere. "auto" captures where
+    "on" captures on CUDA, and runs the same graphs uncaptured elsewhere. "auto" captures where
     it pays: on CUDA, the fast path of a process that is alone.
     """
     able = device.type == "cuda" and ranks.size == 1 and path == "fast"
-    return Programs(device) if setting == "on" or (setting == "auto" and able) else None
+    return CudaGraphs(device) if setting == "on" or (setting == "auto" and able) else None
 
 
 def synchronise(device: torch.device) -> None:
@@ -220,7 +220,7 @@ def _tensors(tree: Tree) -> Iterator[Tensor]:
 
 
 def _form(tree: Tree) -> tuple[Any, ...]:
-    """What of a tree a program does not change: all but the numbers in its tensors."""
+    """What of a tree a graph does not change: all but the numbers in its tensors."""
     if isinstance(tree, Tensor):
         return tree.shape, tree.dtype, tree.device
     if isinstance(tree, Mapping):

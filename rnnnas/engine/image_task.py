@@ -20,12 +20,11 @@ from rnnnas.cnn.noise import SILENCE
 from rnnnas.cnn.ops import MOMENTUM
 from rnnnas.cnn.space import image_spaces
 from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
-from rnnnas.config.presets import AnySearch
-from rnnnas.data.corpus import AnyCorpus
 from rnnnas.data.image_batches import Batches, InOrder
 from rnnnas.data.image_corpus import ImageCorpus, Images
 from rnnnas.data.image_splits import balanced_order
 from rnnnas.data.text_streams import Streams
+from rnnnas.engine.cuda_graphs import CudaGraphs
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import generator as generator_of
 from rnnnas.engine.task import AlphaBatch, Net
@@ -59,7 +58,7 @@ def images_of(
     return Batches(images, size, device, mean=corpus.mean, std=corpus.std)
 
 
-class _Pictures:
+class _Images:
     """What a search and a training on images have in common."""
 
     measure = "accuracy"
@@ -81,9 +80,12 @@ class _Pictures:
     def scaled(self, lr: float, steps: int) -> float:
         return lr
 
+    def cuda_graphs(self) -> CudaGraphs | None:
+        return None
+
 
 @final
-class ImageSearch(_Pictures):
+class ImageSearch(_Images):
     """See `base.SearchTask`. The alphas' images are the end of the training ones, of which any
     part has the classes in proportion.
     """
@@ -92,6 +94,7 @@ class ImageSearch(_Pictures):
         self, config: ImageSearchConfig, corpus: ImageCorpus, device: torch.device
     ) -> None:
         self.config: ImageSearchConfig = config
+        self.corpus, self.device = corpus, device
         self.classes = len(corpus.classes)
         self.layout = Layout(config.dense) if config.space == "dense" else None
         self.spaces: Spaces = image_spaces(config.model.nodes)
@@ -163,9 +166,15 @@ class ImageSearch(_Pictures):
     def scored(self, trained: int) -> Streams:
         raise UsageError("cells are not tried one by one on images")
 
+    def pricing(self) -> Callable[[Path], Price] | None:
+        if not self.config.latency.weight:
+            return None
+        pricing = image_cells.pricing if self.layout is None else dense_blocks.pricing
+        return pricing(self.config, self.corpus, self.device)
+
 
 @final
-class ImageTraining(_Pictures):
+class ImageTraining(_Images):
     """See `base.TrainTask`."""
 
     kind = "convolutional"
@@ -210,15 +219,3 @@ class ImageTraining(_Pictures):
             "mean": list(corpus.mean),
             "std": list(corpus.std),
         }
-
-
-def _layers_price(
-    config: AnySearch, corpus: AnyCorpus, device: torch.device
-) -> Callable[[Path], Price] | None:
-    """What gives a search on images its price in a run folder; None where it has none."""
-    if not isinstance(config, ImageSearchConfig) or not config.latency.weight:
-        return None
-    assert isinstance(corpus, ImageCorpus)  # the job has refused others
-    if config.space == "dense":
-        return dense_blocks.pricing(config, corpus, device)
-    return image_cells.pricing(config, corpus, device)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class _Tally:
     tokens: int = 0
     epoch_nats: float = 0.0
     epoch_tokens: int = 0
-    correct: float | None = None  # of images: how many were classified right
+    correct: float | None = None  # of images: how many were classified correctly
     epoch_correct: float | None = None
 
     def add(self, nats: float, count: int, correct: float | None) -> None:
@@ -48,6 +48,19 @@ class _Tally:
         if correct is not None:
             self.correct = (self.correct or 0.0) + correct
             self.epoch_correct = (self.epoch_correct or 0.0) + correct
+
+    def since_logged(self) -> dict[str, float]:
+        """Perplexity, or accuracy and loss, since the last logged line."""
+        return measured(self.nats, self.tokens, self.correct)
+
+    def of_epoch(self, start: str = "") -> dict[str, float]:
+        """Perplexity, or accuracy and loss, since the epoch began, under names with `start`."""
+        return measured(self.epoch_nats, self.epoch_tokens, self.epoch_correct, start)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> _Tally:
+        """The tally that a state holds; states of version 0.1 say `right` for correct."""
+        return cls(**{name.replace("right", "correct"): value for name, value in plain.items()})
 
 
 def drive(
@@ -72,159 +85,221 @@ def drive(
         DivergedError: after `ROLLBACKS` returns to the last good state, each with half the step.
         Interrupted: on SIGINT or SIGTERM, after the state is saved.
     """
-    at, tally, lr_factor, rollbacks, before = Position(), _Tally(), 1.0, 0, 0.0
-    began = time.perf_counter()
-    waiting: list[StepReport] = []  # of steps that nobody has looked at yet
-    norm = math.nan  # of the last step that was looked at
-    # A state that waits to be saved: whether its last step left good weights behind, only the loss
-    # of the next one shows, and a state that is lost itself would be none to return to.
-    held: dict[str, Any] | None = None
-    quiet = quiet or not ranks.leads
+    return _Loop(job, run, kind, ranks).run(title, quiet or not ranks.leads, ready)
 
-    def state() -> dict[str, Any]:
+
+@final
+class _Loop:
+    """The state of a run beside its job's, and the steps that a run is made of.
+
+    at: where the run stands. lr_factor: halved by every roll-back. waiting: reports of steps that
+    nobody has looked at yet; on a device that works ahead, looking would wait for it. pending: a
+    state that waits to be saved: whether its last step left good weights behind, only the loss of
+    the next one shows, and a state that has diverged would be none to return to.
+    """
+
+    def __init__(self, job: Job, run: AnyRun, kind: str, ranks: Ranks) -> None:
+        self.job, self.folder, self.kind, self.ranks = job, run, kind, ranks
+        self.at, self.tally = Position(), _Tally()
+        self.lr_factor, self.rollbacks = 1.0, 0
+        self.lengths: list[int] = []
+        self.waiting: list[StepReport] = []
+        self.norm = math.nan  # of the last step that was looked at
+        self.pending: dict[str, Any] | None = None
+        self.seconds_before = 0.0  # of the processes that worked on this run before
+        self.began = time.perf_counter()
+        self.clock, self.clock_tokens = self.began, 0  # since the last logged line
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run so far."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def run(self, title: str, quiet: bool, ready: Callable[[bool], None]) -> float:
+        """As `drive`."""
+        saved = self._resume()
+        ready(saved is not None)
+        if saved is None:
+            self._save()  # what a first divergence returns to
+        total = _total_windows(self.job, self.at, len(self.lengths))
+        with StopRequest() as stop, Progress(title, total, done=self.at.step, quiet=quiet) as bar:
+            self.bar = bar
+            self._say_where(saved)
+            self._restart_clock()
+            while self.at.epoch < self.job.epochs:
+                if self._step():
+                    self._save_or_stop(stop)
+        return self.seconds
+
+    # Saving and going back
+
+    def _state(self) -> dict[str, Any]:
         return {
-            "position": asdict(at),
-            "tally": asdict(tally),
-            "lr_factor": lr_factor,
-            "rollbacks": rollbacks,
-            "seconds": before + time.perf_counter() - began,
-            "arithmetic": job.arithmetic,
-            "job": job.state(),
+            "position": asdict(self.at),
+            "tally": asdict(self.tally),
+            "lr_factor": self.lr_factor,
+            "rollbacks": self.rollbacks,
+            "seconds": self.seconds,
+            "arithmetic": self.job.arithmetic,
+            "job": self.job.state(),
         }
 
-    def save() -> None:
-        nonlocal held
-        held = None
-        run.save_state(state())
+    def _save(self) -> None:
+        self.pending = None
+        self.folder.save_state(self._state())
 
-    def restore(saved: dict[str, Any]) -> tuple[Position, _Tally]:
-        job.restore(saved["job"])
-        return Position(**saved["position"]), _Tally(**saved["tally"])
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.job.restore(saved["job"])
+        self.at, self.tally = Position(**saved["position"]), _Tally.from_plain(saved["tally"])
+        more = self.at.epoch < self.job.epochs
+        self.lengths = self.job.lengths(self.at.epoch) if more else []
 
-    saved = run.load_state()
-    if saved is not None:
-        at, tally = restore(saved)
-        lr_factor, rollbacks, before = saved["lr_factor"], saved["rollbacks"], saved["seconds"]
-    ready(saved is not None)
-    if saved is None:
-        save()  # what a first divergence returns to
+    def _resume(self) -> dict[str, Any] | None:
+        """Take over the saved state; None where there is none."""
+        saved = self.folder.load_state()
+        if saved is None:
+            self.lengths = self.job.lengths(0) if self.job.epochs else []
+            return None
+        self._restore(saved)
+        self.lr_factor, self.rollbacks = saved["lr_factor"], saved["rollbacks"]
+        self.seconds_before = saved["seconds"]
+        return saved
 
-    lengths = job.lengths(at.epoch) if at.epoch < job.epochs else []
-    total = _total_windows(job, at, len(lengths))
-    with StopRequest() as stop, Progress(title, total, done=at.step, quiet=quiet) as bar:
-        if at.step:
-            bar.line(f"continuing at epoch {at.epoch + 1}, window {at.window + 1}")
-        if saved is not None and saved.get("arithmetic", job.arithmetic) != job.arithmetic:
-            was = saved["arithmetic"]
-            bar.line(f"until here in {was}, now in {job.arithmetic}: the result is that of neither")
-            run.log("arithmetic", at.step, before=was, now=job.arithmetic)
-        clock, clock_tokens = time.perf_counter(), 0
+    def _say_where(self, saved: dict[str, Any] | None) -> None:
+        if self.at.step:
+            self.bar.line(f"continuing at epoch {self.at.epoch + 1}, window {self.at.window + 1}")
+        now = self.job.arithmetic
+        was = now if saved is None else saved.get("arithmetic", now)
+        if was != now:
+            self.bar.line(f"until here in {was}, now in {now}: the result is that of neither")
+            self.folder.log("arithmetic", self.at.step, before=was, now=now)
 
-        def roll_back(loss: str, step: int) -> None:
-            """To the last good state, with half the step size."""
-            nonlocal at, tally, lengths, lr_factor, rollbacks
-            if rollbacks == ROLLBACKS:
-                raise ranks.rank_zero_error(
-                    DivergedError(
-                        f"the {loss} was not finite at step {step} of epoch {at.epoch + 1}, "
-                        f"after {ROLLBACKS} returns to the last good state",
-                        "lower the step size with --set weights.lr=... and start with --fresh",
-                    )
+    def _roll_back(self, loss: str, step: int) -> None:
+        """Return to the last good state, with half the step size."""
+        if self.rollbacks == ROLLBACKS:
+            raise self.ranks.rank_zero_error(
+                DivergedError(
+                    f"the {loss} was not finite at step {step} of epoch {self.at.epoch + 1}, "
+                    f"after {ROLLBACKS} returns to the last good state",
+                    "lower the step size with --set weights.lr=... and start with --fresh",
                 )
-            good = run.load_state()
-            assert good is not None  # one is saved before the first step
-            bar.line(f"{loss} not finite at step {step}: back to the last good state, lr / 2")
-            at, tally = restore(good)
-            lengths = job.lengths(at.epoch)
-            lr_factor, rollbacks = lr_factor / 2, rollbacks + 1
-            waiting.clear()
-            save()
+            )
+        good = self.folder.load_state()
+        if good is None:
+            raise CheckpointError(
+                f"{self.folder.folder} lost its state.pt while it ran", "start with --fresh"
+            )
+        self.bar.line(f"{loss} not finite at step {step}: back to the last good state, lr / 2")
+        self._restore(good)
+        self.lr_factor, self.rollbacks = self.lr_factor / 2, self.rollbacks + 1
+        self.waiting.clear()
+        self._save()
 
-        def look() -> bool:
-            """Take in the steps that wait. False where one was lost: the run has gone back."""
-            nonlocal norm
-            first = at.step - len(waiting)
-            reports = zip(waiting, _values(waiting), strict=True)
-            for step, (report, (nats, norm, correct)) in enumerate(reports, first):
-                # A perplexity that overflows counts as not finite: such a run is lost as well.
-                if math.isfinite(perplexity(nats, 1)) and math.isfinite(norm):
-                    tally.add(nats, report.count, correct)
-                    continue
-                roll_back("loss", step)
+    def _save_or_stop(self, stop: StopRequest) -> None:
+        """Between two steps: save where it is time, end where a signal asks for it."""
+        if orphaned() and stop.signum is None:
+            stop.signum = signal.SIGTERM
+        signum, due = self.ranks.max_reduce(stop.signum or 0, int(self.folder.due()))
+        if (signum or due) and not self._look():
+            return
+        # With every epoch, too: what a divergence returns to must know of the best.pt there is.
+        if self.at.window == 0:  # an epoch is over, and validated
+            self._save()
+        elif due:
+            # The next step changes the state in place.
+            self.pending = copy.deepcopy(plain_copy(self._state()))
+        try:
+            stop.check(self._save, self.folder.folder, signum)
+        except Interrupted as error:
+            self.ranks.rank_zero_error(error)
+            raise
+
+    # A step, and what is told of it
+
+    def _step(self) -> bool:
+        """Do the next window, and end the epoch after its last. False where it diverged."""
+        job = self.job
+        if self.at.window == 0:
+            self.lengths = job.lengths(self.at.epoch)
+            job.begin_epoch(self.at)
+        report = job.step(self.at, self.lengths[self.at.window], self.lr_factor)
+        self.waiting.append(report)
+        self.clock_tokens += report.count
+        self.at = _advance(self.at, self.lengths, job.epochs)
+        epoch_over = self.at.window == len(self.lengths)
+        logged = self.at.window % max(1, len(self.lengths) // 20) == 0 or epoch_over
+        if logged or self.pending is not None or _at_hand(report):
+            if not self._look():
                 return False
-            waiting.clear()
-            return True
+            if self.pending is not None:
+                self.folder.save_state(self.pending)
+                self.pending = None
+            self._show()
+        if logged:
+            self._log(report)
+        return self._end_epoch() if epoch_over else True
 
-        while at.epoch < job.epochs:
-            if at.window == 0:
-                lengths = job.lengths(at.epoch)
-                job.begin_epoch(at)
-            report = job.step(at, lengths[at.window], lr_factor)
-            waiting.append(report)
-            clock_tokens += report.count
-            at = _advance(at, lengths, job.epochs)
-            epoch_over = at.window == len(lengths)
-            logged = at.window % max(1, len(lengths) // 20) == 0 or epoch_over
-            if logged or held is not None or _at_hand(report):
-                if not look():
-                    continue
-                if held is not None:
-                    run.save_state(held)
-                    held = None
-                now = time.perf_counter()
-                speed = clock_tokens / max(now - clock, 1e-9)
-                whole = tally.epoch_nats, tally.epoch_tokens, tally.epoch_correct
-                unit = "tokens" if tally.epoch_correct is None else "images"
-                bar.update(
-                    at.step,
-                    **measured(*whole),
-                    **{f"{unit}_per_second": speed},
-                    epoch=f"{at.epoch + 1}/{job.epochs}",
-                )
-            if logged:
-                run.log(
-                    kind,
-                    at.step,
-                    **measured(tally.nats, tally.tokens, tally.correct),
-                    lr=report.lr,
-                    gradient_norm=norm,
-                    **{f"{unit}_per_second": speed},
-                )
-                tally.nats, tally.tokens, tally.correct = 0.0, 0, None
-                clock, clock_tokens = now, 0
-            if epoch_over:
-                planned = job.epochs
-                try:
-                    trained, values = measured(*whole, "train_"), job.end_epoch(at, run)
-                except ValidationDiverged:
-                    roll_back("validation loss", at.step)
-                    continue
-                run.log(
-                    "epoch", at.step, epoch=at.epoch + 1, **trained,
-                    seconds=before + now - began, **values,
-                )  # fmt: skip
-                bar.line(_epoch_line(at.epoch + 1, planned, trained, values))
-                if job.epochs < planned:
-                    bar.line(f"ends early, after epoch {job.epochs} of {planned}")
-                at = Position(epoch=at.epoch + 1, step=at.step, progress=at.progress)
-                tally = _Tally()
-                clock, clock_tokens = time.perf_counter(), 0
-            if orphaned() and stop.signum is None:
-                stop.signum = signal.SIGTERM
-            signum, due = ranks.max_reduce(stop.signum or 0, int(run.due()))
-            if (signum or due) and not look():
+    def _look(self) -> bool:
+        """Take in the reports that wait. False where a loss diverged: the run has rolled back."""
+        first = self.at.step - len(self.waiting)
+        reports = zip(self.waiting, _values(self.waiting), strict=True)
+        for step, (report, (nats, norm, correct)) in enumerate(reports, first):
+            # A perplexity that overflows counts as not finite: such a run has diverged as well.
+            if math.isfinite(perplexity(nats, 1)) and math.isfinite(norm):
+                self.tally.add(nats, report.count, correct)
+                self.norm = norm
                 continue
-            # With every epoch, too: what a divergence returns to must know of the best.pt there is.
-            if epoch_over:  # validated
-                save()
-            elif due:
-                held = copy.deepcopy(plain_copy(state()))  # the next step changes it in place
-            try:
-                stop.check(save, run.folder, signum)
-            except Interrupted as error:
-                ranks.rank_zero_error(error)
-                raise
-    return before + time.perf_counter() - began
+            self._roll_back("loss", step)
+            return False
+        self.waiting.clear()
+        return True
+
+    @property
+    def _speed(self) -> dict[str, float]:
+        unit = "tokens" if self.tally.epoch_correct is None else "images"
+        elapsed = max(time.perf_counter() - self.clock, 1e-9)
+        return {f"{unit}_per_second": self.clock_tokens / elapsed}
+
+    def _show(self) -> None:
+        self.bar.update(
+            self.at.step,
+            **self.tally.of_epoch(),
+            **self._speed,
+            epoch=f"{self.at.epoch + 1}/{self.job.epochs}",
+        )
+
+    def _log(self, report: StepReport) -> None:
+        self.folder.log(
+            self.kind,
+            self.at.step,
+            **self.tally.since_logged(),
+            lr=report.lr,
+            gradient_norm=self.norm,
+            **self._speed,
+        )
+        self.tally.nats, self.tally.tokens, self.tally.correct = 0.0, 0, None
+        self._restart_clock()
+
+    def _end_epoch(self) -> bool:
+        """Validate, log, go on to the next epoch. False where validation diverged."""
+        planned, seconds, at = self.job.epochs, self.seconds, self.at
+        trained = self.tally.of_epoch("train_")
+        try:
+            values = self.job.end_epoch(at, self.folder)
+        except ValidationDiverged:
+            self._roll_back("validation loss", at.step)
+            return False
+        self.folder.log("epoch", at.step, epoch=at.epoch + 1, **trained, seconds=seconds, **values)
+        self.bar.line(_epoch_line(at.epoch + 1, planned, trained, values))
+        if self.job.epochs < planned:
+            self.bar.line(f"ends early, after epoch {self.job.epochs} of {planned}")
+        self.at = Position(epoch=at.epoch + 1, step=at.step, progress=at.progress)
+        self.tally = _Tally()
+        self._restart_clock()
+        return True
+
+    def _restart_clock(self) -> None:
+        self.clock, self.clock_tokens = time.perf_counter(), 0
 
 
 def _at_hand(report: StepReport) -> bool:

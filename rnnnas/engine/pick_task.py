@@ -22,8 +22,8 @@ from rnnnas.errors import UsageError
 def search_task(
     config: AnySearch, corpus: AnyCorpus, device: torch.device, ranks: Ranks
 ) -> SearchTask:
-    """The task of a search. Raises UsageError as `_check` does."""
-    _check(config, corpus, ranks)
+    """The task of a search. Raises UsageError as `check` does."""
+    check(config, corpus, ranks)
     if isinstance(config, SearchConfig):
         return TextSearch(config, cast(Corpus, corpus), device, ranks)
     return ImageSearch(config, cast(ImageCorpus, corpus), device)
@@ -32,14 +32,14 @@ def search_task(
 def train_task(
     config: AnyTrain, corpus: AnyCorpus, device: torch.device, ranks: Ranks
 ) -> TrainTask:
-    """The task of a training. Raises UsageError as `_check` does."""
-    _check(config, corpus, ranks)
+    """The task of a training. Raises UsageError as `check` does."""
+    check(config, corpus, ranks)
     if isinstance(config, TrainConfig):
         return TextTraining(config, cast(Corpus, corpus), device, ranks)
     return ImageTraining(config, cast(ImageCorpus, corpus), device)
 
 
-def _check(config: AnySearch | AnyTrain, corpus: AnyCorpus, ranks: Ranks) -> None:
+def check(config: AnySearch | AnyTrain, corpus: AnyCorpus, ranks: Ranks) -> None:
     """Raises UsageError: settings for the other kind of corpus, several processes on images."""
     images = isinstance(config, ImageSearchConfig | ImageTrainConfig)
     if images != isinstance(corpus, ImageCorpus):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rnnnas.distributed import ALONE, Ranks
-from rnnnas.engine.cuda_graphs import Programs
+from rnnnas.engine.cuda_graphs import CudaGraphs
 from rnnnas.engine.metrics import Score
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.optim import guarded_step
@@ -46,7 +46,7 @@ def weight_step(
     lr: float,
     clip: float,
     ranks: Ranks = ALONE,
-    cuda_graphs: Programs | None = None,
+    cuda_graphs: CudaGraphs | None = None,
 ) -> tuple[Loss, Tensor]:
     """One step of the weights; returns the detached loss and the gradient norm before clipping.
 
@@ -122,7 +122,7 @@ def evaluate(
     data: Readable,
     mixtures: Mapping[str, Mixture],
     weights: Mapping[str, Tensor] | None = None,
-    cuda_graphs: Programs | None = None,
+    cuda_graphs: CudaGraphs | None = None,
 ) -> Score:
     """The loss over all targets of `data`, state carried across windows, without noise.
 

@@ -7,7 +7,8 @@ the masks depend on a batch. It has no state: everything follows from its argume
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -17,11 +18,13 @@ from rnnnas.cnn import model as cnn
 from rnnnas.cnn.dense.network import DenseNet
 from rnnnas.cnn.model import ConvNet
 from rnnnas.data.text_streams import Streams
+from rnnnas.engine.cuda_graphs import CudaGraphs
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import Readable
 from rnnnas.lm import model as lm
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.latency_price import Price
 from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
 from rnnnas.types import Batch, Noise
 
@@ -66,6 +69,9 @@ class Task(Protocol):
     def scaled(self, lr: float, steps: int) -> float:
         """The step size for a batch of `steps`, where `lr` is that of a full one."""
 
+    def cuda_graphs(self) -> CudaGraphs | None:
+        """What captures a network's windows; None where they are computed one by one."""
+
 
 class SearchTask(Task, Protocol):
     """The data of a search. spaces: of every cell, whole; alpha: what the alphas learn from."""
@@ -90,6 +96,15 @@ class SearchTask(Task, Protocol):
 
     def scored(self, trained: int) -> Streams:
         """What cells are tried on; trained: steps in time of the whole search."""
+
+    def pricing(self) -> Callable[[Path], Price] | None:
+        """What gives the search its price of latency in a run folder; None where it has none.
+
+        A table that the settings name is read here, before there is a run folder.
+
+        Raises:
+            CheckpointError, UsageError: where that table is none, or is of another machine.
+        """
 
 
 class TrainTask(Task, Protocol):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -15,11 +16,14 @@ from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.data.text_streams import Streams, window_lengths
 from rnnnas.distributed import ALONE, Ranks
+from rnnnas.engine.cuda_graphs import CudaGraphs, cuda_graphs_for
 from rnnnas.engine.job import Position
 from rnnnas.engine.task import AlphaBatch, Net
+from rnnnas.latency.recurrent import given_table, run_price
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.derive import derive
 from rnnnas.nas.genotype import RECURRENT, Genotype
+from rnnnas.nas.latency_price import Price
 from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
 from rnnnas.nas.space import recurrent_space
 from rnnnas.types import Batch, Noise
@@ -30,6 +34,8 @@ class _Text:
 
     measure = "perplexity"
     config: SearchConfig | TrainConfig
+    device: torch.device
+    ranks: Ranks
     train: Streams
 
     def lengths(self, epoch: int) -> list[int]:
@@ -41,6 +47,10 @@ class _Text:
 
     def scaled(self, lr: float, steps: int) -> float:
         return lr * steps / self.config.windows.bptt
+
+    def cuda_graphs(self) -> CudaGraphs | None:
+        config = self.config
+        return cuda_graphs_for(config.capture, self.device, self.ranks, config.model.path)
 
 
 @final
@@ -96,6 +106,13 @@ class TextSearch(_Text):
     def scored(self, trained: int) -> Streams:
         return scoring_streams(self.config, self.corpus, self.device, trained)
 
+    def pricing(self) -> Callable[[Path], Price] | None:
+        config, device, ranks = self.config, self.device, self.ranks
+        if not config.latency.weight:
+            return None
+        table = given_table(config, device)
+        return lambda folder: run_price(config, folder, table, device, ranks)
+
 
 @final
 class TextTraining(_Text):
@@ -109,6 +126,7 @@ class TextTraining(_Text):
         ranks.check(config.windows.streams)
         self.config: TrainConfig = config
         self.corpus = corpus
+        self.device = device
         self.ranks = ranks
         streams = config.windows.streams
         self.train = Streams(corpus.splits["train"], streams, device, part=ranks.part(streams))

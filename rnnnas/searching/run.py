@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -12,10 +12,9 @@ from rnnnas.config.presets import AnySearch
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
-from rnnnas.engine.image_task import _layers_price
 from rnnnas.engine.loop import drive, finished
+from rnnnas.engine.pick_task import check
 from rnnnas.errors import UsageError
-from rnnnas.latency.recurrent import given_table, run_price
 from rnnnas.nas.genotype import cell_text
 from rnnnas.nas.latency_price import MICROSECOND
 from rnnnas.nas.methods import method_of
@@ -35,7 +34,8 @@ def job_of(
         UsageError: where several processes share a search that only one can make, or cannot be
             captured because they talk within a window, for its batch statistics.
     """
-    if ranks.size > 1 and isinstance(config, SearchConfig) and config.capture == "on":
+    check(config, corpus, ranks)
+    if ranks.size > 1 and config.capture == "on":
         raise ranks.rank_zero_error(
             UsageError(
                 "capture = 'on' is for searches in one process",
@@ -49,8 +49,8 @@ def job_of(
                 "start it without torchrun or --processes; `rnnnas study --jobs N` runs several",
             )
         )
-    if isinstance(config, SearchConfig) and config.from_scratch and isinstance(corpus, Corpus):
-        return CandidateJob(config, corpus, device)
+    if config.from_scratch:  # no method for images is
+        return CandidateJob(cast(SearchConfig, config), cast(Corpus, corpus), device)
     return SearchJob(config, corpus, device, ranks)
 
 
@@ -83,28 +83,21 @@ def search(
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
     # First: what it refuses leaves no run folder behind.
     job = job_of(config, corpus, device, ranks)
-    text = config if isinstance(config, SearchConfig) else None  # what images have not
-    priced = text if text is not None and text.latency.weight else None
-    table = None if priced is None else given_table(priced, device)
-    layers = _layers_price(config, corpus, device)
+    pricing = job.task.pricing() if isinstance(job, SearchJob) else None
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
     }  # fmt: skip
     with open_run(ranks, folder, "search", plain, **options) as run:
         if run.result is not None:
             return finished(run, ranks)
-        if isinstance(job, SearchJob) and priced is not None:
-            job.set_price(run_price(priced, run.folder, table, device, ranks))
-        if isinstance(job, SearchJob) and layers is not None:
-            job.set_price(layers(run.folder))
+        if isinstance(job, SearchJob) and pricing is not None:
+            job.set_price(pricing(run.folder))
         title = f"search {config.method} on {config.corpus}"
         seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and job.scored is not None:
-            assert isinstance(run, Run)  # one process: see `job_of`
-            seconds = job.choose(run, quiet)
-        if isinstance(job, SearchJob) and text is not None and text.derive.by == "perturbation":
-            assert isinstance(corpus, Corpus)
-            seconds = job.perturb(corpus, run, quiet)
+            seconds = job.choose(cast(Run, run), quiet)  # one process: see `job_of`
+        if isinstance(job, SearchJob) and config.derives_by_perturbation:
+            seconds = job.perturb(cast(Corpus, corpus), run, quiet)
         genotype = job.genotype()
         digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
         ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))

@@ -14,7 +14,6 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.distributed import ALONE, Ranks
-from rnnnas.engine.cuda_graphs import cuda_graphs_for
 from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.metrics import Score
 from rnnnas.engine.pick_task import search_task
@@ -75,9 +74,10 @@ class SearchJob:
             trained = self.epochs * sum(self.lengths(0))
             self.scored = self.task.scored(trained)
         self.eigenvalue_stop: EigenvalueStop | None = None  # searches on images have none
-        if isinstance(config, SearchConfig) and config.stop.eigenvalue:
-            assert isinstance(corpus, Corpus)
-            self.eigenvalue_stop = EigenvalueStop(config, corpus, device)
+        if config.stops_by_eigenvalue:
+            self.eigenvalue_stop = EigenvalueStop(
+                cast(SearchConfig, config), cast(Corpus, corpus), device
+            )
         self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
         self.chosen: Genotype | None = None  # of the cells that were tried
 
@@ -89,10 +89,7 @@ class SearchJob:
         self.net: Net = self.task.network(stage, spaces, draws).to(device)
         fresh = self.relaxation.init(self.net.space, generator(config.seed, "alphas", stage, cpu))
         self.alphas = {name: a.detach().to(device).requires_grad_() for name, a in fresh.items()}
-        self.cuda_graphs = None
-        if isinstance(config, SearchConfig):
-            path = config.model.path
-            self.cuda_graphs = cuda_graphs_for(config.capture, device, self.ranks, path)
+        self.cuda_graphs = self.task.cuda_graphs()
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
         self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas) if self.alphas else None
         self.architect = self._architect()
@@ -232,9 +229,8 @@ class SearchJob:
             values["expected_latency_us"] = expected / MICROSECOND
             values["cell_latency_us"] = self.price.of_cells(genotype.cells) / MICROSECOND
         if self.eigenvalue_stop is not None:
-            assert isinstance(self.net, RecurrentLM)
             values |= self.eigenvalue_stop.look(
-                at.epoch + 1, self.net, self.alphas, genotype, self.ranks
+                at.epoch + 1, cast(RecurrentLM, self.net), self.alphas, genotype, self.ranks
             )
             self.epochs = self.eigenvalue_stop.stopped_at or self.epochs
         return values if len(self.plan) == 1 else {**values, "stage": self.stage + 1.0}
@@ -263,14 +259,15 @@ class SearchJob:
 
         The validation perplexity is then that of this cell, with the same weights.
         """
-        assert self.scored is not None
-        assert isinstance(self.config, SearchConfig)  # searches on images have no such methods
-        strategy: Strategy = strategy_of(self.config, self.net.space)
+        if self.scored is None:
+            raise TypeError(f"method {self.config.method!r} derives its cell without trying any")
+        config = cast(SearchConfig, self.config)  # searches on images have no such methods
+        strategy: Strategy = strategy_of(config, self.net.space)
         if isinstance(self.relaxation, Policy):
             strategy = PolicyCells(
-                self.relaxation, self.alphas, self.net.space, self.config.seed, self.config.cells
+                self.relaxation, self.alphas, self.net.space, config.seed, config.cells
             )
-        title = f"try cells of {self.config.method} on {self.config.corpus}"
+        title = f"try cells of {config.method} on {config.corpus}"
         tried = try_cells(strategy, self.net, self.scored, run, title=title, quiet=quiet)
         self.chosen = tried.best.genotype
         score = self._score(self.net, self.mixtures_of(self.chosen))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from math import log
+from typing import cast
 
 from rnnnas.config.presets import AnyTrain
 from rnnnas.config.text import TrainConfig
@@ -49,10 +50,11 @@ def curve_for(corpus_sha256: str, config: AnyTrain) -> Curve | None:
     """The curve that a training compares with: the same text, the whole of it every epoch, the
     same width and batch, one layer of a derived cell under one softmax.
     """
-    if not isinstance(config, TrainConfig):
+    if all(curve.corpus_sha256 != corpus_sha256 for curve in CURVES):
         return None
-    model, windows = config.model, config.windows
-    if (config.cell, model.layers, model.softmaxes, windows.limit) != ("derived", 1, 1, 0):
+    text = cast(TrainConfig, config)  # the curves are of texts
+    model, windows = text.model, text.windows
+    if (text.cell, model.layers, model.softmaxes, windows.limit) != ("derived", 1, 1, 0):
         return None
     key = corpus_sha256, model.hidden, windows.streams
     return next((c for c in CURVES if (c.corpus_sha256, c.hidden, c.streams) == key), None)
@@ -74,6 +76,6 @@ def published(corpus_sha256: str, config: AnyTrain, epoch: int) -> float | None:
     if not epochs[0] <= epoch <= epochs[-1]:
         return None
     i = min(bisect_right(epochs, epoch), len(epochs) - 1)
-    (left, before), (correct, after) = curve.points[i - 1 : i + 1]
-    share = log(epoch / left) / log(correct / left)
+    (left, before), (right, after) = curve.points[i - 1 : i + 1]
+    share = log(epoch / left) / log(right / left)
     return before * (1 - share) + after * share

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import AnyTrain
-from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import AnyCorpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.draw import images as raster
-from rnnnas.engine.cuda_graphs import cuda_graphs_for
 from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.metrics import Score
@@ -55,9 +53,7 @@ class TrainJob:
         self.task = train_task(config, corpus, device, ranks)
         draws = generator(config.seed, "weights", 0, torch.device("cpu"))
         self.net: Net = self.task.network(draws).to(device)
-        self.cuda_graphs = None
-        if isinstance(config, TrainConfig):
-            self.cuda_graphs = cuda_graphs_for(config.capture, device, ranks, config.model.path)
+        self.cuda_graphs = self.task.cuda_graphs()
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.train, self.valid = self.task.train, self.task.valid
         self.hidden_state: HiddenState = None

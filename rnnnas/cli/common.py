@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from rnnnas.errors import UsageError
+from rnnnas.runs.files import json_plain
 
 if TYPE_CHECKING:
     import torch
@@ -18,59 +15,25 @@ if TYPE_CHECKING:
 
 def print_json(value: object) -> None:
     """One JSON object on standard output; what JSON has no number for (inf, nan) is null."""
-    click.echo(json.dumps(_finite(value), allow_nan=False))
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    click.echo(json.dumps(json_plain(value), allow_nan=False))
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device of `--device`. Raises UsageError where it cannot be used.
+    """The device of `--device`, with float32 exact from here on: this process is ours alone.
 
-    float32 is float32 from here on: a GPU's matrix units would otherwise round convolutions and
-    LSTMs to the 10 bits of TF32, in evaluations and finite differences too.
-
-    Args:
-        local_rank: number on this machine of one of several processes: each takes the CUDA
-            device of its number.
+    Raises:
+        UsageError: where it cannot be used.
     """
     import torch
 
+    from rnnnas.engine.device import pick_device as pick
+
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if local_rank is not None and name.startswith("cuda:"):
-        raise UsageError(
-            f"--device {name} is one device for several processes", "each takes its own: say cuda"
-        )
-    if local_rank is not None and name == "cuda":
-        name = f"cuda:{local_rank}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, dtype=torch.float64, device=device).item()  # sums of losses are such
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used: {reason}", "try --device cpu") from error
-    return device
+    return pick(name, local_rank)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object only.")
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-
-
-def home() -> Path:
-    """The folder that everything lies under by default."""
-    return Path(os.environ.get("RNNNAS_HOME", ""))
-
-
-def checkpoints() -> Path:
-    """Where runs lie by default."""
-    return home() / "checkpoints"
 
 
 def say_kernels(device: torch.device, precision: str = "auto") -> None:

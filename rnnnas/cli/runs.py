@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnnas.cli.common import (
-    checkpoints,
     device_option,
     json_option,
     pick_device,
@@ -18,6 +17,7 @@ from rnnnas.cli.common import (
     say_kernels,
 )
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
+from rnnnas.home import checkpoints_folder
 from rnnnas.nas.methods import METHODS
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def search(method: str | None, **options: Any) -> None:
         device = pick_device(options["device"])
         _dry_run(job_of(config, corpus, device), to_plain(config), options["as_json"])
         return
-    default = checkpoints() / f"search-{config.corpus}-{config.method}-s{config.seed}"
+    default = checkpoints_folder() / f"search-{config.corpus}-{config.method}-s{config.seed}"
     images = isinstance(config, ImageSearchConfig)
     if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
         what, measure = ("images", "accuracy") if images else ("text", "perplexity")
@@ -142,7 +142,7 @@ def train(genotype: str, **options: Any) -> None:
         _dry_run(TrainJob(config, corpus, device), to_plain(config), options["as_json"])
         return
     name = _safe(Path(genotype).name or genotype)
-    default = checkpoints() / f"train-{config.corpus}-{name}-s{config.seed}"
+    default = checkpoints_folder() / f"train-{config.corpus}-{name}-s{config.seed}"
     result = _run(run, config, corpus, options, default)
     if result is None:
         return
@@ -277,7 +277,7 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
 
     result = run(
         corpus,
-        checkpoints(),
+        checkpoints_folder(),
         seed=seed,
         device=pick_device(device),
         say=lambda text: click.echo(text, err=True),

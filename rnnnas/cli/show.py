@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnnas.cli.common import (
-    checkpoints,
     device_option,
-    home,
     json_option,
     pick_device,
     print_json,
     say_kernels,
 )
 from rnnnas.errors import UsageError
+from rnnnas.home import checkpoints_folder, home
 
 if TYPE_CHECKING:
     import torch
@@ -211,7 +210,7 @@ def board(run: Path | None, port: int) -> None:
     """
     from rnnnas.runs.tensorboard import launch
 
-    launch(run or checkpoints(), port)
+    launch(run or checkpoints_folder(), port)
 
 
 @click.command()

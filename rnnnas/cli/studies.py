@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from rnnnas.cli.common import checkpoints, device_option, json_option, pick_device, print_json
+from rnnnas.cli.common import device_option, json_option, pick_device, print_json
 from rnnnas.errors import UsageError
+from rnnnas.home import checkpoints_folder
 
 MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and network in memory
 
@@ -76,7 +77,7 @@ def study(
     name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
     more = () if device == "auto" else ("--device", device)
     result = run(
-        config, opened, out or checkpoints() / name, cluster=cluster, slots=slots, more=more,
+        config, opened, out or checkpoints_folder() / name, cluster=cluster, slots=slots, more=more,
         fresh=fresh, say=lambda text: click.echo(text, err=True),
     )  # fmt: skip
     if as_json:

@@ -7,7 +7,6 @@ train alone and maps the rest to `<unk>`.
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Callable, Mapping
@@ -40,6 +39,7 @@ from rnnnas.data.text_files import Text, shown
 from rnnnas.data.text_sources import SPLITS, Source, open_source, parquet_files
 from rnnnas.data.vocab import PIECES, Vocab, benchmark_words, frequent_words, sentence_pieces
 from rnnnas.errors import DataError, DiskError, UsageError, nearest
+from rnnnas.home import corpora_folder
 
 __all__ = [
     "SPLITS",
@@ -89,11 +89,6 @@ class VocabOptions:
             raise UsageError(
                 f"a vocabulary of {self.size} entries holds no words", "Give 3 or more."
             )
-
-
-def corpora_folder() -> Path:
-    """Where prepared corpora lie: `corpora` under `$RNNNAS_HOME`, or the current directory."""
-    return Path(os.environ.get("RNNNAS_HOME") or ".") / "corpora"
 
 
 def folder_name(name: str, config: str | None = None) -> str:

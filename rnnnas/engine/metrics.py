@@ -41,7 +41,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean; infinite where that overflows."""
-        return math.inf if self.loss >= 700 else math.exp(self.loss)
+        return perplexity(self.nats, self.tokens)
 
     @property
     def accuracy(self) -> float:

@@ -18,6 +18,8 @@ from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.data.text_files import read_lines
 from rnnnas.data.text_streams import Streams
 from rnnnas.data.vocab import Vocab
+from rnnnas.engine.device import exact_float32
+from rnnnas.engine.metrics import perplexity
 from rnnnas.engine.steps import evaluate, generator
 from rnnnas.errors import CheckpointError, DataError, RnnnasError, UsageError
 from rnnnas.evaluation.adaptive import evaluate_adapting
@@ -113,6 +115,7 @@ def _refuse_search(path: Path) -> None:
     )
 
 
+@exact_float32()
 def evaluate_checkpoint(
     path: Path,
     split: str = "test",
@@ -196,8 +199,7 @@ def evaluate_checkpoint(
     }
     if loaded.vocab.kind == "sentencepiece":
         # All nats of the text shared out over its words and line ends.
-        per_word = score.loss * len(tokens) / max(words, 1)
-        result["word_perplexity"] = math.exp(per_word) if per_word < 700 else math.inf
+        result["word_perplexity"] = perplexity(score.loss * len(tokens), words)
     if bound is not None:
         result["best_perplexity"] = bound
         result["leak"] = score.perplexity < bound * (1 - LEAK_MARGIN)

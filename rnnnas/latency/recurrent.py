@@ -8,7 +8,6 @@ input's product for all steps included. Legend: T steps, B streams, H hidden, N 
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import statistics
 import time
@@ -22,6 +21,7 @@ import torch
 from rnnnas.config.text import SearchConfig
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.home import home
 from rnnnas.lm.fast.derived import unroll
 from rnnnas.lm.model import low_precision
 from rnnnas.nas.genotype import RECURRENT, CellGene, Gene
@@ -107,11 +107,6 @@ def read_table(path: Path) -> LatencyTable:
         return LatencyTable.from_plain(plain)
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise CheckpointError(f"{path} is no table of latencies: {error!r}", _ANEW) from error
-
-
-def home() -> Path:
-    """Where tables lie by default."""
-    return Path(os.environ.get("RNNNAS_HOME", ""))
 
 
 def default_path(device: torch.device, hidden: int, streams: int) -> Path:

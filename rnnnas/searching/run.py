@@ -12,6 +12,7 @@ from rnnnas.config.presets import AnySearch
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
+from rnnnas.engine.device import exact_float32
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.pick_task import check
 from rnnnas.errors import UsageError
@@ -54,6 +55,7 @@ def job_of(
     return SearchJob(config, corpus, device, ranks)
 
 
+@exact_float32()
 def search(
     config: AnySearch,
     corpus: AnyCorpus,

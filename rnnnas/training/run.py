@@ -16,6 +16,7 @@ from rnnnas.config.presets import AnyTrain
 from rnnnas.data.corpus import AnyCorpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.draw import images as raster
+from rnnnas.engine.device import exact_float32
 from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.metrics import Score
@@ -228,6 +229,7 @@ class TrainJob:
             self.best_weights = {name: w.to(self.device) for name, w in best.items()}
 
 
+@exact_float32()
 def train(
     config: AnyTrain,
     corpus: AnyCorpus,

@@ -1,3 +1,62 @@
-"""rnnnas: search, train and compare recurrent language-model cells."""
+"""rnnnas: search, train, compare and use recurrent language-model cells.
 
-__version__ = "0.1.0"
+    import rnnnas
+
+    corpus = rnnnas.open_corpus("pydocs")
+    found = rnnnas.search(corpus, preset="smoke", seed=1)
+    model = rnnnas.train(corpus, found, preset="smoke")
+    model.evaluate("test").perplexity
+
+Importing this costs little and starts nothing: torch is imported by the first call that needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+# Where the names of the door come from: a module, which is imported when one of them is asked for.
+_DOOR = {
+    "rnnnas.door": (
+        "add_corpus", "evaluate", "genotype", "load", "open_corpus", "sample", "search", "show",
+        "study", "train",
+    ),
+    "rnnnas.errors": (
+        "CheckpointError", "DataError", "DiskError", "DivergedError", "RnnnasError", "UsageError",
+    ),
+    "rnnnas.nas.genotype": ("Genotype",),
+}  # fmt: skip
+_FROM = {name: module for module, names in _DOOR.items() for name in names}
+
+if TYPE_CHECKING:
+    from rnnnas.door import add_corpus as add_corpus
+    from rnnnas.door import evaluate as evaluate
+    from rnnnas.door import genotype as genotype
+    from rnnnas.door import load as load
+    from rnnnas.door import open_corpus as open_corpus
+    from rnnnas.door import sample as sample
+    from rnnnas.door import search as search
+    from rnnnas.door import show as show
+    from rnnnas.door import study as study
+    from rnnnas.door import train as train
+    from rnnnas.errors import CheckpointError as CheckpointError
+    from rnnnas.errors import DataError as DataError
+    from rnnnas.errors import DiskError as DiskError
+    from rnnnas.errors import DivergedError as DivergedError
+    from rnnnas.errors import RnnnasError as RnnnasError
+    from rnnnas.errors import UsageError as UsageError
+    from rnnnas.nas.genotype import Genotype as Genotype
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FROM:
+        raise AttributeError(f"module 'rnnnas' has no attribute {name!r}")
+    value = getattr(import_module(_FROM[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FROM})

@@ -14,7 +14,8 @@ FLOORS: list[set[str]] = [
     {"engine"},
     {"evaluation", "searching"},
     {"training"},
-    {"bench", "study"},
+    {"bench", "studies"},
+    {"door"},
     {"cli"},
     {"__main__"},
 ]

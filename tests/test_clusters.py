@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from rnnnas.data.corpus import open_corpus
-from rnnnas.study.local_jobs import cores
+from rnnnas.studies.local_jobs import cores
 
 pytestmark = pytest.mark.slow
 STUDY = ["study", "--corpus", "hmm", "--preset", "study-smoke", "--json"]

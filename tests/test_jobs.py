@@ -20,9 +20,9 @@ from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import VocabOptions, add_corpus, open_corpus
 from rnnnas.errors import UsageError
 from rnnnas.runs.checkpoint import load_content
-from rnnnas.study.estimate import search_seconds
-from rnnnas.study.local_jobs import LocalRunner, cores, last_words, log_path
-from rnnnas.study.slurm import LOST, ClusterRunner, Command, slurm_runner
+from rnnnas.studies.estimate import search_seconds
+from rnnnas.studies.local_jobs import LocalRunner, cores, last_words, log_path
+from rnnnas.studies.slurm import LOST, ClusterRunner, Command, slurm_runner
 
 LONG = (
     "search", "--corpus", "tiny", "--preset", "smoke", "--set", "epochs=2000", "--set",
@@ -156,7 +156,7 @@ def test_a_study_finds_its_cluster_jobs_again(home: Path, tmp_path: Path) -> Non
 def test_a_job_that_left_the_queue_without_a_word_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rnnnas.study.slurm._LOST_SECONDS", 0.2)
+    monkeypatch.setattr("rnnnas.studies.slurm._LOST_SECONDS", 0.2)
     there = {"7_0", "7_1"}
     runner = ClusterRunner(tmp_path, None, lambda jobs: there & set(jobs), {"a": "7_0", "b": "7_1"})  # type: ignore[arg-type]
     assert runner.ended() == {}
@@ -238,12 +238,12 @@ def test_jobs_share_out_the_cores(
     threads: int,
 ) -> None:  # fmt: skip
     """One job a core and 4 at most, unless it is said; the estimate is for that."""
-    monkeypatch.setattr("rnnnas.study.local_jobs.cores", lambda: count)
-    monkeypatch.setattr("rnnnas.study.estimate.torch.get_num_threads", lambda: 64)
+    monkeypatch.setattr("rnnnas.studies.local_jobs.cores", lambda: count)
+    monkeypatch.setattr("rnnnas.studies.estimate.torch.get_num_threads", lambda: 64)
     seen: list[int] = []
-    monkeypatch.setattr("rnnnas.study.estimate.torch.set_num_threads", seen.append)
+    monkeypatch.setattr("rnnnas.studies.estimate.torch.set_num_threads", seen.append)
     listed = {"jobs": [], "seconds": 60.0}
-    monkeypatch.setattr("rnnnas.study.estimate._estimate", lambda *args: listed)
+    monkeypatch.setattr("rnnnas.studies.estimate._estimate", lambda *args: listed)
     line = ["study", "--corpus", "tiny", "--preset", "study-smoke", "--device", "cpu", *given]
     result = CliRunner().invoke(main, [*line, "--dry-run"])
     assert f"about 1 minutes, {slots} at a time" in result.output

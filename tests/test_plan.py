@@ -11,7 +11,7 @@ from rnnnas.config.presets import preset_names, preset_tables
 from rnnnas.errors import UsageError
 from rnnnas.nas.methods import METHODS
 from rnnnas.nas.zoo import genotype_of
-from rnnnas.study.plan import (
+from rnnnas.studies.plan import (
     RANDOM,
     Sizes,
     StudyConfig,

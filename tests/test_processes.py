@@ -181,5 +181,5 @@ def test_processes_share_the_cores_they_may_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("rnnnas.study.local_jobs.cores", lambda: 6)
+    monkeypatch.setattr("rnnnas.studies.local_jobs.cores", lambda: 6)
     assert processes._environment(0, 2, tmp_path)["OMP_NUM_THREADS"] == "3"

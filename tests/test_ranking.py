@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from rnnnas.study.statistics import (
+from rnnnas.studies.statistics import (
     expected_best,
     kendall_tau,
     spread,

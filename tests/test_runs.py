@@ -20,9 +20,10 @@ from rnnnas.config.plain import from_plain, to_plain
 from rnnnas.config.presets import resolve
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
+from rnnnas.door import sample
 from rnnnas.engine.job import Position
 from rnnnas.errors import CheckpointError, Interrupted, UsageError
-from rnnnas.evaluation.run import evaluate_checkpoint, sample
+from rnnnas.evaluation.run import evaluate_checkpoint
 from rnnnas.runs.checkpoint import load_content
 from rnnnas.searching.run import search
 from rnnnas.searching.supernet import SearchJob

@@ -12,8 +12,8 @@ import pytest
 
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.runs.files import Lock
-from rnnnas.study.execute import Execution, seconds_of
-from rnnnas.study.plan import (
+from rnnnas.studies.execute import Execution, seconds_of
+from rnnnas.studies.plan import (
     Job,
     Sizes,
     StudyConfig,
@@ -21,8 +21,8 @@ from rnnnas.study.plan import (
     random_cell,
     resolve_study,
 )
-from rnnnas.study.record import Record
-from rnnnas.study.report import choose, notes, table
+from rnnnas.studies.record import Record
+from rnnnas.studies.report import choose, notes, table
 
 SIZES = Sizes({"train": range(20_000)})
 CELL = "tanh0 relu1"
@@ -346,7 +346,7 @@ def test_the_final_trainings_are_planned_once(
     """Planning them composes configurations, which a poll every tenth of a second must not."""
     calls = []
     monkeypatch.setattr(
-        "rnnnas.study.execute.final_jobs", lambda *args: calls.append(1) or final_jobs(*args)
+        "rnnnas.studies.execute.final_jobs", lambda *args: calls.append(1) or final_jobs(*args)
     )
     _, runner, _ = execute(tmp_path / "s", plan(), numbers())
     assert len(calls) == 1 and sum(n.startswith("final") for n in runner.started) == 2

@@ -17,10 +17,11 @@ from rnnnas.config.plain import from_plain, to_plain
 from rnnnas.config.presets import resolve
 from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
+from rnnnas.door import sample
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import evaluate
 from rnnnas.errors import CheckpointError
-from rnnnas.evaluation.run import evaluate_checkpoint, load_checkpoint, sample
+from rnnnas.evaluation.run import evaluate_checkpoint, load_checkpoint
 from rnnnas.optim import scheduled
 from rnnnas.runs.checkpoint import load_content, save_content
 from rnnnas.training.run import TrainJob, train

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from os.path import isdir  # unlike Path's, False for a name that is too long
 from pathlib import Path
 
 import click
@@ -38,6 +37,7 @@ def evaluate(
       rnnnas eval --checkpoint checkpoints/qt/best.pt --text story.txt
       rnnnas eval --checkpoint checkpoints/qt/best.pt --dynamic --cache
     """
+    from rnnnas.door import checkpoint_of
     from rnnnas.evaluation.run import evaluate_checkpoint
 
     if split is not None and text is not None:
@@ -45,10 +45,10 @@ def evaluate(
             f"--split {split} and --text are two texts",
             "leave one out: --text is a text of its own",
         )
-    path = checkpoint / "best.pt" if isdir(checkpoint) else checkpoint
     result = evaluate_checkpoint(
-        path, split or "test", text=text, device=pick_device(device), dynamic=dynamic, cache=cache
-    )
+        checkpoint_of(checkpoint), split or "test", text=text, device=pick_device(device),
+        dynamic=dynamic, cache=cache,
+    )  # fmt: skip
     if result.get("leak"):
         click.echo(
             f"warning: perplexity {result['perplexity']:.2f} lies below the "
@@ -102,13 +102,11 @@ def sample(
     Example:
       rnnnas sample --checkpoint checkpoints/qt/best.pt --prompt "the company" --tokens 50
     """
-    from rnnnas.evaluation.run import sample as run
+    from rnnnas.door import sample as run
 
-    path = checkpoint / "best.pt" if isdir(checkpoint) else checkpoint
     text = run(
-        path, prompt=prompt, tokens=tokens, temperature=temperature, seed=seed,
-        device=pick_device(device),
-    )  # fmt: skip
+        checkpoint, prompt, tokens, temperature=temperature, seed=seed, device=pick_device(device)
+    )
     if as_json:
         print_json({"text": text})
     else:

@@ -95,7 +95,7 @@ def run_all(words: Sequence[str], processes: int) -> int:
 
 def _environment(rank: int, processes: int, store: Path) -> dict[str, str]:
     from rnnnas.distributed import PARENT, STORE
-    from rnnnas.study.local_jobs import threads_each
+    from rnnnas.studies.local_jobs import threads_each
 
     return {
         "OMP_NUM_THREADS": str(threads_each(processes)),  # unless the user has set it

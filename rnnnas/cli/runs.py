@@ -74,8 +74,8 @@ def search(method: str | None, **options: Any) -> None:
     config = _resolve("search", options, flags)
     if config is None or _shared_out(options):
         return
-    from rnnnas.config.images import ImageSearchConfig
     from rnnnas.data.corpus import open_any
+    from rnnnas.door import default_folder, is_of_images
     from rnnnas.searching.run import job_of
     from rnnnas.searching.run import search as run
 
@@ -84,9 +84,9 @@ def search(method: str | None, **options: Any) -> None:
         device = pick_device(options["device"])
         _dry_run(job_of(config, corpus, device), to_plain(config), options["as_json"])
         return
-    default = checkpoints_folder() / f"search-{config.corpus}-{config.method}-s{config.seed}"
-    images = isinstance(config, ImageSearchConfig)
+    default = default_folder("search", config)
     if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
+        images = is_of_images(corpus)
         what, measure = ("images", "accuracy") if images else ("text", "perplexity")
         click.echo(
             f"note: alphas are trained on the validation {what}, as in the paper; "
@@ -133,6 +133,7 @@ def train(genotype: str, **options: Any) -> None:
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
+    from rnnnas.door import default_folder
     from rnnnas.training.run import TrainJob
     from rnnnas.training.run import train as run
 
@@ -141,8 +142,7 @@ def train(genotype: str, **options: Any) -> None:
         device = pick_device(options["device"])
         _dry_run(TrainJob(config, corpus, device), to_plain(config), options["as_json"])
         return
-    name = _safe(Path(genotype).name or genotype)
-    default = checkpoints_folder() / f"train-{config.corpus}-{name}-s{config.seed}"
+    default = default_folder("train", config, genotype)
     result = _run(run, config, corpus, options, default)
     if result is None:
         return
@@ -203,31 +203,20 @@ def _run(
         return result if ranks.leads else None
 
 
-def _safe(name: str) -> str:
-    """A name made fit for a folder."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.removesuffix(".json"))
-
-
 def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
     """The run's configuration, or None where --print-config has printed it."""
     from rnnnas.config.plain import to_plain, to_toml
-    from rnnnas.config.presets import IMAGE, given, resolve
-    from rnnnas.config.text import WITHOUT_RESULT
     from rnnnas.data.corpus import holds_images
+    from rnnnas.door import resolve_run, without_effect
 
     noun = {"train": "training"}.get(kind, kind)
-    if holds_images(options["corpus"]):
-        kind = IMAGE + kind
-    config = resolve(
-        kind,
-        preset=options["preset"],
-        file=options["file"],
-        settings=options["settings"],
-        flags=flags,
+    images = holds_images(options["corpus"])
+    file, settings = options["file"], options["settings"]
+    config = resolve_run(
+        kind, preset=options["preset"], file=file, settings=settings, flags=flags, images=images
     )
-    for key in given(kind, options["file"], options["settings"]):
-        if key in config.idle and key not in WITHOUT_RESULT:
-            click.echo(f"warning: {key} has no effect on this {noun}", err=True)
+    for key in without_effect(config, kind, file, settings, images):
+        click.echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
         plain = to_plain(config)
         if options["as_json"]:
@@ -273,7 +262,7 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
     """
     from rnnnas.draw.text_svg_dot import as_text
     from rnnnas.nas.genotype import Genotype
-    from rnnnas.study.demo import demo as run
+    from rnnnas.studies.demo import demo as run
 
     result = run(
         corpus,

@@ -46,7 +46,8 @@ class MethodChoice:
         Raises:
             UsageError: for a setting that the method does not have, or a value out of range.
         """
-        return _relaxation(self.method, json.dumps(self.relax, sort_keys=True, default=repr))
+        settings = json.dumps(self.relax, sort_keys=True, default=repr)
+        return _relaxation(method_of(self.method).relaxation, settings)
 
     @property
     def idle(self) -> frozenset[str]:
@@ -71,6 +72,6 @@ class MethodChoice:
 
 
 @lru_cache(maxsize=64)
-def _relaxation(method: str, settings: str) -> Relaxation:
+def _relaxation(kind: type[Relaxation], settings: str) -> Relaxation:
     """A method's relaxation, built once for the settings that are given as JSON."""
-    return from_plain(method_of(method).relaxation, json.loads(settings), "relax.")
+    return from_plain(kind, json.loads(settings), "relax.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from rnnnas.data.text_streams import Streams
 from rnnnas.data.vocab import Vocab
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.metrics import perplexity
-from rnnnas.engine.steps import evaluate, generator
+from rnnnas.engine.steps import evaluate
 from rnnnas.errors import CheckpointError, DataError, RnnnasError, UsageError
 from rnnnas.evaluation.adaptive import evaluate_adapting
 from rnnnas.evaluation.images import accuracy, is_classifier
@@ -53,11 +52,11 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
     Raises:
         CheckpointError: where the file is missing, damaged, or not a trained cell.
     """
-    _refuse_search(path)
-    return _rebuild(load_content(path), path, device)
+    refuse_search(path)
+    return rebuild_language_model(load_content(path), path, device)
 
 
-def _rebuild(content: dict[str, Any], path: Path, device: torch.device) -> Loaded:
+def rebuild_language_model(content: dict[str, Any], path: Path, device: torch.device) -> Loaded:
     """The model of a best.pt with this content; raises as `load_checkpoint`."""
     if is_classifier(content):
         raise CheckpointError(
@@ -95,7 +94,7 @@ def _rebuild(content: dict[str, Any], path: Path, device: torch.device) -> Loade
         ) from error
 
 
-def _refuse_search(path: Path) -> None:
+def refuse_search(path: Path) -> None:
     """Raises CheckpointError where `path` is the state of a search, or missing from its folder."""
     about = path.parent / "config.json"
     if (os.path.exists(path) and path.name != "state.pt") or not os.path.isfile(about):
@@ -151,7 +150,7 @@ def evaluate_checkpoint(
         CheckpointError, DataError: as their causes say.
         UsageError: a text, or learning from one, for an image network.
     """
-    _refuse_search(path)
+    refuse_search(path)
     content = load_content(path)
     if is_classifier(content):
         if text is not None or dynamic or cache:
@@ -162,7 +161,7 @@ def evaluate_checkpoint(
         assert not isinstance(corpus, Corpus)
         return accuracy(content, path, split, corpus=corpus, device=device)
     assert not isinstance(corpus, ImageCorpus)
-    loaded = _rebuild(content, path, device)
+    loaded = rebuild_language_model(content, path, device)
     config = loaded.config
     bound: float | None = None
     if text is not None:
@@ -216,45 +215,3 @@ def _trained_on(loaded: Loaded, corpus: Corpus | None) -> Corpus:
         )
     check_unchanged(corpus)
     return corpus
-
-
-@torch.no_grad()
-def sample(
-    path: Path,
-    *,
-    prompt: str = "",
-    tokens: int = 100,
-    temperature: float = 1.0,
-    seed: int = 1,
-    device: torch.device,
-) -> str:
-    """Text from a checkpoint: the prompt, then `tokens` tokens drawn one after another.
-
-    Args:
-        temperature: logits are divided by it; 0 takes the likeliest token.
-
-    Raises:
-        CheckpointError: as `load_checkpoint`. UsageError: a temperature that is no number >= 0.
-    """
-    if not 0 <= temperature < math.inf:
-        raise UsageError(f"temperature {temperature} must be a number that is not negative")
-    loaded = load_checkpoint(path, device)
-    draws = generator(seed, "sample", 0, torch.device("cpu"))
-    # A line end before the prompt: the model saw every line begin after one.
-    start = loaded.vocab.encode([""]).tokens.tolist()
-    given = loaded.vocab.encode_line(prompt)[:-1] if prompt else []
-    ids = torch.tensor([*start, *given], device=device).unsqueeze(1)
-    logits, hidden_state = loaded.net.logits(ids, None)
-    drawn: list[int] = []
-    for _ in range(tokens):
-        last = logits[-1, 0].double().cpu()
-        if temperature == 0:
-            choice = int(last.argmax())
-        else:
-            chances = ((last - last.max()) / temperature).softmax(-1)
-            choice = int(torch.multinomial(chances, 1, generator=draws))
-        drawn.append(choice)
-        logits, hidden_state = loaded.net.logits(
-            torch.tensor([[choice]], device=device), hidden_state
-        )
-    return loaded.vocab.decode([*given, *drawn])

@@ -7,6 +7,7 @@ Importing this needs no torch, so that the help can list the methods.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -19,17 +20,20 @@ if TYPE_CHECKING:
 class Method(NamedTuple):
     """A search method.
 
-    where: 'module.Class' in `relax/`. about: one line for the help. order: of the hypergradient;
-    "second" follows `alphas.second_order`. staged: whether the space shrinks in stages also where
-    `stages.ops` is not set.
+    where: 'module.Class' in `relax/`, or the class itself of a method that a user brings.
+    about: one line for the help.
+    order: of the hypergradient; "second" follows `alphas.second_order`.
+    staged: whether the space shrinks in stages also where `stages.ops` is not set.
     alphas: what moves them: the hypergradient, REINFORCE (the relaxation is then a `Policy`), or
-    nothing, in which case there are none. derive: the cell is read off the scores, or it is the
-    best of cells that are tried: "samples" of the policy, "random" ones, or an "evolution" of them.
-    cells: how many are tried. weights: they are tried with the search's "shared" weights, or each
-    is trained from "scratch"; "either" follows `blackbox.weights`.
+        nothing, in which case there are none.
+    derive: the cell is read off the scores, or it is the best of cells that are tried: "samples"
+        of the policy, "random" ones, or an "evolution" of them.
+    cells: how many are tried.
+    weights: they are tried with the search's "shared" weights, or each is trained from "scratch";
+        "either" follows `blackbox.weights`.
     """
 
-    where: str
+    where: str | type[Relaxation]
     about: str
     order: Literal["first", "second"] = "first"
     staged: bool = False
@@ -41,6 +45,8 @@ class Method(NamedTuple):
     @property
     def relaxation(self) -> type[Relaxation]:
         """The class, whose fields are the settings `relax.*`."""
+        if not isinstance(self.where, str):
+            return self.where
         module, _, name = self.where.partition(".")
         found: type[Relaxation] = getattr(import_module(f"rnnnas.nas.relax.{module}"), name)
         return found
@@ -97,6 +103,40 @@ METHODS: dict[str, Method] = {
         cells=10,
     ),
 }
+
+
+def register(
+    relaxation: type[Relaxation],
+    name: str | None = None,
+    *,
+    about: str = "",
+    order: Literal["first", "second"] = "first",
+) -> str:
+    """Make a relaxation of your own a search method; returns its name.
+
+    It is then a method like the others: `rnnnas.search(method=name)`, `--method NAME` with
+    `--plugin FILE`, its fields the settings `relax.*`, its name in run folders.
+
+    Args:
+        relaxation: a subclass of `rnnnas.nas.relax.base.Relaxation`, a frozen dataclass.
+        name: by default the class' name in lower case, words joined by hyphens.
+        order: of the hypergradient that moves its alphas.
+
+    Raises:
+        UsageError: for a name that another method has.
+    """
+    called = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", relaxation.__name__).lower()
+    known = METHODS.get(called)
+    if known is not None and not _is_same_class(known.where, relaxation):
+        raise UsageError(f"there is a method {called!r} already", "give yours another name")
+    summary = about or (relaxation.__doc__ or "a method of your own").strip().split("\n")[0]
+    METHODS[called] = Method(relaxation, summary, order=order)
+    return called
+
+
+def _is_same_class(known: str | type[Relaxation], other: type[Relaxation]) -> bool:
+    """Whether both are one class, or one that a notebook's cell has defined again."""
+    return not isinstance(known, str) and known.__qualname__ == other.__qualname__
 
 
 def method_of(name: str) -> Method:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.runs.files import read_json, write_json
-from rnnnas.study.local_jobs import STOP_SECONDS, log_path
+from rnnnas.studies.local_jobs import STOP_SECONDS, log_path
 
 if TYPE_CHECKING:
     import submitit

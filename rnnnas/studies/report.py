@@ -10,9 +10,9 @@ from typing import Any
 from rnnnas.config.text import SearchConfig
 from rnnnas.runs.files import disk_errors, json_plain
 from rnnnas.runs.tensorboard import Board, cut_events
-from rnnnas.study.plan import RANDOM, Job, cell_name, search_config
-from rnnnas.study.record import Record
-from rnnnas.study.statistics import expected_best, kendall_tau, spread, tau_threshold
+from rnnnas.studies.plan import RANDOM, Job, cell_name, search_config
+from rnnnas.studies.record import Record
+from rnnnas.studies.statistics import expected_best, kendall_tau, spread, tau_threshold
 
 Results = Mapping[str, dict[str, Any]]
 

@@ -11,11 +11,11 @@ from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.errors import CheckpointError, Interrupted, UsageError
 from rnnnas.runs.files import Lock, disk_errors, read_json, remove_temporaries
 from rnnnas.runs.signals import StopRequest
-from rnnnas.study.local_jobs import LocalRunner, Runner, last_words
-from rnnnas.study.plan import Job, Sizes, StudyConfig, command, final_jobs, first_jobs
-from rnnnas.study.record import Record, free_folder
-from rnnnas.study.report import choose, report, show_on_board
-from rnnnas.study.slurm import slurm_runner
+from rnnnas.studies.local_jobs import LocalRunner, Runner, last_words
+from rnnnas.studies.plan import Job, Sizes, StudyConfig, command, final_jobs, first_jobs
+from rnnnas.studies.record import Record, free_folder
+from rnnnas.studies.report import choose, report, show_on_board
+from rnnnas.studies.slurm import slurm_runner
 
 DIVERGED = 6  # an exit code: the same command would diverge again
 STOPPED = {143, -15}  # ended by SIGTERM from elsewhere, e.g. preempted: no failure

@@ -17,7 +17,7 @@ from rnnnas.config.plain import from_plain, to_plain
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.runs.files import json_plain, read_json, write_json
 from rnnnas.runs.folder import first_free, is_empty
-from rnnnas.study.plan import FREE, GROWS, StudyConfig, leaves, resolved_runs
+from rnnnas.studies.plan import FREE, GROWS, StudyConfig, leaves, resolved_runs
 
 NAME = "study.json"
 _NEW = "give --fresh for a new study, or another folder with --out"

@@ -20,8 +20,8 @@ from rnnnas.nas.relax.base import Mixture, Mixtures
 from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.run import job_of
 from rnnnas.searching.supernet import SearchJob
-from rnnnas.study.local_jobs import threads_each
-from rnnnas.study.plan import (
+from rnnnas.studies.local_jobs import threads_each
+from rnnnas.studies.plan import (
     RANDOM,
     Sizes,
     StudyConfig,

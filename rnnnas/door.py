@@ -1,0 +1,450 @@
+"""What people call from Python: corpora, searches, trainings, evaluations, models.
+
+Every function here is `rnnnas.NAME`. The command line is a skin over them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rnnnas.config.plain import to_plain
+from rnnnas.config.presets import IMAGE, given, resolve
+from rnnnas.config.text import WITHOUT_RESULT
+from rnnnas.data import corpus as corpora
+from rnnnas.engine.device import pick_device
+from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.evaluation.result import Evaluation
+from rnnnas.home import checkpoints_folder, home_at
+from rnnnas.nas.genotype import Genotype
+from rnnnas.searching.result import SearchResult
+from rnnnas.training.result import TrainResult
+
+if TYPE_CHECKING:
+    import torch
+
+    from rnnnas.data.corpus import AnyCorpus, Corpus, ImageCorpus
+    from rnnnas.evaluation.image_model import ImageModel
+    from rnnnas.evaluation.language_model import LanguageModel
+    from rnnnas.studies.result import StudyResult
+
+Paths = str | os.PathLike[str]
+# Settings that have a short name of their own, as `--hidden` on the command line.
+SHORT = {"hidden": "model.hidden", "layers": "model.layers", "lr": "weights.lr"}
+
+
+# Corpora
+
+
+def open_corpus(name: str, *, home: Paths | None = None) -> AnyCorpus:
+    """Open a prepared or built-in corpus by its name; one of text or of images.
+
+    Args:
+        home: the folder that `corpora/` lies in; by default $RNNNAS_HOME, or the current one.
+
+    Raises:
+        DataError: where it is unknown, not prepared, or damaged.
+    """
+    with home_at(None if home is None else os.fspath(home)):
+        return corpora.open_any(name)
+
+
+def add_corpus(
+    name: str,
+    source: Paths,
+    *,
+    vocab: str | None = None,
+    vocab_size: int = 0,
+    lower: bool = False,
+    replace: bool = False,
+    column: str | None = None,
+    home: Paths | None = None,
+) -> AnyCorpus:
+    """Prepare a corpus of one's own from a text file, a folder, an archive, or images.
+
+    Args:
+        vocab: "words", "sentencepiece" ...; by default what suits the text.
+        vocab_size: how many; 0: as many as suit the text.
+        column: the text column of tables.
+        replace: put it in place of a corpus of that name with other content.
+
+    Raises:
+        DataError: where the source cannot be read; with file, line and remedy.
+    """
+    options = corpora.VocabOptions(**_vocab_options(vocab, vocab_size, lower))
+    with home_at(None if home is None else os.fspath(home)):
+        return corpora.add_corpus(name, Path(source), options, replace=replace, column=column)
+
+
+def _vocab_options(kind: str | None, size: int, lower: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"size": size, "lower": lower}
+    return options if kind is None else {**options, "kind": kind}
+
+
+# Runs
+
+
+def search(
+    corpus: AnyCorpus | str,
+    *,
+    preset: str | None = None,
+    method: Any = None,
+    seed: int | None = None,
+    out: Paths | None = None,
+    fresh: bool = False,
+    device: str | torch.device = "auto",
+    config: Paths | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> SearchResult:
+    """Search a recurrent cell on a text, or the cells of an image network on images.
+
+    The same call with the same `out` goes on where it stopped, or returns the finished result.
+
+    Args:
+        corpus: a corpus, or the name of one.
+        preset: a named run; `rnnnas presets list`. By default "quick", for images "cifar10-quick".
+        method: a name of `rnnnas.nas.methods.METHODS`, or a relaxation object of your own.
+        seed: decides every random draw.
+        out: the run folder. By default one under `checkpoints/` that is named after the run.
+        fresh: start anew in a folder beside an existing run.
+        config: a TOML file of settings.
+        quiet: show no progress.
+        settings: settings by name: `epochs=2`, `windows={"limit": 100}`, `**{"alphas.lr": 1e-2}`;
+            `hidden`, `layers` and `lr` are short for `model.hidden`, `model.layers`, `weights.lr`.
+
+    Raises:
+        RnnnasError: with a cause and a remedy, as the command line would print them.
+    """
+    from rnnnas.searching.run import search as run
+
+    opened = _opened(corpus)
+    name, relax = _method_name(method)
+    flags = {**relax, **_nested(settings), "corpus": opened.name, "method": name, "seed": seed}
+    images = is_of_images(opened)
+    resolved = resolve_run("search", preset=preset, file=config, flags=flags, images=images)
+    folder = Path(out) if out is not None else default_folder("search", resolved)
+    result = run(resolved, opened, folder, device=pick_device(device), fresh=fresh, quiet=quiet)
+    return SearchResult.of(result)
+
+
+def train(
+    corpus: AnyCorpus | str,
+    genotype: Genotype | SearchResult | Paths | None = None,
+    *,
+    preset: str | None = None,
+    seed: int | None = None,
+    out: Paths | None = None,
+    fresh: bool = False,
+    device: str | torch.device = "auto",
+    config: Paths | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> TrainResult:
+    """Train a cell from scratch and report its perplexity, or on images its accuracy.
+
+    Args:
+        genotype: a genotype, a search's result or run folder, a file, a published name
+            ("DARTS_V2"), "LSTM", "GRU", "random", "random:7", or a cell ("sigmoid0 relu1 tanh1").
+        (others): as of `search`.
+
+    Raises:
+        RnnnasError: with a cause and a remedy, as the command line would print them.
+    """
+    from rnnnas.training.run import train as run
+
+    opened = _opened(corpus)
+    flags = {**_nested(settings), "corpus": opened.name, "seed": seed}
+    if genotype is not None:
+        flags["genotype"] = _genotype_setting(genotype)
+    images = is_of_images(opened)
+    resolved = resolve_run("train", preset=preset, file=config, flags=flags, images=images)
+    called = genotype if isinstance(genotype, str | os.PathLike) else "cell"
+    folder = Path(out) if out is not None else default_folder("train", resolved, str(called))
+    result = run(resolved, opened, folder, device=pick_device(device), fresh=fresh, quiet=quiet)
+    return TrainResult.of(result)
+
+
+def study(
+    corpus: Corpus | str,
+    *,
+    preset: str | None = None,
+    methods: Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    out: Paths | None = None,
+    jobs: int = 1,
+    fresh: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
+    **settings: Any,
+) -> StudyResult:
+    """Compare search methods with one another and with random cells; see `rnnnas study --help`.
+
+    Args:
+        seeds: how many, or which.
+        jobs: how many runs work at a time, each in a process of its own.
+    """
+    import sys
+
+    from rnnnas.studies.execute import study as run
+    from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study
+    from rnnnas.studies.result import StudyResult
+
+    opened = corpora.open_corpus(corpus) if isinstance(corpus, str) else corpus
+    which = list(range(1, seeds + 1)) if isinstance(seeds, int) else seeds
+    flags: dict[str, Any] = {
+        **_nested(settings),
+        "corpus": opened.name,
+        "methods": None if methods is None else list(methods),
+        "seeds": None if which is None else list(which),
+    }
+    resolved = resolve_study(preset=preset, settings=(), flags=flags)
+    name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
+    folder = Path(out) if out is not None else checkpoints_folder() / name
+    more = () if device == "auto" else ("--device", str(device))
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr)
+
+    result = run(
+        resolved, opened, folder, cluster="local", slots=jobs, more=more, fresh=fresh, say=say
+    )
+    return StudyResult.of(result)
+
+
+# Models
+
+
+def load(path: Paths, *, device: str | torch.device = "auto") -> LanguageModel | ImageModel:
+    """The trained model of a best.pt or of a run folder, with its vocabulary or its classes.
+
+    Raises:
+        CheckpointError: where there is none, or it is damaged.
+    """
+    from rnnnas.evaluation.image_model import ImageModel
+    from rnnnas.evaluation.images import is_classifier, rebuild
+    from rnnnas.evaluation.language_model import LanguageModel
+    from rnnnas.evaluation.run import rebuild_language_model, refuse_search
+    from rnnnas.runs.checkpoint import load_content
+
+    found, where = checkpoint_of(path), pick_device(device)
+    refuse_search(found)
+    content = load_content(found)
+    if is_classifier(content):
+        return ImageModel(rebuild(content, found, where), found).to(where)
+    return LanguageModel(rebuild_language_model(content, found, where), found)
+
+
+def evaluate(
+    model: LanguageModel | ImageModel | TrainResult | Paths,
+    split: str = "test",
+    *,
+    text: Paths | None = None,
+    dynamic: bool = False,
+    cache: bool = False,
+    device: str | torch.device = "auto",
+    quiet: bool = False,
+) -> Evaluation:
+    """The perplexity of a trained model, or of an image network its accuracy.
+
+    Args:
+        model: a model, the result of a training, a best.pt or a run folder.
+        split: "train", "valid" or "test" of the corpus that it was trained on.
+        text: a file that is evaluated instead.
+        dynamic: dynamic evaluation; cache: the neural cache (`rnnnas eval --help`).
+    """
+    from rnnnas.evaluation.run import evaluate_checkpoint
+
+    if split not in corpora.SPLITS:
+        raise UsageError(f"there is no split {split!r}", f"splits: {', '.join(corpora.SPLITS)}")
+    result = evaluate_checkpoint(
+        checkpoint_of(model), split, text=None if text is None else Path(text),
+        device=pick_device(device), dynamic=dynamic, cache=cache, quiet=quiet,
+    )  # fmt: skip
+    return Evaluation.of(result)
+
+
+def sample(
+    model: LanguageModel | TrainResult | Paths,
+    prompt: str = "",
+    tokens: int = 100,
+    *,
+    device: str | torch.device = "auto",
+    **options: Any,
+) -> str:
+    """Text that a trained model writes after a prompt; options as of `LanguageModel.stream`."""
+    from rnnnas.evaluation.language_model import LanguageModel
+
+    loaded = (
+        model if isinstance(model, LanguageModel) else load(checkpoint_of(model), device=device)
+    )
+    if not isinstance(loaded, LanguageModel):
+        raise CheckpointError(
+            f"{checkpoint_of(model)} holds an image network, which writes no text",
+            "`rnnnas.load(...).predict(image)` names what an image shows",
+        )
+    return loaded.sample(prompt, tokens, **options)
+
+
+# Cells
+
+
+def genotype(cell: Genotype | SearchResult | Paths, *, images: bool = False) -> Genotype:
+    """The genotype that a published name, a file, a run folder or a cell's text stands for.
+
+    Args:
+        images: whether a name that is published for both means the cells of an image network.
+
+    Raises:
+        UsageError: for what is none of these.
+    """
+    from rnnnas.cnn import zoo as image_zoo
+    from rnnnas.nas.zoo import genotype_of
+
+    if isinstance(cell, Genotype):
+        return cell
+    if isinstance(cell, SearchResult):
+        return cell.genotype
+    name = os.fspath(cell)
+    return image_zoo.genotype_of(name, 1) if images else genotype_of(name, 1)
+
+
+def show(cell: Genotype | SearchResult | Paths, format: str = "text") -> str:
+    """A cell as "text", "svg", "dot" or "json".
+
+    Raises:
+        UsageError: for another format, or what is no cell.
+    """
+    import json
+
+    from rnnnas.draw import text_svg_dot as draw
+
+    found = genotype(cell)
+    forms = {"text": draw.as_text, "svg": draw.as_svg, "dot": draw.as_dot}
+    if format == "json":
+        return json.dumps(found.to_plain(), indent=2)
+    if format not in forms:
+        raise UsageError(f"there is no format {format!r}", "formats: text, svg, dot, json")
+    return forms[format](found)
+
+
+# What the command line shares
+
+
+def resolve_run(
+    kind: str,
+    *,
+    preset: str | None,
+    file: Paths | None,
+    flags: Mapping[str, Any],
+    images: bool,
+    settings: Sequence[str] = (),
+) -> Any:
+    """The configuration of a "search" or a "train" run.
+
+    Raises:
+        UsageError: naming the key, the value, what is allowed and the nearest known key.
+    """
+    return resolve(
+        (IMAGE if images else "") + kind,
+        preset=preset,
+        file=None if file is None else Path(file),
+        settings=settings,
+        flags=flags,
+    )
+
+
+def without_effect(
+    config: Any, kind: str, file: Paths | None, settings: Sequence[str], images: bool
+) -> list[str]:
+    """Keys that the user set and that change nothing in this run."""
+    keys = given((IMAGE if images else "") + kind, None if file is None else Path(file), settings)
+    return [key for key in keys if key in config.idle and key not in WITHOUT_RESULT]
+
+
+def default_folder(kind: str, config: Any, called: str = "") -> Path:
+    """Where a run lies that is told no folder: checkpoints/KIND-CORPUS-NAME-sSEED."""
+    name = config.method if kind == "search" else Path(called).name or called
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name.removesuffix(".json"))
+    return checkpoints_folder() / f"{kind}-{config.corpus}-{safe}-s{config.seed}"
+
+
+def checkpoint_of(model: Any) -> Path:
+    """The best.pt of a model, a training's result, a best.pt or a run folder."""
+    from rnnnas.evaluation.image_model import ImageModel
+    from rnnnas.evaluation.language_model import LanguageModel
+
+    if isinstance(model, LanguageModel | ImageModel):
+        return model.path
+    if isinstance(model, TrainResult):
+        return model.checkpoint
+    if not isinstance(model, str | os.PathLike):
+        raise UsageError(
+            f"{type(model).__name__} is no trained model",
+            "give a best.pt, a run folder, or what rnnnas.train or rnnnas.load returned",
+        )
+    path = Path(model)
+    return path / "best.pt" if os.path.isdir(path) else path
+
+
+def _opened(corpus: AnyCorpus | str) -> AnyCorpus:
+    if isinstance(corpus, str):
+        return corpora.open_any(corpus)
+    if not isinstance(corpus, corpora.Corpus | corpora.ImageCorpus):
+        raise UsageError(
+            f"{type(corpus).__name__} is no corpus",
+            "give a name, or what rnnnas.open_corpus or rnnnas.add_corpus returned",
+        )
+    return corpus
+
+
+def is_of_images(corpus: Corpus | ImageCorpus) -> bool:
+    """Whether a corpus holds images."""
+    return isinstance(corpus, corpora.ImageCorpus)
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword settings as a nested table: dotted and short names are set out, groups merged."""
+    table: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, last = SHORT.get(key, key).split(".")
+        place = table
+        for group in groups:
+            place = place.setdefault(group, {})
+        if isinstance(value, Mapping) and isinstance(place.get(last), dict):
+            place[last] |= _nested(value)
+        else:
+            place[last] = _nested(value) if isinstance(value, Mapping) else value
+    return table
+
+
+def _method_name(method: Any) -> tuple[str | None, dict[str, Any]]:
+    """The name of a method, and its own settings where it is an object."""
+    from rnnnas.nas.methods import register
+    from rnnnas.nas.relax.base import Relaxation
+
+    if method is None or isinstance(method, str):
+        return method, {}
+    if isinstance(method, Relaxation):
+        return register(type(method)), {"relax": to_plain(method)}
+    raise UsageError(
+        f"{type(method).__name__} is no search method",
+        "give a name, or an object of a subclass of rnnnas.nas.relax.base.Relaxation",
+    )
+
+
+def _genotype_setting(cell: Any) -> Any:
+    """What the setting `genotype` takes: a name, or plain values."""
+    if isinstance(cell, SearchResult):
+        return cell.genotype.to_plain()
+    if isinstance(cell, Genotype):
+        return cell.to_plain()
+    if isinstance(cell, str | os.PathLike):
+        return os.fspath(cell)
+    raise UsageError(
+        f"{type(cell).__name__} is no genotype",
+        "give a name, a file, a run folder, or what rnnnas.search or rnnnas.genotype returned",
+    )

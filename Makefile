@@ -5,13 +5,30 @@ BIN := .venv/bin
 # Tests run with a thread each, this many at a time.
 JOBS ?= 2
 
-.PHONY: demo test slow lint clean
+# What depends on how the processor multiplies, and each way in which some processor does, with
+# bfloat16 and without, with compiled kernels and without. `make test` runs all tests in float32.
+ARITHMETIC := $(addprefix tests/test_,$(addsuffix .py,precision divergence trainings kernels \
+	kernels_derived fused mixed loss softmaxes openblas latency stopping version_0_1))
+ARITHMETICS := \
+	"RNNNAS_TEST_PRECISION=bfloat16" \
+	"RNNNAS_TEST_PRECISION=bfloat16 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
+	"RNNNAS_TEST_PRECISION=bfloat16 CXX=false" \
+	"RNNNAS_TEST_PRECISION=float32 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41" \
+	"RNNNAS_TEST_PRECISION=float32 ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE"
+
+.PHONY: demo test arithmetic slow lint clean
 
 demo: .venv/installed
 	$(BIN)/rnnnas demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
+arithmetic: .venv/dev
+	@set -e; for way in $(ARITHMETICS); do \
+		echo "$$way"; \
+		env $$way $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARITHMETIC); \
+	done
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow

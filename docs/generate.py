@@ -1,7 +1,7 @@
 """Writes what documentation takes from the code: the file map of docs/architecture.md.
 
-    python docs/generate.py            # writes
-    python docs/generate.py --check    # exits with 1 where something is out of date
+python docs/generate.py            # writes
+python docs/generate.py --check    # exits with 1 where something is out of date
 """
 
 from __future__ import annotations

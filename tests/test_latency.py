@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import arithmetic
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,7 +20,7 @@ from rnnnas.data.corpus import Corpus, open_corpus
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.latency import recurrent
 from rnnnas.latency.recurrent import LatencyTable, read_table
-from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.genotype import CellGene, Genotype
 from rnnnas.nas.latency_price import RecurrentCosts
 from rnnnas.nas.methods import METHODS
 from rnnnas.searching.run import search
@@ -77,24 +80,70 @@ def run(*words: str) -> Any:
 # Tables
 
 
-def test_a_measured_table_is_of_this_machine_and_grows_with_the_work() -> None:
-    config = search_config("model.hidden=64", "model.nodes=4", "windows.streams=64")
-    found = recurrent.measure_table(config, CPU, seconds=0.2)
+class Machine:
+    """A clock that the cell's work moves, by a formula, and slower while other work is going on.
+
+    A time step takes 30 µs for s0, and for every node that others follow, and for s0, 20 µs and
+    10 µs a follower, of which the product is half; tanh, relu and sigmoid cost 1, 2 and 3 µs more
+    a node than the identity.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls = 0
+
+    def passes(self, microseconds: float) -> None:
+        self.calls += 1
+        busy = 5.0 if self.calls % 40 >= 15 else 1.0  # other work, most of the time
+        self.now += 1e-6 * microseconds * busy
+
+    @staticmethod
+    def step(cell: CellGene) -> float:
+        """Microseconds."""
+        followers = Counter(gene.source for (gene,) in cell.nodes)
+        activations = {"identity": 0, "tanh": 1, "relu": 2, "sigmoid": 3}
+        own = sum(activations[gene.op] for (gene,) in cell.nodes)
+        return 30.0 + sum(20.0 + 10.0 * k for k in followers.values()) + own
+
+    def unroll(self, inputs: torch.Tensor, h: Any, first: Any, nodes: Any, cell: CellGene,
+               *masks: Any, low: bool) -> None:  # fmt: skip
+        self.passes(len(inputs) * self.step(cell))
+
+    def bmm(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        self.passes(10.0 + 5.0 * (len(a) // 2))  # gates and candidates: two matrices a node
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine()
+    clock = SimpleNamespace(perf_counter=lambda: made.now)
+    monkeypatch.setattr(recurrent, "time", clock)
+    monkeypatch.setattr(recurrent, "unroll", made.unroll)
+    monkeypatch.setattr(torch, "bmm", made.bmm)
+    return made
+
+
+def test_a_measured_table_foretells_every_cell(machine: Machine) -> None:
+    """What is measured of a few cells gives the time of all, and other work does not move it."""
+    settings = ["model.hidden=6", "model.nodes=4", "windows.streams=5", "windows.bptt=7"]
+    found = recurrent.measure_table(search_config(*settings), CPU, seconds=0.5)
     costs = found.costs
-    assert (found.device, found.hidden, found.streams, found.steps) == ("cpu", 64, 64, 10)
-    assert costs.first > 0 and set(costs.activations) == set(OPS)
+    assert (found.device, found.hidden, found.streams, found.steps) == ("cpu", 6, 5, 7)
+    assert found.dtype == arithmetic.precision()
+    assert costs.first == pytest.approx(30e-6)
     groups = [p + r for p, r in zip(costs.products, costs.rests, strict=True)]
-    assert len(groups) == 4 and groups[3] > groups[0] > 0  # four nodes, against one
-    tanh, none = costs.activations["tanh"], costs.activations["identity"]
-    assert not any(none) and tanh[3] > 0
-    assert tanh[2] == pytest.approx(tanh[0] / 3 + 2 * tanh[3] / 3)
-    deep = Genotype.from_text("tanh0 tanh1 tanh2 tanh3").recurrent
-    wide = Genotype.from_text("relu0 relu0 relu0 relu0").recurrent
-    assert costs.of_cell(deep) > costs.of_cell(wide)
-    for cell in (deep, wide):
-        median, least = recurrent.measure_cell(cell, found, CPU, seconds=0.1)
-        # Loose: the machine may have other work. A wrong unit or a part left out would show.
-        assert 0 < least <= median and 1 / 3 < least / costs.of_cell(cell) < 3
+    assert groups == pytest.approx([30e-6, 40e-6, 50e-6, 60e-6])
+    assert costs.products == pytest.approx([15e-6, 20e-6, 25e-6, 30e-6])
+    for op, each in {"identity": 0.0, "tanh": 1e-6, "relu": 2e-6, "sigmoid": 3e-6}.items():
+        wanted = [each * k for k in (1, 2, 3, 4)]
+        assert costs.activations[op] == pytest.approx(wanted, abs=1e-12)
+    for text in ("tanh0 tanh1 tanh2 tanh3", "relu0 relu0 relu0 relu0", "sigmoid0 relu0 tanh1 tanh1",
+                 "identity0 sigmoid1 relu1 tanh2"):  # fmt: skip
+        cell = Genotype.from_text(text).recurrent
+        wanted = 1e-6 * machine.step(cell)
+        assert costs.of_cell(cell) == pytest.approx(wanted)
+        median, least = recurrent.measure_cell(cell, found, CPU, seconds=0.5)
+        assert least == pytest.approx(wanted) and median > least
 
 
 def test_a_table_comes_back_from_its_file_and_damage_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import arithmetic
 import pytest
 import torch
 
@@ -115,3 +116,38 @@ def test_precision_is_what_was_asked_for() -> None:
     assert not low_precision(ModelConfig(path="reference"), cpu)
     with pytest.raises(UsageError, match="model.path"):
         ModelConfig(path="reference", precision="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "low"),
+    [(False, False, False), (True, False, True), (False, True, True), (True, True, True)],
+)
+def test_auto_rounds_where_the_processor_multiplies_bfloat16(
+    avx512: bool, amx: bool, low: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    cpu = torch.device("cpu")
+    assert low_precision(ModelConfig(), cpu) is low
+    assert not low_precision(ModelConfig(path="eager"), cpu)
+    assert low_precision(ModelConfig(precision="bfloat16"), cpu)
+    assert not low_precision(ModelConfig(precision="float32"), cpu)
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_auto_on_a_card_asks_the_card(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated products do not count, and what the processor has does not matter."""
+
+    def supported(including_emulation: bool = True) -> bool:
+        return able or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: not able)
+    assert low_precision(ModelConfig(), torch.device("cuda")) is able
+
+
+def test_auto_is_what_the_tests_set() -> None:
+    """The pin of `arithmetic.py` holds, whatever the processor of this machine."""
+    assert low_precision(ModelConfig(), torch.device("cpu")) is (
+        arithmetic.precision() == "bfloat16"
+    )

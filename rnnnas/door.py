@@ -406,18 +406,18 @@ def is_of_images(corpus: Corpus | ImageCorpus) -> bool:
     return isinstance(corpus, corpora.ImageCorpus)
 
 
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(settings: Mapping[str, Any], short: Mapping[str, str] = SHORT) -> dict[str, Any]:
     """Keyword settings as a nested table: dotted and short names are set out, groups merged."""
     table: dict[str, Any] = {}
     for key, value in settings.items():
-        *groups, last = SHORT.get(key, key).split(".")
+        *groups, last = short.get(key, key).split(".")
         place = table
         for group in groups:
             place = place.setdefault(group, {})
-        if isinstance(value, Mapping) and isinstance(place.get(last), dict):
-            place[last] |= _nested(value)
+        if isinstance(value, Mapping) and key != "genotype":
+            place[last] = {**place.get(last, {}), **_nested(value, {})}
         else:
-            place[last] = _nested(value) if isinstance(value, Mapping) else value
+            place[last] = value
     return table
 
 

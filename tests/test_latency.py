@@ -211,8 +211,9 @@ def test_the_command_keeps_a_table_and_show_reads_it(
 # Searches
 
 
-# Stages prune `none`, by which alone edges with a softmax each are told apart: see `nas/cost.py`.
-# densenas moves two alphas of a choice a step and no other: 24 steps do not get around to all.
+# Stages prune `none`, by which alone edges with a softmax each are told apart: see
+# `nas/latency_price.py`. densenas moves two alphas of a choice a step and no other: 24 steps do not
+# get around to all.
 GRADIENT = [
     n for n, method in METHODS.items()
     if method.alphas == "gradient" and not method.staged and n != "densenas"

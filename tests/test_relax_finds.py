@@ -100,7 +100,7 @@ def batch_of(seed: int) -> Batch:
 
 
 def search(method: Method, net: Teacher, steps: int, begin: int) -> dict[str, Tensor]:
-    """The search's two steps in turn, as `search.py` takes them; returns the alphas."""
+    """The search's two steps in turn, as `searching/run.py` takes them; returns the alphas."""
     relaxation = method.relaxation()
     drawn = relaxation.init(net.space, seeded(begin))
     alphas = {name: a.detach().double().requires_grad_() for name, a in drawn.items()}

@@ -138,7 +138,10 @@ class ImageTrainConfig:
 
     def __post_init__(self) -> None:
         if not self.genotype:
-            raise UsageError("the setting 'genotype' is missing")
+            raise UsageError(
+                "the setting 'genotype' is missing",
+                "name a cell: DARTS_V2, LSTM, random:1, a search's run folder",
+            )
         check_genotype(Genotype.from_plain(self.genotype))
         if is_dense(self.genotype):
             check_settings(self.model)

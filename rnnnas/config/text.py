@@ -38,7 +38,7 @@ class SearchConfig(MethodChoice):
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
     cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
-    is read off alphas, and when they have moved enough; capture: see `programs.cuda_graphs_for`.
+    is read off alphas, and when they have moved enough; capture: see `cuda_graphs.cuda_graphs_for`.
     """
 
     corpus: str
@@ -167,7 +167,7 @@ class SearchConfig(MethodChoice):
 class TrainConfig:
     """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
     genotype. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
-    capture: see `programs.cuda_graphs_for`.
+    capture: see `cuda_graphs.cuda_graphs_for`.
     """
 
     corpus: str
@@ -190,7 +190,10 @@ class TrainConfig:
             raise UsageError(f"cell = {self.cell!r} takes no genotype", "leave one of them out")
         if self.cell == "derived":
             if not self.genotype:
-                raise UsageError("the setting 'genotype' is missing")
+                raise UsageError(
+                    "the setting 'genotype' is missing",
+                    "name a cell: DARTS_V2, LSTM, random:1, a search's run folder",
+                )
             check_cell(Genotype.from_plain(self.genotype).recurrent)
             if self.noise.weightdrop:
                 raise UsageError(

@@ -186,9 +186,10 @@ def add_corpus(
     replace: bool = False,
     column: str | None = None,
 ) -> Corpus | ImageCorpus:
-    """Prepare a corpus from a file, a folder or a zip archive (`sources`), or a folder of parquet.
+    """Prepare a corpus from a file, a folder or a zip archive (`text_sources`), or a folder of
+    parquet.
 
-    A folder whose content is images (`image_sources`, `tables`) becomes a corpus of images.
+    A folder whose content is images (`image_sources`, `image_tables`) becomes a corpus of images.
 
     Args:
         replace: put it in place of a corpus of that name with other content. The same content is

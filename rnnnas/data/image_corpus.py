@@ -7,7 +7,7 @@
   one encoded picture after another.
 - `NAME.spans`, for encoded pictures: first byte and end of each row's picture, (n, 2) int64.
 
-Training images lie in the order of `holdout.balanced_order`.
+Training images lie in the order of `image_splits.balanced_order`.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class _Images:
 
 @final
 class ImageSearch(_Images):
-    """See `base.SearchTask`. The alphas' images are the end of the training ones, of which any
+    """See `task.SearchTask`. The alphas' images are the end of the training ones, of which any
     part has the classes in proportion.
     """
 
@@ -175,7 +175,7 @@ class ImageSearch(_Images):
 
 @final
 class ImageTraining(_Images):
-    """See `base.TrainTask`."""
+    """See `task.TrainTask`."""
 
     kind = "convolutional"
 

@@ -55,19 +55,20 @@ def weight_step(
     results are scalars on the device, and nothing here waits for it.
 
     Args:
-        programs: of this network; where one fits the window, it makes the loss and the gradients.
+        cuda_graphs: of this network; where one fits the window, it makes the loss and the
+        gradients.
     """
     inputs = (batch, hidden_state, mixtures, noise)
-    program = None
+    graph = None
     if cuda_graphs is not None:
-        program = cuda_graphs.find("weights", partial(_gradients, net), inputs)
+        graph = cuda_graphs.find("weights", partial(_gradients, net), inputs)
     loss: Loss
-    if program is None:
+    if graph is None:
         loss = net(*inputs)
         optimizer.zero_grad(set_to_none=True)
         loss.objective.backward()  # type: ignore[no-untyped-call]
     else:
-        loss, gradients = program.run(inputs)
+        loss, gradients = graph.run(inputs)
         loss = loss._replace(hidden_state=state_of(loss.hidden_state, torch.clone))
         for parameter, gradient in zip(net.parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -89,7 +90,7 @@ def _gradients(
     mixtures: Mapping[str, Mixture],
     noise: Noise,
 ) -> tuple[Loss, tuple[Tensor | None, ...]]:
-    """The loss and its gradient in every weight, for a program."""
+    """The loss and its gradient in every weight, for a CUDA graph."""
     loss: Loss = net(batch, hidden_state, mixtures, noise)
     return loss, torch.autograd.grad(loss.objective, list(net.parameters()), allow_unused=True)
 
@@ -128,7 +129,7 @@ def evaluate(
 
     Args:
         weights: evaluated instead of the network's own, e.g. averaged ones.
-        programs: of this network, for windows that come again.
+        cuda_graphs: of this network, for windows that come again.
     """
     own: dict[str, Tensor] = dict(weights or net.named_parameters())
     hidden_state: HiddenState = None
@@ -159,6 +160,6 @@ def _scored(
     net: nn.Module, own: Mapping[str, Tensor], batch: Batch, hidden_state: HiddenState,
     mixtures: Mapping[str, Mixture],
 ) -> Loss:  # fmt: skip
-    """The loss of one window under weights that are handed in, for a program."""
+    """The loss of one window under weights that are handed in, for a CUDA graph."""
     loss: Loss = functional_call(net, dict(own), (batch, hidden_state, mixtures, None))
     return loss

@@ -1,8 +1,9 @@
 """What a search and a training ask of what they learn from: an interface, served twice.
 
-The jobs of `search` and `train` own weights, alphas, optimisers, carries and what was measured. A
-task owns data: which batches there are, how a network for them is built, and how the step size and
-the masks depend on a batch. It has no state: everything follows from its arguments and the seed.
+The jobs of `search` and `train` own weights, alphas, optimisers, hidden states and what was
+measured. A task owns data: which batches there are, how a network for them is built, and how the
+step size and the masks depend on a batch. It has no state: everything follows from its arguments
+and the seed.
 """
 
 from __future__ import annotations

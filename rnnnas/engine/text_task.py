@@ -55,7 +55,7 @@ class _Text:
 
 @final
 class TextSearch(_Text):
-    """See `base.SearchTask`."""
+    """See `task.SearchTask`."""
 
     def __init__(
         self, config: SearchConfig, corpus: Corpus, device: torch.device, ranks: Ranks = ALONE
@@ -116,7 +116,7 @@ class TextSearch(_Text):
 
 @final
 class TextTraining(_Text):
-    """See `base.TrainTask`."""
+    """See `task.TrainTask`."""
 
     kind = "recurrent"
 

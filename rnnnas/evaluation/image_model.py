@@ -103,7 +103,7 @@ class ImageModel(nn.Module):
             with quiet():
                 pixels = torch.from_numpy(decode(data, str(path))[0].copy())
         else:
-            array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+            array = np.array(image.convert("RGB") if hasattr(image, "convert") else image)
             if array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
                 raise UsageError(
                     f"an image of shape {array.shape}",

@@ -1,4 +1,6 @@
-"""Evaluating a checkpoint: on a split of its corpus, or on a text; of images, see `classify`."""
+"""Evaluating a checkpoint: on a split of its corpus, or on a text; of images, see
+`evaluation.images`.
+"""
 
 from __future__ import annotations
 
@@ -126,16 +128,17 @@ def evaluate_checkpoint(
     cache: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """The perplexity of a checkpoint; of an image network the accuracy, as `classify` says.
+    """The perplexity of a checkpoint; of an image network the accuracy, as `evaluation.images`
+    says.
 
     Args:
         split: "train", "valid" or "test" of the corpus it was trained on; validation runs on
             `valid_streams` streams and the others on `test_streams` (10 and 1 by default).
         text: evaluated instead of a split; words the vocabulary lacks count as `<unk>`.
         corpus: the corpus, where the caller has it open.
-        dynamic, cache: let the model learn from the text as it goes by (see `adapt`); any split
-            is then one stream. Parameters are chosen on validation text, once, and kept beside
-            the checkpoint.
+        dynamic, cache: let the model learn from the text as it goes by (see `evaluation.adaptive`);
+            any split is then one stream. Parameters are chosen on validation text, once, and kept
+            beside the checkpoint.
         quiet: show no progress of these.
 
     Returns:

@@ -1,6 +1,6 @@
 """Latency of dense blocks: their layers, and the chained cost of a search by them.
 
-How layers are timed and kept stands in `layer_latency`. Legend: L layers, O operations, N blocks,
+How layers are timed and kept stands in `layers`. Legend: L layers, O operations, N blocks,
 M reach.
 """
 
@@ -72,7 +72,7 @@ def measure_layers(
     quick: bool = True,
     seconds: float = ROUNDS,
 ) -> LayerTable:
-    """The table of every layer of the space; as `layer_latency.measure`."""
+    """The table of every layer of the space; as `layers.measure`."""
     wanted = {timed for _, _, timed in _everything(layout, size)} | {*_layout_ends(layout, size)}
     return measure(
         wanted, _layer, size=size, images=images, device=device, quick=quick, seconds=seconds
@@ -177,7 +177,7 @@ class DensePrice:
 def pricing(
     config: ImageSearchConfig, corpus: ImageCorpus, device: torch.device
 ) -> Callable[[Path], DensePrice]:
-    """What gives a search of dense blocks its price in a run folder; see `layer_latency.keeping`.
+    """What gives a search of dense blocks its price in a run folder; see `layers.keeping`.
 
     Raises:
         CheckpointError, UsageError: where the table that is named is none, or lacks a layer.

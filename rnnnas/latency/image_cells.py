@@ -1,6 +1,6 @@
 """Latency of image cells: the layers of their network, and the price of a search by them.
 
-How layers are timed and kept stands in `layer_latency`. What is timed is the derived network at the
+How layers are timed and kept stands in `layers`. What is timed is the derived network at the
 search's sizes, all channels, whatever share of them a search mixes (`model.partial`). All cells
 have the stem, the entries and the joins alike; the classifier is not counted. Legend: C channels of
 a cell, B images, h and w pixels, E edges, O operations.
@@ -138,7 +138,7 @@ def _layer(timed: Timed, draws: torch.Generator) -> nn.Module:
 def measure_layers(
     model: CnnConfig, size: Size, images: int, device: torch.device, *, seconds: float = ROUNDS
 ) -> LayerTable:
-    """The table of every layer of the space; as `layer_latency.measure`."""
+    """The table of every layer of the space; as `layers.measure`."""
     table = measure(
         _everything(model, size, image_spaces(model.nodes)), _layer,
         size=size, images=images, device=device, quick=model.path == "fast", seconds=seconds,
@@ -214,7 +214,7 @@ def report(genotype: Genotype, table: LayerTable) -> str:
 def pricing(
     config: ImageSearchConfig, corpus: ImageCorpus, device: torch.device
 ) -> Callable[[Path], LatencyPrice]:
-    """What gives a search of image cells its price in a run folder; see `layer_latency.keeping`.
+    """What gives a search of image cells its price in a run folder; see `layers.keeping`.
 
     Raises:
         CheckpointError, UsageError: where the table that is named is none, or lacks a layer.

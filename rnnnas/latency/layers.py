@@ -2,7 +2,7 @@
 
 A layer is timed as a derived network computes it in evaluation, forward, on a batch of images that
 is as large as the search's. What networks of one kind are made of, and what a search of them is
-priced by, stand in `cell_latency` and `dense_latency`. Legend: C channels, B images.
+priced by, stand in `image_cells` and `dense_blocks`. Legend: C channels, B images.
 """
 
 from __future__ import annotations

@@ -157,7 +157,8 @@ def _eager(
 
 def _on_device(logits: Tensor, bias: Tensor, targets: Tensor, scale: float, wanted: bool) -> Tensor:
     """The nats of some rows, a scalar in float64; with `wanted` the logits (M, V) become scale
-    times the gradient. Only where tensors are `device.usable`; NaN for a target that is no word.
+    times the gradient. Only where tensors are `triton_support.usable`; NaN for a target that is no
+    word.
     """
     from rnnnas.lm.fast import triton_loss
 

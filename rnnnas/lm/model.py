@@ -42,10 +42,10 @@ class ModelConfig:
     operation; "eager" gives the same values at less cost; both can be differentiated twice.
     "fast" gives the same values and first gradients. layers: each takes
     the outputs of the one below. softmaxes: K of a mixture of softmaxes; 1 is a plain softmax.
-    partial: in a search, 1/partial of a state's units go through the operations (`mixed.py`).
-    precision: of the products of our cells and of the plain softmax in training: "auto" is bfloat16
-    where the machine multiplies it in hardware, else float32. Evaluation is always float32, and
-    so are weights, sums and the loss.
+    partial: in a search, 1/partial of a state's units go through the operations
+    (`lm/search_cell.py`). precision: of the products of our cells and of the plain softmax in
+    training: "auto" is bfloat16 where the machine multiplies it in hardware, else float32.
+    Evaluation is always float32, and so are weights, sums and the loss.
     """
 
     hidden: int = 300

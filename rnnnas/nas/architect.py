@@ -32,7 +32,7 @@ Weights = dict[str, Tensor]
 # reaches only the paths that were drawn (as ProxylessNAS' latency is that of the probabilities).
 Outer = Callable[[Tensor, Mixtures], Tensor]
 # From a name, a function of tensors and its arguments to what it returns; the name's function does
-# the same each time, so that it may be recorded (`programs.CudaGraphs.run`).
+# the same each time, so that it may be recorded (`cuda_graphs.CudaGraphs.run`).
 Replay = Callable[..., Any]
 
 PERTURBATION = 1e-2  # norm of the weights' shift in the finite difference (DARTS, section 2.3)

@@ -140,7 +140,7 @@ class EdgeCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecurrentCosts:
-    """One time step of the recurrent cell as `lm/fused.py` computes it, in seconds.
+    """One time step of the recurrent cell as `lm/fast/derived.py` computes it, in seconds.
 
     first: of s0. products: of one batched product for 1, 2, ... N nodes that share a predecessor.
     rests: of all else of such a group but the activations (mask, gates, interpolation, output).

@@ -162,7 +162,7 @@ class Perturbation:
         return chosen, gone
 
     def tell(self, loss: float) -> None:
-        """Take in the loss under what `ask` gave, mean nats a target; not finite: lost."""
+        """Take in the loss under what `ask` gave, mean nats a target; not finite: it diverged."""
         self.losses.append(loss if math.isfinite(loss) else math.inf)
 
     def decide(self) -> Decided:

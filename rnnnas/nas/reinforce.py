@@ -56,7 +56,7 @@ class Reinforce:
         progress: float,
         generator: torch.Generator,
     ) -> Loss:
-        """One update; returns the mean validation loss, with the last cell's carry.
+        """One update; returns the mean validation loss, with the last cell's hidden state.
 
         `train` and `inner` have no part in it. Where a loss or a gradient is not finite the
         alphas and the baseline stay as they are; the loss that is returned tells.

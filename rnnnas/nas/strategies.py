@@ -51,7 +51,7 @@ class BlackboxConfig:
 
 
 class Scored(NamedTuple):
-    """A cell that was tried. loss: mean nats a target; infinite where its training was lost."""
+    """A cell that was tried. loss: mean nats a target; infinite where its training diverged."""
 
     genotype: Genotype
     loss: float

@@ -29,7 +29,7 @@ from rnnnas.types import HiddenState
 
 
 class CandidateJob:
-    """The training of one cell after the other; see `loop.Job`. An epoch of it is a cell.
+    """The training of one cell after the other; see `job.Job`. An epoch of it is a cell.
 
     All cells start from the same weights and see the same windows under the same masks, those of
     a search with this seed: what differs is the cell. Together they get as many weight steps as

@@ -52,7 +52,7 @@ from rnnnas.types import Batch, HiddenState
 
 
 class SearchJob:
-    """The state of a search and its steps; see `loop.Job`."""
+    """The state of a search and its steps; see `job.Job`."""
 
     def __init__(
         self, config: AnySearch, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE
@@ -194,7 +194,7 @@ class SearchJob:
         )  # fmt: skip
         self.train_state = loss.hidden_state
         nats = loss.value
-        if alpha_nats is not None:  # a lost alpha step shows, though nobody waited for it
+        if alpha_nats is not None:  # a diverged alpha step shows, though nobody waited for it
             nats = torch.where(torch.isfinite(alpha_nats), nats, torch.nan)
         return StepReport(nats, loss.count, norm, lr, loss.correct)
 

@@ -115,7 +115,7 @@ def _step(job: SearchJob | CandidateJob | TrainJob) -> float:
     warm, lengths = _WARM, job.lengths(0)
     if job.cuda_graphs is None:
         lengths = lengths[: warm + _TIMED]
-    else:  # one length until it has its program, or a capture is what would be timed
+    else:  # one length until it has its graph, or a capture is what would be timed
         warm = PATIENCE + 2
         lengths = lengths[:1] * min(warm + _TIMED, len(lengths))
     warm = min(warm, len(lengths) - 1)

@@ -126,7 +126,7 @@ class Sizes:
 def resolve_study(
     *, preset: str | None, settings: Iterable[str], flags: Mapping[str, Any]
 ) -> StudyConfig:
-    """The configuration of a study: as `config.resolve`, and every search and training it holds.
+    """The configuration of a study: as `presets.resolve`, and every search and training it holds.
 
     Raises:
         UsageError: for whatever one of its runs would refuse, before any of them starts.

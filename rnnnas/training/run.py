@@ -41,7 +41,7 @@ from rnnnas.types import HiddenState
 
 
 class TrainJob:
-    """The state of a training and its steps; see `loop.Job`."""
+    """The state of a training and its steps; see `job.Job`."""
 
     def __init__(
         self, config: AnyTrain, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE

@@ -1,7 +1,7 @@
 """The network of densely connected blocks: under mixtures, for search, and derived.
 
 Legend: B images, C channels, h and w pixels, P (L, O) and R (N, M) the mixtures of layers and
-routes. Fang et al., CVPR 2020; see `dense_space.py`.
+routes. Fang et al., CVPR 2020; see `cnn/dense/space.py`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Legend: B streams, H hidden, U units computed, n computed edges of a node, M row
 
 torch's own operations read and write memory once each; between two products of the cell there are
 a dozen. One pass does them all. Where no compiler is found torch's operations run instead, as on
-another device than a CPU where `device.py` has no kernels, with the same values
-(`elementwise.py`, `fused.py`, `loss.py`, `dynamic.py`, `products.py`). As with torch's own threads,
+another device than a CPU where `triton_support.py` has no kernels, with the same values
+(`mixture_cpu.py`, `derived.py`, `loss.py`, `dynamic.py`, `matmul.py`). As with torch's own threads,
 a process that has used them must not be forked and go on using them.
 """
 
@@ -234,7 +234,7 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     learn: elements, gradient g, trained weights, rms, lr, epsilon, relative, → weights w, which
         move by -lr g / (rms + epsilon) + min(relative rms, 1) (trained - w).
     learn_rows: M, V, D, gradient (M, V), x (M, D), trained (V, D), rms, lr, epsilon, relative,
-        → weights (V, D), whose gradient is slopeᵀ x; and gradient times what they were, (M, D).
+        → weights (V, D), whose gradient is gradientᵀ x; and gradient times what they were, (M, D).
     """
     library = built().library
     assert library is not None

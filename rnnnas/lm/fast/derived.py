@@ -5,7 +5,7 @@ the oracle. Nodes that take the same state are computed together: one batched pr
 gates and candidates, written where they stay and overwritten by their own gradients on the way
 back. The gradients of all matrices are formed after the last step, from all T·B rows at once.
 With `low` every product takes its factors rounded to bfloat16; all else stays as it is.
-Where there are kernels, `fused_compiled.py` does the same in training, and `fused_device.py` on a
+Where there are kernels, `derived_cpu.py` does the same in training, and `derived_cuda.py` on a
 CUDA device.
 """
 

@@ -1,4 +1,4 @@
-"""The fast form of a derived cell with compiled kernels: the same values as `fused.py`'s own.
+"""The fast form of a derived cell with compiled kernels: the same values as `derived.py`'s own.
 
 Legend: T steps, B streams, H hidden, N nodes, k nodes of a group. One wide product a group, and
 one kernel between two products. Of a step only the products are kept, in the precision they were
@@ -75,7 +75,7 @@ def _at(rows: Tensor) -> list[int]:
 
 
 class CompiledUnroll(torch.autograd.Function):
-    """As `fused._DerivedUnroll`, for tensors that are `kernels.usable`."""
+    """As `derived._DerivedUnroll`, for tensors that are `cpu_library.usable`."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""The fast form of a derived cell on a device: the same values as `fused.py`'s own.
+"""The fast form of a derived cell on a device: the same values as `derived.py`'s own.
 
 Legend: T steps, B streams, H hidden, W = H rounded up to whole tiles, N nodes. All buffers of the
 window lie slot by slot, as `plan` numbers the states, so that each matrix' gradient is one product
@@ -33,8 +33,8 @@ FLAT = {"ROWS": 4, "UNITS": 64}
 class _Layout:
     """What forward and backward have in common: padded factors, tables, and the kernels' tiles.
 
-    matrices (N+1, W, 2, W): of the first state, then slot by slot; see `device.padded`. like: of
-    the products' type. mask (B, W), or None for ones.
+    matrices (N+1, W, 2, W): of the first state, then slot by slot; see `triton_support.padded`.
+    like: of the products' type. mask (B, W), or None for ones.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class _Layout:
             self.tile["DEEP"] = TILE
 
     def grid(self, tile: dict[str, int], nodes: int = 1) -> tuple[int, int, int]:
-        """One program a tile of streams and units, for each of some nodes."""
+        """One instance a tile of streams and units, for each of some nodes."""
         return self.wide // tile["UNITS"], -(-self.streams // tile["ROWS"]), nodes
 
 
 class DeviceUnroll(torch.autograd.Function):
-    """As `fused._DerivedUnroll`, for tensors that are `device.usable`."""
+    """As `derived._DerivedUnroll`, for tensors that are `triton_support.usable`."""
 
     @staticmethod
     def forward(

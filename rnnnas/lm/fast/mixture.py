@@ -2,8 +2,8 @@
 
 Legend: T steps, B streams, H hidden, N nodes, E edges, O operations; U units computed (H, or
 H/K of a partial cell), n computed predecessors of a node, m of one block. Same values and
-gradients as `mixed.unroll_reference`, which is the oracle. What makes it fast: one product a node
-over all its computed predecessors; only the products are kept, in the precision they were made
+gradients as `search_cell.unroll_reference`, which is the oracle. What makes it fast: one product a
+node over all its computed predecessors; only the products are kept, in the precision they were made
 in, and their gradients take their places on the way back; what is element-wise is computed
 again, a few edges at a time, so that it stays in the cache; large buffers are reused from window
 to window, since fresh pages cost as much as the arithmetic on them.
@@ -53,12 +53,12 @@ def unroll(
     The backward pass runs once; it can be neither repeated nor differentiated again.
 
     Args:
-        paths: what is computed, as in `mixed.unroll_reference`; a skipped edge costs no product.
-        low: round the factors of all products to bfloat16. Everything else, and the sums of the
-            weights' gradients over time, stays float32, as all tensors must then be.
+        paths: what is computed, as in `search_cell.unroll_reference`; a skipped edge costs no
+        product. low: round the factors of all products to bfloat16. Everything else, and the sums
+            of the weights' gradients over time, stays float32, as all tensors must then be.
 
     Raises:
-        UsageError: as `mixed.routes`.
+        UsageError: as `search_cell.routes`.
     """
     ways = routes(space, paths)
     width = inputs.shape[-1]

@@ -135,10 +135,11 @@ class Elementwise:
             part.addcmul_(own, self.mask)
 
     def normalise(self, raw: Tensor, state: Tensor, rstd: Tensor, inner: Tensor, roll: int) -> None:
-        """Batch statistics of raw (B, H) over the streams of all ranks; see `mixed.normalise`.
+        """Batch statistics of raw (B, H) over the streams of all ranks; see
+        `search_cell.normalise`.
 
-        Writes state (B, H), rolled by `roll` units as in `mixed.finished`, what it was scaled by,
-        rstd (H), and inner (B, U): the state times the mask, as the next products take it.
+        Writes state (B, H), rolled by `roll` units as in `search_cell.finished`, what it was scaled
+        by, rstd (H), and inner (B, U): the state times the mask, as the next products take it.
         """
         if self.ranks.size > 1:
             result = raw - self.ranks.mean(raw.mean(0))
@@ -186,7 +187,7 @@ class Elementwise:
 
 
 class Compiled(Elementwise):
-    """The same by `kernels_*.cpp`; for tensors that are `kernels.usable`."""
+    """The same by `kernels_*.cpp`; for tensors that are `cpu_library.usable`."""
 
     def _prepare(self, like: Tensor) -> None:
         streams, hidden = like.shape

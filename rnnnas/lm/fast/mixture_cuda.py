@@ -1,4 +1,4 @@
-"""The fast form of the cell under a mixture on a device: the same values as `fused_mixed.py`'s own.
+"""The fast form of the cell under a mixture on a device: the same values as `mixture.py`'s own.
 
 Legend: T steps, B streams, H hidden, U units computed, HW and UW = H and U rounded up to whole
 tiles, N nodes, E edges, O operations, n computed edges of a node. All buffers of the window lie
@@ -37,10 +37,10 @@ FLAT = {"ROWS": 4, "UNITS": 64}
 class _Layout:
     """What forward and backward have in common.
 
-    from_h (HW, 2, HW), matrices (N, UW, 2, UW): see `device.padded`. like: of the products' type.
-    mask (B, HW), or None for ones. taken, sources: of each node, the slots of its computed edges'
-    predecessors, here and on the device. shares (E', 5): of all computed edges; node i's begin at
-    `starts[i]`.
+    from_h (HW, 2, HW), matrices (N, UW, 2, UW): see `triton_support.padded`. like: of the products'
+    type. mask (B, HW), or None for ones. taken, sources: of each node, the slots of its computed
+    edges' predecessors, here and on the device. shares (E', 5): of all computed edges; node i's
+    begin at `starts[i]`.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class _Layout:
 
 
 class DeviceMixed(torch.autograd.Function):
-    """As `fused_mixed._MixedUnroll` for one process, for tensors that are `device.usable`."""
+    """As `mixture._MixedUnroll` for one process, for tensors that are `triton_support.usable`."""
 
     @staticmethod
     def forward(

@@ -2,8 +2,9 @@
 
 Legend: T steps, B streams, H hidden, W = H rounded up to whole tiles, N nodes, k nodes of a group.
 On a device a step of few streams takes as long as its launches; here a group of nodes has one
-forth and two back. `fused_device.py` says what lies where; units beyond H hold zeros. Products are
-rounded to their factors' type before the gates, as on a CPU, so that going back sees what was seen.
+forward and two backward. `derived_cuda.py` says what lies where; units beyond H hold zeros.
+Products are rounded to their factors' type before the gates, as on a CPU, so that going back sees
+what was seen.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-TANH = tl.constexpr(1)  # as `kernels.COLUMNS` counts them
+TANH = tl.constexpr(1)  # as `cpu_library.COLUMNS` counts them
 RELU = tl.constexpr(2)
 SIGMOID = tl.constexpr(3)
 

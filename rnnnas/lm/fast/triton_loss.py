@@ -10,7 +10,7 @@ import triton.language as tl
 def losses(
     logits, bias, targets, nats, words, scale, WANTED: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """One row a program. logits (M, V) without bias (V), targets (M) → nats (M), in float32.
+    """One row an instance. logits (M, V) without bias (V), targets (M) → nats (M), in float32.
 
     With WANTED the logits become scale times the gradient. A target that is no word gives NaN.
     """

@@ -1,10 +1,10 @@
 """The work of the cell under a mixture on a device, in Triton.
 
 Legend: B streams, H hidden, U units computed, HW and UW = H and U rounded up to whole tiles,
-n computed edges of a node. `fused_mixed_device.py` says what lies where. Shares and sums have the
-columns of `kernels.COLUMNS`. Products are rounded to their factors' type, as on a CPU. A node
-has two launches forth and three back; its edges are worked on side by side: one after the other,
-each would wait for its memory.
+n computed edges of a node. `mixture_cuda.py` says what lies where. Shares and sums have the
+columns of `cpu_library.COLUMNS`. Products are rounded to their factors' type, as on a CPU. A node
+has two launches forward and three backward; its edges are worked on side by side: one after the
+other, each would wait for its memory.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def normalise(
 
     values (n, B, FULL) of the first `units`, states (B, FULL) at slot `sources`, shares (n, 5) →
     state (B, FULL), rstd (FULL), inner (B, INNER): the state's first `inner_units` times the mask,
-    in the products' type. One program holds some units of all streams, ROWS >= B.
+    in the products' type. One instance holds some units of all streams, ROWS >= B.
     """
     row = tl.arange(0, ROWS)[:, None]
     place = tl.program_id(0) * UNITS + tl.arange(0, UNITS)

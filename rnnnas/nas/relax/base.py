@@ -37,7 +37,7 @@ class Mixture(NamedTuple):
 
 
 Mixtures = dict[str, Mixture]
-Slopes = Callable[[Mixtures], tuple[Tensor, dict[str, Tensor]]]
+LossGradients = Callable[[Mixtures], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Relaxation(ABC):
@@ -91,7 +91,7 @@ class Relaxation(ABC):
         spaces: Spaces,
         progress: float,
         generator: torch.Generator,
-        gradients: Slopes,
+        gradients: LossGradients,
     ) -> Mixtures:
         """The mixtures that a weight step trains under, given those of `mix`.
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rnnnas.errors import UsageError
 from rnnnas.nas.relax.base import (
+    LossGradients,
     Mixtures,
-    Slopes,
     Softmax,
     Spaces,
     allowed_mask,
@@ -52,7 +52,7 @@ class SdartsRandom(Smooth):
         spaces: Spaces,
         progress: float,
         generator: torch.Generator,
-        gradients: Slopes,
+        gradients: LossGradients,
     ) -> Mixtures:
         return moved(mixtures, spaces, self.epsilon(progress), generator)
 
@@ -83,7 +83,7 @@ class SdartsAdversarial(Smooth):
         spaces: Spaces,
         progress: float,
         generator: torch.Generator,
-        gradients: Slopes,
+        gradients: LossGradients,
     ) -> Mixtures:
         epsilon = self.epsilon(progress)
         calm, _ = gradients(mixtures)

@@ -1,0 +1,256 @@
+"""What people call from Python: results as objects, models as modules, errors with a remedy."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import rnnnas
+from rnnnas.data.corpus import Corpus
+from rnnnas.evaluation.image_model import ImageModel
+from rnnnas.evaluation.language_model import LanguageModel, draw_token
+from rnnnas.nas import methods
+from rnnnas.nas.relax import base
+from rnnnas.training.result import TrainResult
+
+LINES = ["the cat sat on the mat", "a dog ran to the cat", "the dog sat", "a cat ran", ""]
+TINY = {
+    "preset": "smoke", "epochs": 1, "hidden": 8, "windows": {"streams": 4, "bptt": 5, "limit": 3},
+    "valid_streams": 2, "quiet": True, "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RNNNAS_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def corpus(home: Path) -> Corpus:
+    text = home / "book.txt"
+    text.write_text("\n".join(LINES * 200), encoding="utf-8")
+    added = rnnnas.add_corpus("book", text, vocab="words")
+    assert isinstance(added, Corpus)
+    return added
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Corpus) -> TrainResult:
+    return rnnnas.train(corpus, "sigmoid0 relu1 tanh1", test_streams=2, **TINY)
+
+
+@pytest.fixture(scope="module")
+def lm(trained: TrainResult) -> LanguageModel:
+    loaded = rnnnas.load(trained.run)
+    assert isinstance(loaded, LanguageModel)
+    return loaded
+
+
+def test_importing_starts_nothing() -> None:
+    code = """
+import socket, sys, threading
+import rnnnas
+heavy = [name for name in ("torch", "numpy", "click", "tensorboard", "rich") if name in sys.modules]
+assert not heavy and threading.active_count() == 1, heavy
+assert {"search", "train", "load"} <= set(dir(rnnnas))
+import torch
+before = torch.backends.cuda.matmul.allow_tf32, torch.get_num_threads(), torch.get_default_dtype()
+rnnnas.search, rnnnas.load
+assert before == (
+    torch.backends.cuda.matmul.allow_tf32, torch.get_num_threads(), torch.get_default_dtype())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_search_and_a_training_of_what_it_found(corpus: Corpus, home: Path) -> None:
+    found = rnnnas.search(corpus, method="darts-1st", seed=3, **TINY)
+    assert found.run == home / "checkpoints" / "search-book-darts-1st-s3"
+    assert found.genotype == rnnnas.genotype(found.run) == rnnnas.genotype(found.cell)
+    assert found._repr_svg_().startswith("<svg") and found.cell in repr(found)
+    model = rnnnas.train("book", found, test_streams=2, out=home / "t", **TINY)
+    assert model.test_perplexity == model.evaluate("test", quiet=True).perplexity
+    assert rnnnas.load(model.checkpoint).genotype == found.genotype
+
+
+def test_the_same_call_repeats_its_result(corpus: Corpus, trained: TrainResult) -> None:
+    again = rnnnas.train(corpus, "sigmoid0 relu1 tanh1", test_streams=2, **TINY)
+    assert again == trained
+
+
+def test_a_home_that_is_told(tmp_path: Path, corpus: Corpus) -> None:
+    with pytest.raises(rnnnas.DataError):
+        rnnnas.open_corpus("book", home=tmp_path)
+    (tmp_path / "a.txt").write_text("\n".join(LINES * 200), encoding="utf-8")
+    rnnnas.add_corpus("book", tmp_path / "a.txt", vocab="words", home=tmp_path)
+    assert rnnnas.open_corpus("book", home=tmp_path).folder == tmp_path / "corpora" / "book"
+
+
+# Models
+
+
+def test_a_model_is_a_module_whose_state_goes_on(lm: LanguageModel) -> None:
+    assert isinstance(lm, torch.nn.Module) and sum(1 for _ in lm.parameters()) > 0
+    ids = lm.encode("the cat sat on the mat")
+    whole, _ = lm(ids)
+    first, state = lm(ids[:3])
+    rest, state = lm(ids[3:-1], state)
+    last, _ = lm.step(ids[-1:], state)
+    torch.testing.assert_close(torch.cat([first, rest, last]), whole, rtol=1e-5, atol=1e-6)
+    both, _ = lm(torch.stack([ids, ids.flip(0)], dim=1))
+    torch.testing.assert_close(both[:, 0], whole, rtol=1e-5, atol=1e-6)
+
+
+def test_log_probs_are_those_of_the_words_given_those_before(lm: LanguageModel) -> None:
+    text = "the dog sat\na cat"
+    found = lm.log_probs(text)
+    before, state, expected = lm.vocab.eos, None, []
+    for word in lm.encode(text).tolist():
+        with torch.no_grad():
+            logits, state = lm.step(torch.tensor([before]), state)
+        scores = logits[0].double()
+        expected.append(float(scores[word] - scores.logsumexp(0)))
+        before = word
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+    assert lm.perplexity(text) == pytest.approx(math.exp(-sum(expected) / len(expected)), rel=1e-6)
+    assert lm.decode(lm.encode(text)) == text + "\n"
+
+
+def test_a_sample_is_its_pieces_and_never_unknown(lm: LanguageModel) -> None:
+    pieces = list(lm.stream("the cat", 30, seed=4))
+    assert len(pieces) == 30
+    text = lm.sample("the cat", 30, seed=4)
+    assert text == "the cat" + "".join(pieces) and "<unk>" not in text
+    assert lm.sample("the cat", 200, lines=2, seed=4).count("\n") == 2
+    assert rnnnas.sample(lm, "the cat", 30, seed=4) == text
+
+
+def test_draws_keep_to_the_likeliest_tokens() -> None:
+    scores = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()
+    draws = torch.Generator().manual_seed(1)
+
+    def seen(**options: float) -> set[int]:
+        return {draw_token(scores, draws, temperature=1.0, **options) for _ in range(300)}  # type: ignore[arg-type]
+
+    assert seen() == {0, 1, 2, 3}
+    assert seen(top_k=2) == {0, 1}
+    assert seen(top_p=0.5) == {0}  # the likeliest alone has that much
+    assert seen(top_p=0.81) == {0, 1, 2}
+    counts = [draw_token(scores, draws, temperature=1.0, top_k=2) for _ in range(4000)].count(0)
+    assert counts / 4000 == pytest.approx(0.5 / 0.8, abs=0.04)
+
+
+# Methods of one's own
+
+
+def test_a_method_is_an_object_too(corpus: Corpus, home: Path) -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class ColdDarts(base.Softmax):
+        """A softmax at a temperature of its own."""
+
+        tau: float = 1.0
+
+        def scores(self, alphas: base.Alphas, spaces: base.Spaces) -> dict[str, torch.Tensor]:
+            return {n: base.allowed_softmax(alphas[n] / self.tau, s) for n, s in spaces.items()}
+
+    try:
+        found = rnnnas.search(corpus, method=ColdDarts(tau=0.25), out=home / "cold", **TINY)
+        assert (found.run / "config.json").read_text(encoding="utf-8").count('"tau": 0.25') == 1
+        assert methods.method_of("cold-darts").relaxation is ColdDarts
+        with pytest.raises(rnnnas.UsageError, match="tua"):
+            rnnnas.search(corpus, method="cold-darts", relax={"tua": 1.0}, **TINY)
+    finally:
+        methods.METHODS.pop("cold-darts", None)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda: rnnnas.search("book", epohcs=2), rnnnas.UsageError, "epochs"),
+        (lambda: rnnnas.search("book", hidden="x"), rnnnas.UsageError, "model.hidden"),
+        (lambda: rnnnas.search("book", method="drats"), rnnnas.UsageError, "drnas"),
+        (lambda: rnnnas.search("book", method=3), rnnnas.UsageError, "no search method"),
+        (lambda: rnnnas.search("bok"), rnnnas.DataError, "book"),
+        (lambda: rnnnas.search(3), rnnnas.UsageError, "no corpus"),  # type: ignore[arg-type]
+        (lambda: rnnnas.train("book"), rnnnas.UsageError, "genotype"),
+        (lambda: rnnnas.train("book", 3), rnnnas.UsageError, "no genotype"),  # type: ignore[arg-type]
+        (lambda: rnnnas.train("book", "DARTS_V9"), rnnnas.UsageError, "DARTS_V2"),
+        (lambda: rnnnas.load("nowhere"), rnnnas.CheckpointError, "nowhere"),
+        (lambda: rnnnas.evaluate(3), rnnnas.UsageError, "no trained model"),  # type: ignore[arg-type]
+        (lambda: rnnnas.show("DARTS_V2", "png"), rnnnas.UsageError, "svg"),
+        (lambda: rnnnas.search("book", device="tpu"), rnnnas.UsageError, "tpu"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_told_as_a_wrong_flag(
+    corpus: Corpus, call: object, kind: type[rnnnas.RnnnasError], words: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        call()  # type: ignore[operator]
+    assert words in f"{caught.value} {caught.value.remedy}"
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1}, {"temperature": "hot"}, {"top_p": 0}, {"top_k": 1.5},
+                {"tokens": 0}, {"lines": True}],
+)  # fmt: skip
+def test_options_of_a_sample_are_checked_before_it_begins(
+    lm: LanguageModel, options: dict[str, object]
+) -> None:
+    with pytest.raises(rnnnas.UsageError, match=str(next(iter(options)))):
+        lm.sample("the", **{"tokens": 5, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "ids", [torch.zeros(2, 2, 2, dtype=torch.int64), torch.zeros(3), torch.tensor([9999])]
+)
+def test_ids_of_the_wrong_kind_are_refused(lm: LanguageModel, ids: torch.Tensor) -> None:
+    with pytest.raises(rnnnas.UsageError):
+        lm(ids)
+
+
+# Images
+
+
+def test_an_image_model_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
+    for name, colour in (("red", (220, 20, 20)), ("blue", (20, 20, 220))):
+        folder = tmp_path / "set" / name
+        folder.mkdir(parents=True)
+        for k in range(30):
+            Image.new("RGB", (8, 8), tuple(min(255, c + k) for c in colour)).save(
+                folder / f"{k}.png"
+            )
+    corpus = rnnnas.add_corpus("colours", tmp_path / "set")
+    result = rnnnas.train(
+        corpus, "random:1", preset="cifar10-quick", epochs=6, quiet=True, device="cpu",
+        model={"channels": 4, "layers": 2, "nodes": 2}, batches={"size": 8},
+        augment={"crop_padding": 0}, weights={"lr": 0.02},
+    )  # fmt: skip
+    model = rnnnas.load(result.run)
+    assert isinstance(model, ImageModel) and set(model.classes) == {"red", "blue"}
+    assert model.evaluate().accuracy == result.test_accuracy
+    path = tmp_path / "set" / "red" / "3.png"
+    one = model.predict(path)
+    several = model.predict([path, Image.open(path)])
+    assert several[0] == several[1] == one
+    assert sum(p.probability for p in one) == pytest.approx(1)  # type: ignore[union-attr]
+    with pytest.raises(rnnnas.DataError):
+        model.predict(tmp_path / "none.png")

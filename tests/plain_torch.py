@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
 from rnnnas.lm.fast import cpu_library, mixture
@@ -11,3 +14,12 @@ def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device, or where there is no compiler. No dispatch mode sees what kernels do."""
     for module in (mixture, cpu_library):
         monkeypatch.setattr(module, "usable", lambda *tensors, low=False: False)
+
+
+@contextmanager
+def off(wanted: bool = True) -> Iterator[None]:
+    """Within it, as `without_kernels` where that is wanted."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if wanted:
+            without_kernels(monkeypatch)
+        yield

@@ -257,6 +257,7 @@ def test_products(
 ) -> None:
     """By whichever library, wherever the factors lie; sums are added to what is there."""
     monkeypatch.setattr(matmul, "_WIDE", wide_vectors)
+    monkeypatch.setattr(matmul, "_FOREIGN", True)
     draws = torch.Generator().manual_seed(3)
     m, k, n = (4, 5, 6) if small else (200, 150, 130)
     assert (m * k * n > SMALL) is not small

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -206,3 +206,33 @@ def test_without_kernels_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(multiply(rand(8, 6), rand(6, 4)), rand(8, 6) @ rand(6, 4))
     finally:
         openblas._gemm.cache_clear()
+
+
+@needed
+def test_numpy_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a product OpenBLAS has one thread; before and after it, as many as it had."""
+    found = openblas._library()
+    assert found is not None
+    before = found.threads()
+    within: list[int] = []
+    own = cpu_library.function
+
+    def noted(name: str, dtype: torch.dtype) -> Callable[..., None]:
+        within.append(found.threads())
+        return own(name, dtype)
+
+    monkeypatch.setattr(cpu_library, "function", noted)
+    try:
+        for number in (1, 3):
+            found.set_threads(number)
+            openblas.multiply(rand(8, 6), rand(6, 4))
+            with openblas._held():  # as when two threads multiply at once
+                openblas.multiply(rand(8, 6), rand(6, 4))
+                assert found.threads() == 1
+            assert found.threads() == number
+            with pytest.raises(ValueError, match="do not give"):
+                openblas.multiply(rand(8, 6), rand(5, 4))
+            assert found.threads() == number
+    finally:
+        found.set_threads(before)
+    assert within == [1] * 4

@@ -1,4 +1,4 @@
-"""Reference and fast path side by side at the paper's settings, and the machine's limit.
+"""The published algorithm and the fast path side by side at the paper's settings, and the limit.
 
 The limit is the time of an iteration's matrix products alone, each shape timed on this machine in
 the same run. Legend: T steps, B streams, H hidden, V vocabulary, N nodes.
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rnnnas import bench_classic as classic
 from rnnnas.config.presets import resolve
 from rnnnas.data.text_streams import Streams
 from rnnnas.engine.cuda_graphs import PATIENCE, cuda_graphs_for, synchronise
@@ -94,15 +95,20 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
     ).to(device)  # fmt: skip
     masks = torch.Generator(device=device).manual_seed(2)
     cuda_graphs = cuda_graphs_for("auto", device, path=config.model.path)
+    old = classic.Classic(net) if config.model.path != "fast" else None
     if kind == "eval":
         text = torch.randint(VOCABULARY, (EVALUATED + 1,), generator=draws).numpy()
-        return lambda: evaluate(net, Streams(text, 1, device), {}, cuda_graphs=cuda_graphs)
+        return lambda: evaluate(old or net, Streams(text, 1, device), {}, cuda_graphs=cuda_graphs)
     streams, steps = config.windows.streams, config.windows.bptt
     words = torch.randint(VOCABULARY, (steps + 1, streams), generator=draws).to(device)
     batch = Batch(words[:-1], words[1:])
-    optimizer = weight_optimizer(net, config.weights)
+    optimizer = weight_optimizer(old or net, config.weights)
     clip, lr = config.weights.clip, config.weights.lr
     if not search:
+        if old is not None:
+            return lambda: classic.train_iteration(
+                old, optimizer, batch, {}, net.noise(batch, masks), lr=lr, clip=clip
+            )
         return lambda: weight_step(
             net, optimizer, batch, None, {}, net.noise(batch, masks), lr=lr, clip=clip,
             cuda_graphs=cuda_graphs,
@@ -110,8 +116,14 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
     method = config.relaxation
     alphas = {n: a.to(device) for n, a in method.init(net.space, draws).items()}
     alphas = {n: a.detach().requires_grad_() for n, a in alphas.items()}
-    precise = net.in_float32() if config.order == "finite" else None
     adam = alpha_optimizer(alphas, config.alphas)
+    if old is not None:
+        return lambda: classic.search_iteration(
+            old, alphas, method, adam, optimizer, batch, lambda: net.noise(batch, masks), masks,
+            second=kind == "second_order", lr=lr, clip=clip,
+            weight_decay=config.weights.weight_decay,
+        )  # fmt: skip
+    precise = net.in_float32() if config.order == "finite" else None
     replay = None if cuda_graphs is None else cuda_graphs.run
     architect = Architect(net, alphas, method, adam, config.order, precise=precise, replay=replay)
 
@@ -296,8 +308,8 @@ def bench(
     what: str, device: torch.device, *, settings: tuple[str, ...] = (), repeats: int = 3,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Time one iteration of the reference (the classic way, operation by operation, float32) and
-    of the fast path.
+    """Time one iteration the classic way, which is that of DARTS' public code in float32
+    (`bench_classic.py`), and one of the fast path.
 
     Args:
         what: "search", "train", "eval" or "loss" (alone, at the size of WikiText-2).
@@ -311,7 +323,7 @@ def bench(
     """
     report: dict[str, dict[str, float]] = {}
     for kind in KINDS[what]:
-        say(f"{kind}: the reference")
+        say(f"{kind}: the classic way")
         slow, slow_memory = apart(_measure, kind, "reference", settings, str(device), repeats)
         say(f"{kind}: the fast path")
         fast, memory = apart(_measure, kind, "fast", settings, str(device), repeats)

@@ -193,8 +193,13 @@ class CompiledUnroll(torch.autograd.Function):
             grad_nodes = torch.empty_like(nodes)
             for group, product in zip(plan.groups, products, strict=True):
                 left = own.factor(states[group.source]).flatten(0, 1).t()  # (H, T·B)
-                columns = product.flatten(0, 1).chunk(group.size, -1)
-                for node, right in zip(own.members(group), columns, strict=True):
-                    multiply(left, right, out=grad_nodes[node])
+                members = own.members(group)
+                if len(members) == 1:
+                    multiply(left, product.flatten(0, 1), out=grad_nodes[members[0]])
+                    continue
+                # All at once: of a slice of the columns some libraries make a slow product.
+                whole = multiply(left, product.flatten(0, 1)).chunk(group.size, -1)
+                for node, grad in zip(members, whole, strict=True):
+                    grad_nodes[node] = grad
         WORKSPACE.give(states, buffer, gradients, back)
         return grad_x, onward, grad_from_h, grad_nodes, None, None, None, None

@@ -6,7 +6,7 @@
 namespace {
 
 template <int OP, class S> inline S value_of(S z) {
-    if (OP == TANH) return S(2) / (S(1) + power(-z - z)) - S(1);
+    if (OP == TANH) return tanh_of(z);
     if (OP == SIGMOID) return S(1) / (S(1) + power(-z));
     if (OP == RELU) return z < 0 ? S(0) : z;  // NaN stays
     return z;

@@ -26,7 +26,10 @@ SMALL = 2_000_000  # multiplications below which its cost a call eats the gain
 # The same of OpenBLAS: one thread alone gains from about 8 million, two from about 2. It is one
 # number for all, so that the threads' number changes no result, up to `openblas.PARTS`.
 SMALL_OPENBLAS = 4_000_000
-# With AVX-512 oneDNN is the faster one whatever lies in memory how. With AVX2 both are as fast, so
+# On Intel's own processors MKL took 0.6 to 1.0 of oneDNN's time for every layout that was timed, so
+# that nothing is gained there.
+_FOREIGN = openblas.maker() != "GenuineIntel"
+# With AVX-512 oneDNN is then the faster one for every dense layout. With AVX2 both are as fast, so
 # that the copies decide that it makes of factors and results (benchmarks/README.md).
 _WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
@@ -65,12 +68,26 @@ def _suits_openblas(a: Tensor, b: Tensor, out: Tensor | None) -> bool:
 
 
 def _suits_onednn(a: Tensor, b: Tensor, copied: bool) -> bool:
-    """copied: the product is wanted in a place of its own, where oneDNN does not write it."""
-    if _ONEDNN is None or a.dtype != torch.float32 or a.device.type != "cpu":
+    """Whether oneDNN multiplies these factors, and faster than MKL.
+
+    A slice of columns is left to MKL: oneDNN takes it as `b` by its reference kernel alone, which
+    needed 30 to 240 times as long.
+
+    Args:
+        copied: the product is wanted in a place of its own, where oneDNN does not write it.
+    """
+    if _ONEDNN is None or not _FOREIGN or a.dtype != torch.float32 or a.device.type != "cpu":
         return False
     if a.shape[0] * a.shape[1] * b.shape[1] <= SMALL:
         return False
-    return _WIDE or not copied and a.is_contiguous() and b.t().is_contiguous()
+    if _WIDE:
+        return _dense(a) and _dense(b)
+    return not copied and a.is_contiguous() and b.t().is_contiguous()
+
+
+def _dense(matrix: Tensor) -> bool:
+    """Whether the matrix or its transpose lies in memory without gaps."""
+    return matrix.is_contiguous() or matrix.t().is_contiguous()
 
 
 def project(inputs: Tensor, matrix: Tensor, low: bool) -> Tensor:

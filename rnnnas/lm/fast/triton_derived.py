@@ -18,10 +18,27 @@ SIGMOID = tl.constexpr(3)
 
 
 @triton.jit
+def tanh_of(z, sigmoid):
+    """tanh(z), by `sigmoid` of 2z; its relative error in float32 is at most 5e-7.
+
+    2 σ(2z) - 1 loses all digits near 0. For |z| < 1/2 the polynomial in z² is used whose relative
+    error is the least, 3e-12.
+    """
+    u = z * z
+    p = u * -0.0010342926154736148 + 0.0034570214184155882
+    p = p * u - 0.0088409691285917935
+    p = p * u + 0.021867576089145196
+    p = p * u - 0.053968175117804742
+    p = p * u + 0.13333333210779014
+    p = p * u - 0.33333333333021018
+    return tl.where((z > -0.5) & (z < 0.5), z + z * (u * p), sigmoid + sigmoid - 1)
+
+
+@triton.jit
 def activated(op, z):
     """f(z) of the operation numbered `op`; NaN stays."""
     sigmoid = tl.sigmoid(tl.where(op == TANH, z + z, z))
-    value = tl.where(op == TANH, sigmoid + sigmoid - 1, tl.where(op == SIGMOID, sigmoid, z))
+    value = tl.where(op == TANH, tanh_of(z, sigmoid), tl.where(op == SIGMOID, sigmoid, z))
     return tl.where((op == RELU) & (z < 0), 0.0, value)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rnnnas.lm.fast.triton_derived import halves, turned
+from rnnnas.lm.fast.triton_derived import halves, tanh_of, turned
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def mixed(z, by_tanh, by_relu, by_sigmoid, by_identity):
     """The mixture's sum over operations, with the values of tanh, relu and sigmoid."""
     sigmoid = tl.sigmoid(z)
     # σ(2z) by σ(z) would lose digits where σ is near 1.
-    tanh = 2 * tl.sigmoid(z + z) - 1
+    tanh = tanh_of(z, tl.sigmoid(z + z))
     relu = tl.where(z < 0, 0.0, z)
     total = by_tanh * tanh + by_sigmoid * sigmoid
     # An infinity times zero is no number.

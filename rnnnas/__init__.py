@@ -50,12 +50,14 @@ if TYPE_CHECKING:
     from rnnnas.nas.genotype import Genotype as Genotype
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _FROM:
-        raise AttributeError(f"module 'rnnnas' has no attribute {name!r}")
-    value = getattr(import_module(_FROM[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        if name not in _FROM:
+            raise AttributeError(f"module 'rnnnas' has no attribute {name!r}")
+        value = getattr(import_module(_FROM[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

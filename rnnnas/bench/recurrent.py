@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnnas import bench_classic as classic
+from rnnnas.bench import classic
 from rnnnas.config.presets import resolve
 from rnnnas.data.text_streams import Streams
 from rnnnas.engine.cuda_graphs import PATIENCE, cuda_graphs_for, synchronise

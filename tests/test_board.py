@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from rnnnas.errors import DiskError, UsageError
-from rnnnas.runs.tensorboard import Board, cut_events, event_files, event_sizes, serve
+from rnnnas.runs.tensorboard import Board, curve_name, empty_events, has_events, serve
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -49,16 +49,15 @@ def test_every_curve_is_in_the_file(tmp_path):
         assert curve(events, name) == [(1, 1 + i / 4), (2, 2 + i / 4)]
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_images_come_back_pixel_for_pixel(channels, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), np.uint8)
+def test_images_come_back_pixel_for_pixel(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     board = Board(tmp_path)
     board.image("alphas", pixels, 3)
-    (image,) = read(tmp_path).Images("alphas")  # an image is flushed at once
+    (image,) = read(tmp_path).Images("views/alphas")  # an image is flushed at once
     board.close()
     assert (image.step, image.height, image.width) == (3, 5, 7)
     back = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
-    assert np.array_equal(back.reshape(pixels.shape), pixels)
+    assert np.array_equal(back, pixels)
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)])
@@ -71,7 +70,8 @@ def test_other_arrays_are_refused(array, tmp_path):
 
 def test_hyper_parameters_lie_in_the_same_file(tmp_path):
     board = Board(tmp_path)
-    config = {"seed": 1, "weights.lr": 20.0, "order": "second", "average": True}
+    config = {"corpus_sha256": "ab", "weights.lr": 20.0, "seed": 1, "order": "second",
+              "average": True, "method": "darts"}  # fmt: skip
     board.hparams(config, {"valid_perplexity": 60.5, "test_perplexity": float("nan")})
     board.close()
     events = read(tmp_path)
@@ -83,27 +83,54 @@ def test_hyper_parameters_lie_in_the_same_file(tmp_path):
     assert start["seed"].number_value == 1 and start["weights.lr"].number_value == 20
     assert start["order"].string_value == "second" and start["average"].bool_value is True
     experiment = found["_hparams_/experiment"].experiment
-    assert {info.name for info in experiment.hparam_infos} == set(config)
+    assert [info.name for info in experiment.hparam_infos] == [
+        "method", "seed", "valid_perplexity", "weights.lr", "order", "average", "corpus_sha256",
+    ]  # fmt: skip
+    assert start["valid_perplexity"].number_value == 60.5
     assert [info.name.tag for info in experiment.metric_infos] == [
-        "hparam/valid_perplexity",
-        "hparam/test_perplexity",
+        "result/valid_perplexity",
+        "result/test_perplexity",
     ]
-    assert curve(events, "hparam/valid_perplexity") == [(0, 60.5)]
+    assert curve(events, "result/valid_perplexity") == [(0, 60.5)]
     assert len(list(tmp_path.rglob("*"))) == 1
 
 
-def test_an_open_reader_drops_what_a_resumed_run_writes_again(tmp_path):
-    """What `purge_step` is for: the reader has seen points that are then cut from the file."""
+def test_what_a_run_is_judged_by_comes_first_and_noise_makes_no_curve():
+    logged = {
+        "search": ["perplexity", "lr", "gradient_norm", "tokens_per_second"],
+        "epoch": ["epoch", "train_perplexity", "seconds", "valid_perplexity", "alpha_entropy",
+                  "averaged", "published_valid_perplexity"],
+        "alphas": ["epoch"],
+        "candidate": ["number", "perplexity", "best_perplexity"],
+    }  # fmt: skip
+    names = [curve_name(kind, name) for kind, values in logged.items() for name in values]
+    assert sorted(name for name in names if name) == [
+        "perplexity/candidate", "perplexity/candidate_best", "perplexity/published_valid",
+        "perplexity/train", "perplexity/train_running", "perplexity/valid",
+        "progress/gradient_norm", "progress/lr", "progress/tokens_per_second",
+        "search/alpha_entropy",
+    ]  # fmt: skip
+    assert curve_name("epoch", "valid_loss") == "loss/valid"
+    assert curve_name("eigen", "value") == "eigen/value"
+
+
+def test_texts_and_charts_are_what_the_plugins_read(tmp_path):
     board = Board(tmp_path)
-    board.scalars({"loss": 1.0}, 1)
-    board.flush()
-    sizes = event_sizes(tmp_path)
-    board.scalars({"loss": 9.0}, 2)
-    board.scalars({"loss": 9.0}, 3)
+    board.text("genotype", "tanh0 relu1", 4)
+    board.chart("both", ["perplexity/valid", "perplexity/published_valid"])
+    board.close()
+    tags = read(tmp_path).Tags()["tensors"]
+    assert sorted(tags) == ["custom_scalars__config__", "genotype/text_summary"]
+
+
+def test_an_open_reader_drops_what_a_resumed_run_writes_again(tmp_path):
+    """What `purge_step` is for: the reader has seen points that the run will write again."""
+    board = Board(tmp_path)
+    for step in (1, 2, 3):
+        board.scalars({"loss": 9.0 if step > 1 else 1.0}, step)
     board.close()
     events = read(tmp_path)
     assert [step for step, _ in curve(events, "loss")] == [1, 2, 3]
-    cut_events(tmp_path, sizes)
     board = Board(tmp_path, purge_step=2)
     board.scalars({"loss": 2.0}, 2)
     board.close()
@@ -112,22 +139,16 @@ def test_an_open_reader_drops_what_a_resumed_run_writes_again(tmp_path):
     assert curve(read(tmp_path), "loss") == [(1, 1.0), (2, 2.0)]
 
 
-def test_cutting_keeps_foreign_files_and_empties_later_ones(tmp_path):
-    sizes = {}
-    for step in (1, 2, 3):
+def test_emptied_files_stay_and_say_nothing(tmp_path):
+    assert not has_events(tmp_path)
+    for step in (1, 2):
+        if step == 2:
+            empty_events(tmp_path)
         board = Board(tmp_path)
         board.scalars({"loss": float(step)}, step)
         board.close()
-        sizes = sizes or event_sizes(tmp_path)
-    foreign = tmp_path / "events.out.tfevents.host"
-    foreign.write_bytes(b"x")
-    files = event_files(tmp_path)
-    assert len(files) == 3 and files == sorted(files)  # within one second, still in order
-    cut_events(tmp_path, sizes)
-    assert list(event_sizes(tmp_path).values()) == [*sizes.values(), 0, 0]
-    assert foreign.read_bytes() == b"x"
-    foreign.unlink()
-    assert curve(read(tmp_path), "loss") == [(1, 1.0)]
+    assert has_events(tmp_path) and len(list(tmp_path.iterdir())) == 2
+    assert curve(read(tmp_path), "loss") == [(2, 2.0)]
 
 
 def test_an_event_file_cut_in_the_middle_of_a_record_reads_up_to_there(tmp_path):
@@ -135,14 +156,16 @@ def test_an_event_file_cut_in_the_middle_of_a_record_reads_up_to_there(tmp_path)
     board.scalars({"loss": 1.0}, 1)
     board.scalars({"loss": 2.0}, 2)
     board.close()
-    with board.path.open("r+b") as file:
-        file.truncate(board.path.stat().st_size - 5)
+    (path,) = tmp_path.iterdir()
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 5)
     assert curve(read(tmp_path), "loss") == [(1, 1.0)]
 
 
 def test_an_unwritable_folder_is_a_disk_error(tmp_path):
+    (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="could not be written"):
-        Board(tmp_path / "missing")
+        Board(tmp_path / "file" / "run")
 
 
 # The server

@@ -120,10 +120,8 @@ def test_a_training_learns_the_colours_and_says_so(squares: ImageCorpus, tmp_pat
     assert {"accuracy", "loss", "lr", "gradient_norm", "images_per_second"} <= set(lines[0])
     assert not any("perplexity" in key for line in lines for key in line)
     tags = read(tmp_path / "run").Tags()
-    assert {"epoch/valid_accuracy", "epoch/train_accuracy", "train/accuracy"} <= set(
-        tags["scalars"]
-    )
-    assert "cell" in tags["images"]
+    assert {"accuracy/valid", "accuracy/train", "accuracy/train_running"} <= set(tags["scalars"])
+    assert "views/cell" in tags["images"]
 
 
 @pytest.mark.parametrize("averaged", [False, True])

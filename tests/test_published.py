@@ -133,7 +133,7 @@ def test_a_training_has_both_curves_in_one_chart(
     assert "published" not in shown[0] and "published valid perplexity 19" in shown[1]
 
     events = events_of(tmp_path)
-    own, other = "epoch/valid_perplexity", "epoch/published_valid_perplexity"
+    own, other = "perplexity/valid", "perplexity/published_valid"
     curve = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in (own, other)}
     assert [step for step, _ in curve[own]] == [line["step"] for line in epochs]
     assert curve[other] == [(epochs[1]["step"], 19.0), (epochs[2]["step"], 18.0)]
@@ -144,7 +144,7 @@ def test_a_training_has_both_curves_in_one_chart(
     assert list(chart.multiline.tag) == [f"^{own}$", f"^{other}$"]
     names = events.summary_metadata["custom_scalars__config__"].plugin_data.plugin_name
     assert names == "custom_scalars"
-    assert texts(events, "published") == [(0, b"a table")]
+    assert texts(events, "published/text_summary") == [(0, b"a table")]
 
 
 @pytest.mark.usefixtures("faked")
@@ -160,8 +160,8 @@ def test_the_chart_and_the_cell_outlive_a_crash(
     events = events_of(tmp_path)
     charts = texts(events, "custom_scalars__config__")
     assert charts and len(set(charts)) == 1
-    assert [image.step for image in events.Images("cell")] == [0]
-    assert texts(events, "genotype") == [(0, b"tanh0 relu1")]
+    assert [image.step for image in events.Images("views/cell")] == [0]
+    assert texts(events, "genotype/text_summary") == [(0, b"tanh0 relu1")]
 
 
 @pytest.mark.usefixtures("faked")
@@ -176,6 +176,6 @@ def test_no_other_training_gets_a_chart(way: str, corpus: Corpus, tmp_path: Path
     assert "custom_scalars__config__" not in tags["tensors"]
     # A derived cell is drawn all the same, once; a baseline has no genotype to draw.
     drawn = way == "width"
-    assert ("cell" in tags["images"]) == ("genotype" in tags["tensors"]) == drawn
+    assert ("views/cell" in tags["images"]) == ("genotype/text_summary" in tags["tensors"]) == drawn
     if drawn:
-        assert [image.step for image in events.Images("cell")] == [0]
+        assert [image.step for image in events.Images("views/cell")] == [0]

@@ -14,8 +14,6 @@ from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import recurrent_space
 from rnnnas.nas.zoo import ZOO
 
-WHITE = (255, 255, 255)
-
 
 def rgb(text):
     return tuple(int(text[i : i + 2], 16) for i in (1, 3, 5))
@@ -30,7 +28,7 @@ def test_every_cell_can_be_drawn_with_its_colours(genotype):
     image = cell_image(genotype)
     picture = arrange_all(genotype)
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-    assert image.shape[:2] == (round(picture.height), round(picture.width))
+    assert image.shape[:2] == (round(2 * picture.height), round(2 * picture.width))
     for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
         assert (edge == 255).all()
     ops = {link.op for drawing in picture.cells for link in drawing.links if link.op}
@@ -87,77 +85,73 @@ def test_a_curve_starts_ends_and_bends_as_bezier_says():
     assert _at(curve, 0.25) == pytest.approx((5.9375, 3.125))  # by de Casteljau, by hand
 
 
-def test_ramp_grows_lighter_in_even_steps():
+def test_ramp_grows_darker_in_even_steps_between_the_ends_it_is_given():
     values = np.linspace(0, 1, 41)
     light = [np.dot((0.2126, 0.7152, 0.0722), ramp(v)) for v in values]
-    assert all(b > a for a, b in zip(light, light[1:], strict=False))
-    fifths = np.diff(light[::8])
+    assert all(b < a for a, b in zip(light, light[1:], strict=False))
+    fifths = -np.diff(light[::8])
     assert fifths.max() < 1.6 * fifths.min()
     assert len({ramp(v) for v in values}) == 41
     assert ramp(-1) == ramp(0) and ramp(2) == ramp(1)
-    assert ramp(float("nan")) == (200, 200, 200) == ramp(float("inf"))
+    assert ramp(0.2, 0.2, 0.3) == ramp(0) and ramp(0.3, 0.2, 0.3) == ramp(1)
+    assert ramp(0.25, 0.2, 0.3) == ramp(0.5) == ramp(7.0, 7.0, 7.0)
+    assert ramp(float("nan")) == (255, 196, 160) == ramp(float("inf"))
 
 
-ROWS = ["s0→s1", "s0→s2", "s1→s2"]
-COLUMNS = ["none", "tanh"]
+EDGES = ["s0 > s1", "s0 > s2", "s1 > s2"]
 
 
-def test_table_shows_every_value_in_its_colour_and_place():
-    table = [[0.0, 1.0], [0.25, 0.75], [0.5, 0.1]]
-    image = table_image(table, ROWS, COLUMNS)
+def middle(image, colour):
+    """(y, x) of the pixels of a colour."""
+    found = np.argwhere((image == np.array(colour)).all(axis=-1))
+    assert len(found), colour
+    return found.mean(axis=0)
+
+
+def test_a_map_has_a_row_a_source_and_a_column_a_target():
+    image = table_image([[0.1], [0.2], [0.4]], EDGES, ["tanh"])
     assert image.dtype == np.uint8 and image.shape[2] == 3
-    centres = np.array(
-        [
-            [
-                np.argwhere((image == np.array(ramp(value))).all(axis=-1)).mean(axis=0)
-                for value in row
-            ]
-            for row in table
-        ]
-    )  # (E, O, 2): y and x
-    assert np.isfinite(centres).all()
-    assert np.ptp(centres[:, :, 0], axis=1).max() < 1 and np.ptp(centres[:, :, 1], axis=0).max() < 2
-    down = np.diff(centres[:, 0, 0])
-    assert down[0] > down[1] + 4  # a new destination stands apart ...
-    between = image[round(centres[0, 0, 0]) : round(centres[1, 0, 0]), round(centres[0, 0, 1])]
-    assert has(between, rgb("#1f2430"))  # ... behind a line
-    assert centres[0, 1, 1] > centres[0, 0, 1] + 40
+    left = image[:, : image.shape[1] // 2]  # the scale stands to the right
+    first, beside, below = (middle(left, ramp(v, 0.1, 0.4)) for v in (0.1, 0.2, 0.4))
+    assert abs(first[0] - beside[0]) < 2 and beside[1] > first[1] + 100
+    assert abs(below[1] - beside[1]) < 2 and below[0] > beside[0] + 100
 
 
-def test_table_prints_its_numbers():
-    def image(value):
-        return table_image([[value]], ["0>1"], ["op"])
-
-    # Two numbers of one colour but other digits differ; those that round alike do not.
-    assert (image(0.50) != image(0.51)).any()
-    for value, letters in ((0.0, WHITE), (1.0, rgb("#1f2430"))):
-        found = image(value)
-        places = np.argwhere((found == np.array(ramp(value))).all(axis=-1))
-        (top, left), (bottom, right) = places.min(axis=0), places.max(axis=0)
-        cell = found[top : bottom + 1, left : right + 1].astype(int)
-        assert np.abs(cell - np.array(letters)).max(axis=-1).min() < 40
+def test_colours_span_the_values_that_there_are():
+    narrow = table_image([[0.20, 0.21]], ["s0 > s1"], ["a", "b"])
+    assert has(narrow, ramp(0.0)) and has(narrow, ramp(1.0))
+    equal = table_image([[0.2, 0.2]], ["s0 > s1"], ["a", "b"])
+    assert has(equal, ramp(0.5)) and not has(equal[:, :500], ramp(1.0))
+    assert has(table_image([[float("nan"), 0.3]], ["s0 > s1"], ["a", "b"]), ramp(float("nan")))
 
 
-def test_table_with_the_real_search_space_and_a_title():
+def test_every_operation_has_its_map_and_its_name():
     space = recurrent_space()
-    table = np.full((len(space.edges), len(space.ops)), 0.2)
-    rows = [f"s{source}→s{target}" for source, target in space.edges]
-    plain = table_image(table, rows, space.ops)
-    titled = table_image(table, rows, space.ops, title="alphas")
-    assert titled.shape[0] > plain.shape[0] > 36 * 20 and titled.shape[1] == plain.shape[1]
-    assert np.array_equal(titled, table_image(table.tolist(), rows, space.ops, title="alphas"))
-    assert table_image(table, rows, space.ops, title="very " * 40).shape[1] > plain.shape[1]
+    table = np.arange(36.0 * 5).reshape(36, 5) / 180  # no value twice
+    image = table_image(table, space.labels, space.ops)
+    span = float(table.min()), float(table.max())
+    centres = np.array([[middle(image, ramp(v, *span)) for v in row] for row in table[[0, 35]]])
+    assert np.ptp(centres[0, :3, 0]) < 60 and (np.diff(centres[0, :3, 1]) > 240).all()
+    assert (centres[0, 3:, 0] > centres[0, 0, 0] + 240).all()  # three abreast
+    assert (centres[1] > centres[0] + 150).all()  # s7 > s8 is the lower right corner
+    # Shrunk to a card of 335 pixels, a name is as high as the letters of the page around it.
+    assert 16 * 2 * 335 / image.shape[1] > 10
+    other = table_image(table, space.labels, [*space.ops[:4], "identitz"])
+    assert (image != other).any()
 
 
-def test_table_shows_what_is_not_a_number_in_grey():
-    image = table_image([[float("nan"), 0.3]], ["0>1"], ["a", "b"])
-    assert has(image, (200, 200, 200)) and has(image, ramp(0.3))
+def test_choices_that_are_no_edges_fill_a_square():
+    image = table_image([[0.1], [0.2], [0.3], [0.4]], ["a", "b", "c", "d"], ["x"])
+    left = image[:, : image.shape[1] // 2]
+    (top, other, below, last) = (middle(left, ramp(v, 0.1, 0.4)) for v in (0.1, 0.2, 0.3, 0.4))
+    assert abs(top[0] - other[0]) < 2 and abs(top[1] - below[1]) < 2
+    assert abs(last[0] - below[0]) < 2 and abs(last[1] - other[1]) < 2
 
 
 @pytest.mark.parametrize("table", [[[0.1]], [], [[0.1, 0.2]], [0.1, 0.2]])
 def test_a_table_of_another_shape_is_refused(table):
     with pytest.raises(UsageError, match="shape"):
-        table_image(table, ["0>1", "0>2"], ["tanh"])
+        table_image(table, ["s0 > s1", "s0 > s2"], ["tanh"])
 
 
 def test_letters_that_the_font_lacks_are_replaced():

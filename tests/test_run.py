@@ -155,8 +155,8 @@ def test_metrics_are_strict_json_lines_and_curves(tmp_path):
         {"kind": "train", "step": 2, "perplexity": None, "lr": None},
         {"kind": "valid", "step": 2, "perplexity": 700.25},
     ]
-    assert curve(tmp_path, "train/perplexity") == [(1, 812.5)]
-    assert curve(tmp_path, "valid/perplexity") == [(2, 700.25)]
+    assert curve(tmp_path, "perplexity/train_running") == [(1, 812.5)]
+    assert curve(tmp_path, "perplexity/valid") == [(2, 700.25)]
 
 
 def test_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path):
@@ -172,7 +172,7 @@ def test_resuming_cuts_back_to_the_state(tmp_path):
         run.log("epoch", 0, loss=3.5)
         run.save_state({"step": 1, "w": torch.ones(2)})
         run.log("train", 2, loss=-1.0)
-        run.log("epoch", 1, loss=-1.0)
+        run.log("epoch", 2, loss=-1.0)
     with run.metrics_path.open("a") as file:
         file.write('{"kind": "tra')  # killed in the middle of a line
     for _ in range(2):  # killed again before the next save
@@ -180,15 +180,15 @@ def test_resuming_cuts_back_to_the_state(tmp_path):
             state = run.load_state()
             assert state is not None and state["step"] == 1 and state["w"].tolist() == [1, 1]
             run.log("train", 2, loss=2.0)
-            run.log("epoch", 1, loss=2.5)
+            run.log("epoch", 2, loss=2.5)
     assert [(line["kind"], line["step"], line["loss"]) for line in lines(run)] == [
         ("train", 1, 3.0),
         ("epoch", 0, 3.5),
         ("train", 2, 2.0),
-        ("epoch", 1, 2.5),
+        ("epoch", 2, 2.5),
     ]
-    assert curve(tmp_path, "train/loss") == [(1, 3.0), (2, 2.0)]
-    assert curve(tmp_path, "epoch/loss") == [(0, 3.5), (1, 2.5)]
+    assert curve(tmp_path, "loss/train_running") == [(1, 3.0), (2, 2.0)]
+    assert curve(tmp_path, "loss/train") == [(0, 3.5), (2, 2.5)]
 
 
 def test_going_back_to_the_state_within_one_process(tmp_path):
@@ -201,7 +201,7 @@ def test_going_back_to_the_state_within_one_process(tmp_path):
         run.save_state({"step": 2})
         run.log("train", 3, loss=1.0)
     assert [line["loss"] for line in lines(run)] == [3.0, 2.0, 1.0]
-    assert curve(tmp_path, "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert curve(tmp_path, "loss/train_running") == [(1, 3.0), (2, 2.0), (3, 1.0)]
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -220,7 +220,7 @@ def test_a_board_that_is_open_sees_each_step_once_after_a_resume(saved, tmp_path
         run.log("train", 2, loss=2.0)
     events.Reload()
     expected = [(1, 3.0), (2, 2.0)] if saved else [(2, 2.0)]
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == expected
+    assert [(event.step, event.value) for event in events.Scalars("loss/train_running")] == expected
 
 
 def test_a_run_killed_before_its_first_save_starts_its_metrics_again(tmp_path):
@@ -229,7 +229,7 @@ def test_a_run_killed_before_its_first_save_starts_its_metrics_again(tmp_path):
             assert run.load_state() is None
             run.log("train", 0, loss=3.0)
     assert len(lines(run)) == 1
-    assert curve(tmp_path, "train/loss") == [(0, 3.0)]
+    assert curve(tmp_path, "loss/train_running") == [(0, 3.0)]
 
 
 def test_a_half_line_is_cut_even_where_no_state_is_loaded(tmp_path):
@@ -245,7 +245,7 @@ def test_a_half_line_is_cut_even_where_no_state_is_loaded(tmp_path):
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-import torch, tensorboard.summary.writer.record_writer, tensorboard.compat.proto.event_pb2
+import torch, torch.utils.tensorboard
 from rnnnas.run import Run
 STEPS = 3000
 def work():
@@ -390,8 +390,8 @@ def test_images_and_hyper_parameters_reach_the_board(tmp_path):
         run.hparams({**CONFIG, "none": None}, {"valid_perplexity": 60.5})
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert [image.step for image in events.Images("cell")] == [7]
-    assert curve(tmp_path, "hparam/valid_perplexity") == [(0, 60.5)]
+    assert [image.step for image in events.Images("views/cell")] == [7]
+    assert curve(tmp_path, "result/valid_perplexity") == [(0, 60.5)]
     found = events.PluginTagToContent("hparams")
     assert len(list(tmp_path.glob("**/*tfevents*"))) == 1  # no folder beside the run
     text = b"".join(found.values())

@@ -1,13 +1,14 @@
-"""Pixels for TensorBoard: a genotype's cells, and a table of probabilities as a heat map.
+"""Pixels for TensorBoard: a genotype's cells, and tables of shares as heat maps.
 
 Legend: E edges, O operations. Images are (height, width, 3) uint8. PIL is imported where used.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ from rnnnas.draw.layout import (
     MARGIN,
     SUBSCRIPT,
     TEXT_SIZE,
-    TITLE_SIZE,
     Box,
     Cubic,
     Drawing,
@@ -33,59 +33,88 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 Pixels = npt.NDArray[np.uint8]
-_FINE = 3  # everything is drawn this much larger, then averaged: PIL's lines are not smooth
+Colour = tuple[int, int, int]
+_FINE = 3  # lines are drawn this much larger, then averaged: PIL's own are not smooth
 _PIECES = 24  # straight pieces to a curve
+_SCALE = 2  # pixels a unit of the layout: TensorBoard shrinks an image to the card it lies in
 
-# Dark to light with even steps of luminance; blue, teal, green, yellow differ for all readers.
+# Light to dark in even steps of luminance.
 _RAMP = np.array(
-    [(34, 24, 78), (48, 66, 134), (32, 116, 140), (44, 160, 122), (128, 200, 84), (250, 232, 96)],
+    [(238, 243, 250), (186, 211, 236), (120, 172, 216), (48, 124, 186), (14, 64, 122)],
     dtype=np.float64,
 )
-_UNKNOWN = (200, 200, 200)  # a probability that is not a finite number
+_UNKNOWN = (255, 196, 160)  # a value that is not a finite number
+# A heat map of one operation: a square of this side, so that three and their names fill a card.
+_SIDE = 120.0
+_ACROSS = 3
+_NAME_SIZE = 16
+_TICK_SIZE = 12
+_EDGE = re.compile(r"s(\d+)\s*[>→]\s*s(\d+)")
+
+
+class _Text(NamedTuple):
+    at: Point
+    pieces: Pieces
+    size: float
+    fill: str
+    align: str
 
 
 class _Canvas:
-    """A white image that is drawn on in units of the layout."""
+    """A white image that is drawn on in units of the layout: lines first, then all text."""
 
     def __init__(self, width: float, height: float, scale: int) -> None:
         from PIL import Image, ImageDraw
 
         if scale < 1:
             raise UsageError(f"an image's scale must be 1 or more, not {scale}")
+        self.scale = scale
         self.unit = scale * _FINE
         size = (round(width * scale) * _FINE, round(height * scale) * _FINE)
         self.image: Image.Image = Image.new("RGB", size, "#ffffff")
         self.draw: ImageDraw.ImageDraw = ImageDraw.Draw(self.image)
+        self.texts: list[_Text] = []
 
     def pixels(self) -> Pixels:
-        """The image at its final size."""
-        return np.array(self.image.reduce(_FINE), dtype=np.uint8)
+        """The image at its final size. Letters are drawn there: averaged ones lose their stems."""
+        from PIL import ImageDraw
+
+        image = self.image.reduce(_FINE)
+        draw = ImageDraw.Draw(image)
+        for text in self.texts:
+            self._write(draw, text)
+        return np.array(image, dtype=np.uint8)
 
     def font(self, size: float) -> Any:
         from PIL import ImageFont
 
-        return ImageFont.load_default(size=size * self.unit)
+        return ImageFont.load_default(size=size * self.scale)
 
     def measure(self, text: str, size: float) -> float:
-        return float(self.font(size).getlength(_known(text)) / self.unit)
+        return float(self.font(size).getlength(_known(text)) / self.scale)
 
     def text(
         self, at: Point, pieces: Pieces, size: float, fill: str = INK, align: str = "middle"
     ) -> None:
         """Write around the height `at[1]`: to the right of, about or to the left of `at[0]`."""
-        widths = [self.measure(text, size * (SUBSCRIPT if sub else 1)) for text, sub in pieces]
+        self.texts.append(_Text(at, pieces, size, fill, align))
+
+    def _write(self, draw: ImageDraw.ImageDraw, text: _Text) -> None:
+        at, pieces, size, fill, align = text
+        widths = [self.measure(words, size * (SUBSCRIPT if sub else 1)) for words, sub in pieces]
         x = at[0] - sum(widths) * {"start": 0.0, "middle": 0.5, "end": 1.0}[align]
         base = at[1] + 0.35 * size
-        for (text, sub), width in zip(pieces, widths, strict=True):
-            where = (x * self.unit, (base + (0.25 * size if sub else 0)) * self.unit)
+        for (words, sub), width in zip(pieces, widths, strict=True):
+            where = (x * self.scale, (base + (0.25 * size if sub else 0)) * self.scale)
             font = self.font(size * (SUBSCRIPT if sub else 1))
-            self.draw.text(where, _known(text), fill=fill, font=font, anchor="ls")
+            draw.text(where, _known(words), fill=fill, font=font, anchor="ls")
             x += width
 
-    def bold(self, at: Point, text: str, size: float) -> None:
-        """Write to the right of `at`, a little heavier: the default font has one weight."""
-        for shift in (0.0, 0.4):
-            self.text((at[0] + shift, at[1]), [(text, False)], size, align="start")
+    def rectangle(self, corner: Point, size: Point, fill: Colour) -> None:
+        # PIL counts the last row and column in.
+        ends = [(a + b) * self.unit for a, b in zip(corner, size, strict=True)]
+        box = [*(round(a * self.unit) for a in corner), *(round(b) - 1 for b in ends)]
+        self.draw.rectangle(box, fill=fill)
 
     def box(self, box: Box, radius: float, fill: str, outline: str) -> None:
         corners = (box.x - box.w / 2, box.y - box.h / 2, box.x + box.w / 2, box.y + box.h / 2)
@@ -123,7 +152,7 @@ def _at(curve: Cubic, t: float) -> Point:
     return x, y
 
 
-def cell_image(genotype: Genotype, scale: int = 1) -> Pixels:
+def cell_image(genotype: Genotype, scale: int = _SCALE) -> Pixels:
     """All cells of a genotype, as `as_svg` draws them: (height, width, 3).
 
     Raises:
@@ -133,7 +162,8 @@ def cell_image(genotype: Genotype, scale: int = 1) -> Pixels:
     canvas = _Canvas(picture.width, picture.height, scale)
     for cell in picture.cells:
         if len(picture.cells) > 1:
-            canvas.bold((cell.caption[0], cell.caption[1] - 0.35 * TEXT_SIZE), cell.name, TEXT_SIZE)
+            at = (cell.caption[0], cell.caption[1] - 0.35 * TEXT_SIZE)
+            canvas.text(at, [(cell.name, False)], TEXT_SIZE + 2, align="start")
         _draw_cell(canvas, cell)
     return canvas.pixels()
 
@@ -150,26 +180,56 @@ def _draw_cell(canvas: _Canvas, cell: Drawing) -> None:
         canvas.box(box, 7.0, FILLS[box.kind], INK)
 
 
-def ramp(value: float) -> tuple[int, int, int]:
-    """The colour of a probability, dark at 0 and light at 1; grey where it is not finite."""
-    if not np.isfinite(value):
+def ramp(value: float, low: float = 0.0, high: float = 1.0) -> Colour:
+    """The colour of a value, light at `low` and dark at `high`; orange where it is not finite.
+
+    Where `low` and `high` are one value, it has the colour of the middle.
+    """
+    if not math.isfinite(value):
         return _UNKNOWN
-    at = min(max(float(value), 0.0), 1.0) * (len(_RAMP) - 1)
-    low = min(int(at), len(_RAMP) - 2)
-    red, green, blue = (round(c) for c in _RAMP[low] + (at - low) * (_RAMP[low + 1] - _RAMP[low]))
+    share = (value - low) / (high - low) if high > low else 0.5
+    at = min(max(share, 0.0), 1.0) * (len(_RAMP) - 1)
+    lower = min(int(at), len(_RAMP) - 2)
+    mixed = _RAMP[lower] + (at - lower) * (_RAMP[lower + 1] - _RAMP[lower])
+    red, green, blue = (round(c) for c in mixed)
     return red, green, blue
+
+
+class _Grid(NamedTuple):
+    """A heat map's cells: the table's row for every (row, column), and what the ends are called."""
+
+    places: list[tuple[int, int]]  # of each of the table's E rows
+    rows: int
+    columns: int
+    sides: tuple[str, str]  # the first and the last row
+    ends: tuple[str, str]  # the first and the last column
+
+
+def _grid(rows: Sequence[str]) -> _Grid:
+    """Sources downwards and targets to the right, where rows are edges; else a square, in order."""
+    edges = [_EDGE.fullmatch(row) for row in rows]
+    found = [(int(edge[1]), int(edge[2])) for edge in edges if edge]
+    if len(found) == len(rows):
+        first = min(target for _, target in found)
+        sources, targets = max(s for s, _ in found) + 1, max(t for _, t in found) - first + 1
+        places = [(source, target - first) for source, target in found]
+        ends = (f"s{first}", f"s{first + targets - 1}")
+        return _Grid(places, sources, targets, ("s0", f"s{sources - 1}"), ends)
+    side = math.ceil(math.sqrt(len(rows)))
+    places = [divmod(i, side) for i in range(len(rows))]
+    return _Grid(places, places[-1][0] + 1, side, (rows[0], rows[-1]), ("", ""))
 
 
 def table_image(
     table: Sequence[Sequence[float]] | npt.NDArray[Any],
     rows: Sequence[str],
     columns: Sequence[str],
-    title: str = "",
 ) -> Pixels:
-    """A heat map of an (E, O) table of probabilities, every number printed: (height, width, 3).
+    """Heat maps of an (E, O) table of shares, one an operation: (height, width, 3).
 
-    `rows` name the edges, as 's0→s1' or '0>1'; a line separates the edges of one destination from
-    those of the next. `columns` name the operations. Values beyond [0, 1] take the end's colour.
+    `rows` name the edges, as 's0 > s1': a map has a row for each source and a column for each
+    target. Other rows fill a square in their order. `columns` name the operations. The colours
+    span the values that the table has; the scale beside the maps says which.
 
     Raises:
         UsageError: where the table's shape is not that of its names.
@@ -180,44 +240,46 @@ def table_image(
             f"a table of shape {values.shape} cannot be drawn with {len(rows)} row names "
             f"and {len(columns)} column names"
         )
+    grid = _grid(rows)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     ruler = _Canvas(1, 1, 1)
-    left = MARGIN + max(ruler.measure(row, TEXT_SIZE) for row in rows) + 8
-    width = max(44.0, max(ruler.measure(column, TEXT_SIZE) for column in columns) + 12)
-    height, apart = 20.0, 7.0
-    top = MARGIN + (TITLE_SIZE + 12 if title else 0) + TEXT_SIZE + 8
-    targets = [row.replace("→", ">").rpartition(">")[2] for row in rows]
-    tops = [top]
-    for before, after in pairwise(targets):
-        tops.append(tops[-1] + height + (apart if before != after else 0.0))
-    right = left + width * len(columns)
-    reach = max(right, MARGIN + ruler.measure(title, TITLE_SIZE) + 1) + MARGIN
-    canvas = _Canvas(reach, tops[-1] + height + MARGIN, 1)
-    if title:
-        canvas.bold((MARGIN, MARGIN + TITLE_SIZE / 2), title, TITLE_SIZE)
-    for o, column in enumerate(columns):
-        at = (left + (o + 0.5) * width, top - TEXT_SIZE / 2 - 4)
-        canvas.text(at, [(column, False)], TEXT_SIZE)
-    for e, row in enumerate(rows):
-        middle = tops[e] + height / 2
-        canvas.text((left - 8, middle), [(row, False)], TEXT_SIZE, align="end")
-        if e and targets[e] != targets[e - 1]:
-            y = (tops[e] - apart / 2) * canvas.unit
-            ends = [(MARGIN * canvas.unit, y), (right * canvas.unit, y)]
-            canvas.draw.line(ends, fill=INK, width=canvas.unit)
-        for o in range(len(columns)):
-            value = float(values[e, o])
-            _cell(canvas, (left + o * width, tops[e]), (width - 1, height - 1), value)
+    left = max(ruler.measure(side, _TICK_SIZE) for side in grid.sides) + 6
+    names = [*columns, "share"]
+    wide = max(_SIDE, *(ruler.measure(name, _NAME_SIZE) for name in names)) + left + 14
+    tall = _NAME_SIZE + 10 + _SIDE + (_TICK_SIZE + 10 if grid.ends[0] else 10)
+    down = -(-len(names) // _ACROSS)
+    canvas = _Canvas(min(len(names), _ACROSS) * wide + MARGIN, down * tall + MARGIN, _SCALE)
+    for o, name in enumerate(names):
+        x, y = MARGIN / 2 + o % _ACROSS * wide + left, MARGIN / 2 + o // _ACROSS * tall
+        canvas.text((x, y + _NAME_SIZE / 2), [(name, False)], _NAME_SIZE, align="start")
+        corner = (x, y + _NAME_SIZE + 10)
+        if o < len(columns):
+            _map(canvas, corner, grid, values[:, o].tolist(), (low, high))
+        else:
+            _scale(canvas, corner, low, high)
     return canvas.pixels()
 
 
-def _cell(canvas: _Canvas, corner: Point, size: Point, value: float) -> None:
-    """One coloured cell with its number in black or white, whichever stands out more."""
-    red, green, blue = ramp(value)
-    (x, y), (w, h) = corner, size
-    unit = canvas.unit
-    # PIL counts the last row and column in.
-    box = [round(x * unit), round(y * unit), round((x + w) * unit) - 1, round((y + h) * unit) - 1]
-    canvas.draw.rectangle(box, fill=(red, green, blue))
-    light = 0.299 * red + 0.587 * green + 0.114 * blue > 120
-    words = f"{value:.2f}" if np.isfinite(value) else "nan" if np.isnan(value) else f"{value}"
-    canvas.text((x + w / 2, y + h / 2), [(words, False)], TEXT_SIZE, INK if light else "#ffffff")
+def _map(canvas: _Canvas, corner: Point, grid: _Grid, values: list[float], span: Point) -> None:
+    """The heat map of one operation, with its first and last row and column named."""
+    (x, y), width, height = corner, _SIDE / grid.columns, _SIDE / grid.rows
+    for (row, column), value in zip(grid.places, values, strict=True):
+        at = (x + column * width, y + row * height)
+        canvas.rectangle(at, (width - 1, height - 1), ramp(value, *span))
+    for name, at in zip(grid.sides, (height / 2, _SIDE - height / 2), strict=True):
+        canvas.text((x - 5, y + at), [(name, False)], _TICK_SIZE, align="end")
+    for name, at in zip(grid.ends, (width / 2, _SIDE - width / 2), strict=True):
+        if name:
+            canvas.text((x + at, y + _SIDE + 10), [(name, False)], _TICK_SIZE)
+
+
+def _scale(canvas: _Canvas, corner: Point, low: float, high: float) -> None:
+    """What the colours mean: the greatest share at the top, the least at the bottom."""
+    (x, y), steps = corner, 24
+    for step in range(steps):
+        share = 1 - (step + 0.5) / steps
+        size = (18.0, _SIDE / steps)
+        canvas.rectangle((x, y + step * _SIDE / steps), size, ramp(share))
+    for share, at in ((high, 7.0), ((low + high) / 2, _SIDE / 2), (low, _SIDE - 7)):
+        canvas.text((x + 26, y + at), [(f"{share:.2f}", False)], _NAME_SIZE - 1, align="start")

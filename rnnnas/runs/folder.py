@@ -2,7 +2,7 @@
 
 config.json     what the run is; written once
 metrics.jsonl   one line an event; state.pt says how many bytes of it belong to the state
-events.*        the same numbers, and images, for TensorBoard
+events.*        curves and images for TensorBoard
 state.pt        all that an exact resume needs
 best.pt         the checkpoint to use
 result.json     what a finished run reported
@@ -34,11 +34,13 @@ from rnnnas.runs.files import (
     remove_temporaries,
     write_json,
 )
-from rnnnas.runs.tensorboard import Board, cut_events, event_sizes
+from rnnnas.runs.tensorboard import Board, curve_name, has_events
 
 if TYPE_CHECKING:
     import numpy as np
 
+# A value of a line of metrics.jsonl; tables are for lines of kind "alphas".
+Logged: TypeAlias = float | int | str | Sequence[Sequence[float]] | None
 _NEW = "give --fresh for a new run, or another folder with --out"
 
 
@@ -148,11 +150,12 @@ class Run:
             CheckpointError: where state.pt is damaged, or that of another run.
             DiskError: where the metrics cannot be cut.
         """
-        stored: dict[str, Any] = {"state": None, "metrics": 0, "events": {}, "step": -1}
+        stored: dict[str, Any] = {"state": None, "metrics": 0, "step": -1}
         if self.state_path.exists():
             stored = load_content(self.state_path) | {}
             theirs = stored.pop("run", None)
-            if set(stored) != {"state", "metrics", "events", "step"}:
+            stored.pop("events", None)  # version 0.1.0 noted how long its event files were
+            if set(stored) != {"state", "metrics", "step"}:
                 raise CheckpointError(f"{self.state_path} is not the state of a run", _NEW)
             if theirs != self._id:
                 raise CheckpointError(
@@ -163,9 +166,8 @@ class Run:
         if self._lock is not None:
             self._close_files()
             _cut_lines(self.metrics_path, stored["metrics"])
-            if event_sizes(self.folder):
+            if has_events(self.folder):
                 self._purge = stored["step"] + 1
-            cut_events(self.folder, stored["events"])
             self._step = max(0, stored["step"])
         state: dict[str, Any] | None = stored["state"]
         return state
@@ -187,7 +189,6 @@ class Run:
         stored = {
             "state": content,
             "metrics": lines,
-            "events": event_sizes(self.folder),
             "step": self._step,
             "run": self._id,
         }
@@ -205,8 +206,8 @@ class Run:
 
     # Metrics
 
-    def log(self, kind: str, step: int, /, **values: float | int | str | None) -> None:
-        """Add one line to metrics.jsonl, and a point to each curve `kind/name`.
+    def log(self, kind: str, step: int, /, **values: Logged) -> None:
+        """Add one line to metrics.jsonl, and a point to each curve that `board.curve_name` names.
 
         Values that are not finite are written as null and leave a gap in the curve.
 
@@ -227,9 +228,9 @@ class Run:
                 data = data[os.write(self._metrics, data) :]
         self._step = max(self._step, step)
         points = {
-            f"{kind}/{name}": float(value)
+            tag: float(value)
             for name, value in json_plain(values).items()
-            if isinstance(value, (int, float))
+            if isinstance(value, (int, float)) and (tag := curve_name(kind, name))
         }
         self._writer().scalars(points, step)
 
@@ -250,11 +251,12 @@ class Run:
         """Add the run to the board's table of hyper-parameters.
 
         Nested keys of `config` become dotted ones; what is no str, int, float or bool is shown
-        as text.
+        as text. A genotype is left out: `cell`, its short text, says it better.
         """
         flat = {
             key: value if isinstance(value, (str, int, float, bool)) else str(value)
             for key, value in _flatten(config)
+            if not key.startswith("genotype")
         }
         self._writer().hparams(flat, metrics)
 
@@ -434,7 +436,7 @@ class SharedRun:
         """Whether rank 0 would save now; the others never ask for it."""
         return self._run is not None and self._run.due()
 
-    def log(self, kind: str, step: int, /, **values: float | int | str | None) -> None:
+    def log(self, kind: str, step: int, /, **values: Logged) -> None:
         if self._run is not None:
             self._run.log(kind, step, **values)
 

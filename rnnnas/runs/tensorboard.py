@@ -1,21 +1,13 @@
-"""TensorBoard: the event file of a run, and the server that shows run folders.
-
-Events are written here, not through `SummaryWriter`: it writes from a thread of its own, which
-hides a full disk until much later, and it cannot say how far the file has come. With the exact
-offset a resumed run cuts its curves back to the state it resumes from.
-"""
+"""TensorBoard: what a run shows there, and the server that shows run folders."""
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import re
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlsplit
@@ -27,8 +19,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 _PATTERN = "events.out.tfevents.*"
-_FLUSH_SECONDS = 5.0
+_FLUSH_SECONDS = 5
 _PORTS = 100
+# TensorBoard sorts groups of charts by name: what a run is judged by comes first.
+_MEASURES = ("perplexity", "accuracy", "loss")
+_PROGRESS = ("lr", "gradient_norm", "tokens_per_second", "images_per_second")
+_VIEWS = "views"  # images and texts come last
+_NO_CURVE = {"epoch", "seconds", "averaged", "number"}
+_NO_CURVES = {"alphas", "rung", "arithmetic"}
+_FIRST = ("method", "seed", "cell")
 
 
 @contextmanager
@@ -40,162 +39,161 @@ def _tensorboard_import() -> Iterator[None]:
         yield
 
 
+def curve_name(kind: str, name: str) -> str | None:
+    """The tag of the curve of value `name` in lines of `kind`, as `Run.log` gets them.
+
+    'perplexity/valid', 'progress/lr', 'search/alpha_entropy'; None for what makes no curve that
+    anybody looks at.
+    """
+    if kind in _NO_CURVES or name in _NO_CURVE:
+        return None
+    if name in _PROGRESS:
+        return f"progress/{name}"
+    for measure in _MEASURES:
+        if name == measure or name.endswith(f"_{measure}"):
+            whose = name.removesuffix(measure).rstrip("_")
+            if kind in ("search", "train"):
+                whose = "train_running" + (f"_{whose}" if whose else "")
+            elif kind != "epoch":
+                whose = f"{kind}_{whose}".rstrip("_")
+            return f"{measure}/{whose or 'train'}"
+    return f"search/{name}" if kind == "epoch" else f"{kind}/{name}"
+
+
 @final
 class Board:
-    """One event file in `folder`, named to sort after those that are there.
+    """The events of one process in `folder`, which TensorBoard shows as one run.
 
-    `purge_step` tells a TensorBoard that is open on an earlier process of this run to drop what
-    it holds from that step on.
+    `purge_step` is given where a run goes on from a state: of files that are there already,
+    TensorBoard drops all points from that step on.
 
     Raises, from every method that writes:
-        DiskError: where the file cannot be written.
+        DiskError: where the file cannot be written. The writer works in a thread of its own: the
+            call that meets the error may be a later one, `flush` at the latest.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         with _tensorboard_import():
-            from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer.record_writer import RecordWriter
-        self._event = event_pb2
-        self._summary = summary_pb2
-        taken = [int(path.name.split(".")[3]) for path in event_files(folder)]
-        number = max([time.time_ns(), *(last + 1 for last in taken)])
-        self.path = folder / f"events.out.tfevents.{number}.rnnnas"
-        with disk_errors(self.path):
-            self._file = self.path.open("xb")
-        self._records = RecordWriter(self._file)
-        self._flushed = time.monotonic()
-        # Purging is done for files of version 2 only.
-        self._write(event_pb2.Event(file_version="brain.Event:2"))
-        if purge_step is not None:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(event_pb2.Event(session_log=start, step=purge_step))
+            from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "events.out.tfevents"
+        self._failed = False
+        _hush_writer_threads()
+        with disk_errors(self._path):
+            self._writer: Any = SummaryWriter(
+                str(folder), purge_step=purge_step, max_queue=100, flush_secs=_FLUSH_SECONDS
+            )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add one point to each curve; keys are tags."""
-        self._add([self._scalar(tag, value) for tag, value in values.items()], step)
+        with self._errors():
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, step)
 
-    def image(self, tag: str, array: np.ndarray[Any, Any], step: int) -> None:
-        """Add an image, (height, width, channels) uint8 with 1, 3 or 4 channels.
+    def image(self, name: str, array: np.ndarray[Any, Any], step: int) -> None:
+        """Add an image, (height, width, 3) uint8.
 
         Raises:
             ValueError: where the array has another shape or type.
         """
-        from PIL import Image
-
-        if array.dtype.name != "uint8" or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-            raise ValueError(f"{tag} is {array.dtype} {array.shape}, not uint8 (height, width, 3)")
-        height, width, channels = array.shape
-        encoded = io.BytesIO()
-        Image.fromarray(array[:, :, 0] if channels == 1 else array).save(encoded, format="PNG")
-        image = self._summary.Summary.Image(
-            height=height,
-            width=width,
-            colorspace=channels,
-            encoded_image_string=encoded.getvalue(),
-        )
-        self._add([self._summary.Summary.Value(tag=tag, image=image)], step)
+        if array.dtype.name != "uint8" or array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not uint8 (height, width, 3)")
+        with self._errors():
+            self._writer.add_image(f"{_VIEWS}/{name}", array, step, dataformats="HWC")
         self.flush()
 
-    def text(self, tag: str, text: str, step: int) -> None:
+    def text(self, name: str, text: str, step: int) -> None:
         """Show a text, read as Markdown."""
-        self._tensor(tag, "text", text.encode(), step)
+        with self._errors():
+            self._writer.add_text(name, text, step)
+        self.flush()
 
     def chart(self, title: str, tags: Sequence[str]) -> None:
         """Lay the curves `tags` out in one chart, on the tab of custom scalars."""
-        with _tensorboard_import():
-            from tensorboard.plugins.custom_scalar import layout_pb2, metadata
-
         exactly = [f"^{re.escape(tag)}$" for tag in tags]
-        lines = layout_pb2.MultilineChartContent(tag=exactly)
-        chart = layout_pb2.Chart(title=title, multiline=lines)
-        layout = layout_pb2.Layout(
-            category=[layout_pb2.Category(title="comparison", chart=[chart])]
-        )
-        data = layout.SerializeToString()
-        self._tensor(metadata.CONFIG_SUMMARY_TAG, metadata.PLUGIN_NAME, data, 0)
-
-    def _tensor(self, tag: str, plugin: str, data: bytes, step: int) -> None:
-        """Write bytes that a plugin of TensorBoard understands."""
-        with _tensorboard_import():
-            from tensorboard.compat.proto import tensor_pb2, tensor_shape_pb2, types_pb2
-
-        owner = self._summary.SummaryMetadata.PluginData(plugin_name=plugin)
-        tensor = tensor_pb2.TensorProto(
-            dtype=types_pb2.DT_STRING,
-            tensor_shape=tensor_shape_pb2.TensorShapeProto(),
-            string_val=[data],
-        )
-        value = self._summary.Summary.Value(
-            tag=tag, metadata=self._summary.SummaryMetadata(plugin_data=owner), tensor=tensor
-        )
-        self._add([value], step)
+        with self._errors():
+            self._writer.add_custom_scalars({"comparison": {title: ["Multiline", exactly]}})
         self.flush()
 
     def hparams(
         self, config: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]
     ) -> None:
-        """Add the run to the table of hyper-parameters, in this same event file."""
+        """Add the run to the table of hyper-parameters: method, seed, cell and results first."""
         with _tensorboard_import():
             from tensorboard.plugins.hparams import summary_v2 as hp
 
-        tags = {f"hparam/{name}": float(value) for name, value in metrics.items()}
-        columns = [hp.HParam(name) for name in config]
-        shown = [hp.Metric(tag, display_name=tag.partition("/")[2]) for tag in tags]
-        for summary in (hp.hparams_config_pb(columns, shown), hp.hparams_pb(dict(config))):
-            self._write(self._event.Event(summary=summary))
-        self.scalars({tag: value for tag, value in tags.items() if math.isfinite(value)}, 0)
+        finite = {name: float(v) for name, v in metrics.items() if math.isfinite(v)}
+        ordered = {name: config[name] for name in _FIRST if name in config}
+        # Results as columns too: the list of runs beside the charts shows no others.
+        ordered |= finite
+        ordered |= {n: v for n, v in config.items() if n not in ordered and "sha256" not in n}
+        ordered |= {n: v for n, v in config.items() if n not in ordered}
+        shown = [hp.Metric(f"result/{name}", display_name=name) for name in metrics]
+        columns = [hp.HParam(name) for name in ordered]
+        with self._errors():
+            for summary in (hp.hparams_config_pb(columns, shown), hp.hparams_pb(ordered)):
+                self._writer.file_writer.add_summary(summary)
+        self.scalars({f"result/{name}": value for name, value in finite.items()}, 0)
         self.flush()
-
-    def _scalar(self, tag: str, value: float) -> Any:
-        return self._summary.Summary.Value(tag=tag, simple_value=value)
-
-    def _add(self, values: list[Any], step: int) -> None:
-        if values:
-            self._write(self._event.Event(summary=self._summary.Summary(value=values), step=step))
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self.flush()
-
-    def _write(self, event: Any) -> None:
-        event.wall_time = time.time()
-        with disk_errors(self.path):
-            self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
         """Hand all events to the system, so that they outlive this process."""
-        with disk_errors(self.path):
-            self._file.flush()
-        self._flushed = time.monotonic()
+        with self._errors():
+            self._writer.flush()
 
     def close(self) -> None:
         """Flush and close; further calls do nothing."""
-        with disk_errors(self.path):
-            self._file.close()
+        if self._failed:  # the call that met the error has raised it
+            with suppress(OSError):
+                self._writer.file_writer.event_writer.close()
+            return
+        with self._errors():
+            self._writer.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        with disk_errors(self._path):
+            try:
+                yield
+            except OSError:
+                self._failed = True
+                raise
 
 
-def event_files(folder: Path) -> list[Path]:
-    """The event files in `folder` that a Board wrote, oldest first."""
-    return sorted(path for path in folder.glob(_PATTERN) if path.name.split(".")[3:][0].isdecimal())
+def _hush_writer_threads() -> None:
+    """Keep what fails in a writer's thread off standard error: `Board` raises it in ours."""
+    from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
+    before = threading.excepthook
+    if getattr(before, "hushes_writers", False):
+        return
+
+    def hook(args: Any) -> None:
+        if not (
+            isinstance(args.thread, _AsyncWriterThread) and isinstance(args.exc_value, OSError)
+        ):
+            before(args)
+
+    hook.hushes_writers = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
 
 
-def event_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each event file, by name: the argument of `cut_events`."""
-    return {path.name: path.stat().st_size for path in event_files(folder)}
+def has_events(folder: Path) -> bool:
+    """Whether an event file lies in `folder`."""
+    return any(folder.glob(_PATTERN))
 
 
-def cut_events(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Cut the event files back to `sizes`, and empty those that have none.
+def empty_events(folder: Path) -> None:
+    """Empty the event files in `folder`, for others that take their place.
 
-    They are emptied, not removed: a TensorBoard that reads a file which is gone stops following
-    the folder.
+    They are not removed: a TensorBoard that reads a file which is gone stops following the folder.
 
     Raises:
         DiskError: where a file cannot be changed.
     """
-    for path in event_files(folder):
+    for path in folder.glob(_PATTERN):
         with disk_errors(path):
-            size = sizes.get(path.name, 0)
-            if path.stat().st_size > size:
-                os.truncate(path, size)
+            path.write_bytes(b"")
 
 
 def serve(folder: Path, port: int = 6006) -> str:
@@ -206,7 +204,7 @@ def serve(folder: Path, port: int = 6006) -> str:
     Raises:
         UsageError: where the folder is missing or no port is free.
     """
-    if not os.path.isdir(folder):
+    if not folder.is_dir():
         raise UsageError(
             f"{folder} is not a folder",
             "give a run folder, or the folder of all runs, e.g. checkpoints",

@@ -119,7 +119,7 @@ def search(
         }
         if isinstance(job, SearchJob) and job.price is not None:
             result["latency_us"] = job.price.of_cells(genotype.cells) / MICROSECOND
-        run.hparams(plain, job.measured())
+        run.hparams({**plain, "cell": result["cell"]}, job.measured())
         result = ranks.broadcast(result)  # the seconds differ
         run.finish(result)
         return result

@@ -29,7 +29,7 @@ from rnnnas.engine.steps import (
 from rnnnas.engine.task import Net, arithmetic
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.architect import Architect
-from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.genotype import Genotype, cell_text
 from rnnnas.nas.latency_price import MICROSECOND, LatencyPrice, Price
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.reinforce import Reinforce
@@ -221,6 +221,8 @@ class SearchJob:
         every = [(table * table.clamp_min(1e-12).log()).sum(-1) for table in scores.values()]
         entropy = float(-torch.cat(every).mean())
         genotype = self.genotype()
+        shares = {n: [[round(v, 4) for v in row] for row in t.tolist()] for n, t in scores.items()}
+        run.log("alphas", at.step, epoch=at.epoch + 1, cell=cell_text(genotype), **shares)
         _draw(run, at.step, self.net.space, scores, genotype, genotype != self.drawn)
         self.drawn = genotype
         values |= {"alpha_entropy": entropy}
@@ -347,6 +349,6 @@ def _draw(
     for name, space in spaces.items():
         title = "alphas" if len(spaces) == 1 else f"alphas/{name}"
         table = scores[name].tolist()
-        run.image(title, raster.table_image(table, space.labels, space.ops, title), step)
+        run.image(title, raster.table_image(table, space.labels, space.ops), step)
     if changed:
         run.image("cell", raster.cell_image(genotype), step)

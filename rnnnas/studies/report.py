@@ -9,7 +9,7 @@ from typing import Any
 
 from rnnnas.config.text import SearchConfig
 from rnnnas.runs.files import disk_errors, json_plain
-from rnnnas.runs.tensorboard import Board, cut_events
+from rnnnas.runs.tensorboard import Board, empty_events
 from rnnnas.studies.plan import RANDOM, Job, cell_name, search_config
 from rnnnas.studies.record import Record
 from rnnnas.studies.statistics import expected_best, kendall_tau, spread, tau_threshold
@@ -224,7 +224,7 @@ def show_on_board(folder: Path, result: Mapping[str, Any]) -> None:
         place = folder / "summary" / method.replace(" ", "-")
         with disk_errors(place):
             place.mkdir(parents=True, exist_ok=True)
-        cut_events(place, {})
+        empty_events(place)
         values = {
             "valid_mean": own["valid"]["mean"], "valid_sd": own["valid"]["sd"],
             "valid_low": own["valid"]["low"], "valid_high": own["valid"]["high"],

@@ -149,7 +149,7 @@ class TrainJob:
         """Before the first step: what the board shows from the start, and a look at best.pt."""
         if curve := curve_for(self.corpus.sha256, self.config):
             title = f"validation perplexity, published from epoch {curve.points[0][0]} on"
-            run.chart(title, ["epoch/valid_perplexity", "epoch/published_valid_perplexity"])
+            run.chart(title, ["perplexity/valid", "perplexity/published_valid"])
         if resumed:
             if math.isfinite(self.best):
                 self.check_best(run)
@@ -292,7 +292,8 @@ def train(
             "arithmetic": job.arithmetic,
             "digest": valid["digest"],
         }
-        run.hparams(plain, scores)
+        genotype = config.genotype and Genotype.from_plain(config.genotype)
+        run.hparams({**plain, **({"cell": cell_text(genotype)} if genotype else {})}, scores)
         result = ranks.broadcast(result)  # the seconds differ
         run.finish(result)
         return result

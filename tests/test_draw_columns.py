@@ -3,7 +3,7 @@
 import itertools
 import random
 
-from rnnnas.draw.columns import Item, _descent, _Gap, join, order, settle
+from rnnnas.draw.layout import Item, _descent, _Gap, join, order, settle
 
 
 def crossings(columns, edges):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from rnnnas.data.corpus import Corpus, ImageCorpus
 
+UNKNOWN_LIMIT = 0.02  # share of <unk> in a split above which a perplexity flatters
+
 
 @click.group()
 def corpus() -> None:
@@ -71,16 +73,27 @@ def info(name: str, as_json: bool) -> None:
         return
     for split in ("train", "valid", "test"):
         click.echo(
-            f"{split:10} {described[split]:>12,} tokens, {described['words'][split]:,} words, "
-            f"{described['unknown'][split]:,} unknown"
+            f"{split:10} {described[split]:>12,} tokens, "
+            f"{described['words'][split] - described['lines'][split]:,} words, "
+            f"{described['lines'][split]:,} lines, {_said_bytes(described['bytes'][split])}, "
+            f"{_said_share(described['unknown'][split], described[split])} unknown"
         )
-    click.echo(f"{'vocabulary':10} {described['vocabulary']:>12,} ({described['kind']})")
+    kind = described["kind"] + (", punctuation split off" if described["tokenizer"] else "")
+    click.echo(f"{'vocabulary':10} {described['vocabulary']:>12,} ({kind})")
     click.echo(f"unigram perplexity on test {described['unigram_perplexity']:10.2f}")
     click.echo(f"bigram perplexity on test  {described['bigram_perplexity']:10.2f}")
     if described["best_perplexity"] is not None:
         click.echo(f"best any model can reach   {described['best_perplexity']:10.2f}")
     _say_origin(described)
     click.echo(f"sha256 {described['sha256']}")
+
+
+def _said_bytes(size: int | None) -> str:
+    return "bytes not recorded" if size is None else f"{size:,} bytes"
+
+
+def _said_share(unknown: int, tokens: int) -> str:
+    return f"{unknown:,} ({100 * unknown / tokens:.2f} %)"
 
 
 def _say_images(described: dict[str, Any]) -> None:
@@ -112,8 +125,10 @@ def _vocabulary_options(command: Callable[..., None]) -> Callable[..., None]:
     """What add and fetch share."""
     for option in reversed(
         [
-            click.option("--vocab", type=click.Choice(["words", "sentencepiece"]),
-                         default="words", show_default=True),
+            click.option("--vocab", default="auto", show_default=True, type=click.Choice(
+                ["auto", "words", "sentencepiece", "characters", "bytes"]),
+                help="auto: words for pre-tokenised text (PTB, WikiText), sentencepiece for raw "
+                     "text. words of raw text have their punctuation split off."),
             click.option("--vocab-size", type=click.IntRange(0), default=0,
                          help="Entries of the vocabulary. [default: by kind and text]"),
             click.option("--lower", is_flag=True, help="Lower-case the text first."),
@@ -187,12 +202,25 @@ def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
         keys = ["classes", "sha256", "note"]
         said = f"{counts} images, {len(described['classes']):,} classes"
     else:
-        keys = ["vocabulary", "sha256", "canonical", "note"]
-        said = f"{counts} tokens, vocabulary {described['vocabulary']:,}"
+        keys = ["vocabulary", "sha256", "canonical", "note", "kind"]
+        said = f"{counts} tokens, vocabulary {described['vocabulary']:,} ({described['kind']})"
     about = {key: described[key] for key in keys}
+    unknown: dict[str, float] = {}
+    if described["kind"] != "images":
+        unknown = {s: described["splits"][s]["unknown"] / size for s, size in sizes.items()}
+        about["unknown_share"] = unknown
     if as_json:
         print_json({"name": prepared.name, **sizes, **about})
         return
     click.echo(f"{prepared.name}: {said}")
+    if unknown:
+        shares = " / ".join(f"{100 * share:.2f} %" for share in unknown.values())
+        click.echo(f"unknown (<unk>): {shares} of train / valid / test")
+    if max(unknown.values(), default=0) > UNKNOWN_LIMIT:
+        click.echo(
+            "warning: more than 2 % of a split is <unk>, which a model predicts without knowing "
+            "the word; --vocab sentencepiece or bytes has none, --vocab-size sets more words",
+            err=True,
+        )
     _say_origin(about)
     click.echo(f"search on it: rnnnas search --corpus {prepared.name}", err=True)

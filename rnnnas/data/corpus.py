@@ -2,7 +2,8 @@
 
 Token streams: ids of a whole split, `<eos>` after every line, blank ones too. PTB and WikiText take
 every word of all three splits, the benchmark's convention; other text takes its vocabulary from
-train alone and maps the rest to `<unk>`.
+train alone. Pre-tokenised text (`text_kind`) becomes words, raw text sentencepieces, unless the
+user says otherwise.
 """
 
 from __future__ import annotations
@@ -36,8 +37,16 @@ from rnnnas.data.text_corpus import (
     write_corpus,
 )
 from rnnnas.data.text_files import Text, shown
+from rnnnas.data.text_kind import TextKind, kind_of
 from rnnnas.data.text_sources import SPLITS, Source, open_source, parquet_files
-from rnnnas.data.vocab import PIECES, Vocab, benchmark_words, frequent_words, sentence_pieces
+from rnnnas.data.vocab import (
+    RULES,
+    Vocab,
+    benchmark_words,
+    frequent_words,
+    pieces_for,
+    sentence_pieces,
+)
 from rnnnas.errors import DataError, DiskError, UsageError, nearest
 from rnnnas.home import corpora_folder
 
@@ -65,29 +74,37 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
+KINDS = ("auto", "words", "sentencepiece", "characters", "bytes")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocabOptions:
     """How a text becomes tokens.
 
-    kind: `words` or `sentencepiece`. size: entries of the vocabulary, `<eos>` and `<unk>` included;
-    0: for benchmarks all words of all splits, else the words that train holds twice, 30,000 at
-    most; 8,000 sentencepieces, or as many as the text supports. lower: lower-case the text first.
+    kind: one of `KINDS`; `auto`: words for pre-tokenised text, sentencepieces for raw text.
+    size: entries of the vocabulary, `<eos>` and `<unk>` included; 0: for benchmarks all words of
+    all splits, else the words (or characters) that train holds twice, 30,000 at most;
+    sentencepieces by the length of the text, or as many as it supports. lower: lower-case the text
+    first.
     """
 
-    kind: str = "words"
+    kind: str = "auto"
     size: int = 0
     lower: bool = False
 
     def __post_init__(self) -> None:
-        kinds = ("words", "sentencepiece")
-        if self.kind not in kinds:
+        if self.kind not in KINDS:
             raise UsageError(
-                f"vocabulary {self.kind!r} is not known{nearest(self.kind, list(kinds))}",
-                f"Choose one of: {', '.join(kinds)}.",
+                f"vocabulary {self.kind!r} is not known{nearest(self.kind, list(KINDS))}",
+                f"Choose one of: {', '.join(KINDS)}.",
             )
         if self.size < 0 or self.size in (1, 2):
             raise UsageError(
                 f"a vocabulary of {self.size} entries holds no words", "Give 3 or more."
+            )
+        if self.kind == "bytes" and self.size not in (0, 256):
+            raise UsageError(
+                f"a vocabulary of {self.size} bytes: there are 256", "Leave out --vocab-size."
             )
 
 
@@ -123,7 +140,9 @@ def open_corpus(name: str) -> Corpus:
         kept: dict[str, Any] = {
             "canonical": None,
             "note": "",
-            "options": asdict(VocabOptions()),
+            "options": asdict(VocabOptions(kind="words")),
+            "pretokenised": True,
+            "script": "",
             "ignored": [],
         }
         write_corpus(folder, name, texts, vocab, kept | about)
@@ -298,30 +317,52 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
     notes = [recognised.note] if recognised.note else []
     if source.ignored:
         notes.append(f"ignored files: {', '.join(map(shown, source.ignored))}")
-    vocab = _vocabulary(source.splits, options, benchmark)
-    if options.kind == "sentencepiece" and not options.size and vocab.size < PIECES:
+    kind = TextKind(words=0, glued=0, script="")
+    if not benchmark:
+        kind = kind_of(source.splits["train"].lines())
+    chosen = options.kind
+    if chosen == "auto":
+        chosen = "words" if kind.pretokenised else "sentencepiece"
+    vocab = _vocabulary(source.splits, chosen, options, kind, benchmark)
+    if chosen == "sentencepiece" and not options.size and vocab.size < pieces_for(0):
         notes.append(f"{vocab.size:,} sentencepieces, all that the training text supports")
+    if kind.script:
+        notes.append(
+            f"{kind.script} without spaces between words: perplexity a word counts what stands "
+            "between spaces; compare models by bits a byte"
+        )
+        if chosen == "words":
+            notes.append("--vocab sentencepiece or characters suits it better than words")
     about: dict[str, Any] = {
         "source": shown(source.name),
         "canonical": recognised.canonical,
         "note": "; ".join(notes),
         "options": asdict(options),
+        "pretokenised": kind.pretokenised,
+        "script": kind.script,
         "ignored": [shown(name) for name in source.ignored],
         "python": platform.python_version(),
     }
-    if options.kind == "sentencepiece":
+    if chosen == "sentencepiece":
         about |= {"sentencepiece": version("sentencepiece"), "num_threads": 1}
     write_corpus(folder, folder.name, source.splits, vocab, about, replace=replace)
     return read_corpus(folder, folder.name)
 
 
-def _vocabulary(splits: Mapping[str, Text], options: VocabOptions, benchmark: bool) -> Vocab:
+def _vocabulary(
+    splits: Mapping[str, Text], chosen: str, options: VocabOptions, kind: TextKind, benchmark: bool
+) -> Vocab:
     train = splits["train"].lines()
-    if options.kind == "sentencepiece":
+    if chosen == "sentencepiece":
         return sentence_pieces(train, size=options.size, lower=options.lower)
+    if chosen == "bytes":
+        return Vocab(kind="bytes", lower=options.lower)
+    if chosen == "characters":
+        return frequent_words(train, size=options.size, lower=options.lower, kind="characters")
     if benchmark and not options.size:
         return benchmark_words((splits[s].lines() for s in SPLITS), lower=options.lower)
-    return frequent_words(train, size=options.size, lower=options.lower)
+    tokenizer = "" if kind.pretokenised else RULES
+    return frequent_words(train, size=options.size, lower=options.lower, tokenizer=tokenizer)
 
 
 def corpus_info(corpus: Corpus | ImageCorpus) -> dict[str, Any]:
@@ -347,7 +388,11 @@ def corpus_info(corpus: Corpus | ImageCorpus) -> dict[str, Any]:
         "source": described.get("source"),
         "canonical": described.get("canonical"),
         "note": described.get("note", ""),
+        "tokenizer": corpus.vocab.tokenizer,
+        "script": described.get("script", ""),
         "words": {split: corpus.words(split) for split in SPLITS},
+        "lines": {split: corpus.units(split).lines for split in SPLITS},
+        "bytes": {split: corpus.units(split).bytes for split in SPLITS},
         "unknown": {split: described["splits"][split]["unknown"] for split in SPLITS},
         "unigram_perplexity": unigram_perplexity(train, test, size),
         "bigram_perplexity": bigram_perplexity(train, test, size),

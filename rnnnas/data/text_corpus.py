@@ -38,6 +38,25 @@ Ids = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """What the tokens of a split stand for: the denominators of perplexities and bits per byte.
+
+    tokens: all of the split. words: stretches between white space in the raw text. lines: line
+    ends. bytes: of the text in UTF-8, one for each line end; None in a corpus of an earlier
+    version. spaced: False where the script has no spaces between words, so that `words` means
+    little. unknown: tokens that stand for what the vocabulary lacks: what they were is not
+    predicted, so that bits per byte are those of a text with less in it.
+    """
+
+    tokens: int
+    words: int
+    lines: int
+    bytes: int | None
+    spaced: bool
+    unknown: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
     """A prepared corpus.
 
@@ -55,6 +74,18 @@ class Corpus:
     def words(self, split: str) -> int:
         """Words and line ends of a split: what a perplexity per word divides by."""
         return int(self.description["splits"][split]["words"])
+
+    def units(self, split: str) -> Units:
+        """What the tokens of a split stand for."""
+        part = self.description["splits"][split]
+        return Units(
+            tokens=len(self.splits[split]),
+            words=part["words"] - part["lines"],
+            lines=part["lines"],
+            bytes=part.get("bytes"),
+            spaced=not self.description.get("script"),
+            unknown=part["unknown"],
+        )
 
     def best_perplexity(self, split: str) -> float | None:
         """The perplexity of the true source, where it is known (`hmm`)."""
@@ -141,7 +172,7 @@ def _write(
 
 def _write_split(folder: Path, split: str, text: Text, vocab: Vocab, dtype: str) -> dict[str, Any]:
     """Encode one split into its file; returns its part of the description."""
-    tokens = lines = words = unknown = 0
+    tokens = lines = words = unknown = size = 0
     whole = hashlib.sha256()
     with (folder / f"{split}.bin").open("wb") as file:
         for chunk in vocab.encode_chunks(text.lines()):
@@ -152,6 +183,7 @@ def _write_split(folder: Path, split: str, text: Text, vocab: Vocab, dtype: str)
             lines += int(np.count_nonzero(chunk.tokens == vocab.eos))
             words += chunk.words
             unknown += chunk.unknown
+            size += chunk.bytes
         file.flush()
         os.fsync(file.fileno())
     if lines < MIN_LINES or tokens < MIN_TOKENS:
@@ -164,6 +196,7 @@ def _write_split(folder: Path, split: str, text: Text, vocab: Vocab, dtype: str)
         "tokens": tokens,
         "lines": lines,
         "words": words,
+        "bytes": size,
         "unknown": unknown,
         "sha256": whole.hexdigest(),
     }
@@ -276,7 +309,11 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
         complete = (
             description["dtype"] in _DTYPES
             and all(isinstance(part["sha256"], str) for part in (description, *splits))
-            and all(type(part[k]) is int for part in splits for k in ("tokens", "words", "unknown"))
+            and all(
+                type(part[k]) is int
+                for part in splits
+                for k in ("tokens", "lines", "words", "unknown")
+            )
         )
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(folder, name, f"{DESCRIPTION} is not a description") from error

@@ -265,8 +265,8 @@ def _map(canvas: _Canvas, corner: Point, grid: _Grid, values: list[float], span:
     """The heat map of one operation, with its first and last row and column named."""
     (x, y), width, height = corner, _SIDE / grid.columns, _SIDE / grid.rows
     for (row, column), value in zip(grid.places, values, strict=True):
-        at = (x + column * width, y + row * height)
-        canvas.rectangle(at, (width - 1, height - 1), ramp(value, *span))
+        place = (x + column * width, y + row * height)
+        canvas.rectangle(place, (width - 1, height - 1), ramp(value, *span))
     for name, at in zip(grid.sides, (height / 2, _SIDE - height / 2), strict=True):
         canvas.text((x - 5, y + at), [(name, False)], _TICK_SIZE, align="end")
     for name, at in zip(grid.ends, (width / 2, _SIDE - width / 2), strict=True):

@@ -327,7 +327,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from rnnnas.files import load_content, save_content
+from rnnnas.runs.checkpoint import load_content, save_content
 path = Path(sys.argv[1])
 save_content(path, {"step": 0, "weights": torch.zeros(5000)})
 seen = []

@@ -246,7 +246,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch, torch.utils.tensorboard
-from rnnnas.run import Run
+from rnnnas.runs.folder import Run
 STEPS = 3000
 def work():
     with Run.open(Path(sys.argv[1]), "train", {"a": 1}, save_seconds=0.01) as run:

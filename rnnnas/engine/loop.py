@@ -187,7 +187,7 @@ class _Loop:
         good = self.folder.load_state()
         if good is None:
             raise CheckpointError(
-                f"{self.folder.folder} lost its state.pt while it ran", "start with --fresh"
+                f"{self.folder.folder} has no state.pt any more", "start with --fresh"
             )
         self.bar.line(f"{loss} not finite at step {step}: back to the last good state, lr / 2")
         self._restore(good)

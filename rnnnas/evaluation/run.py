@@ -1,5 +1,4 @@
-"""Evaluating a checkpoint: on a split of its corpus, or on a text; of images, see
-`evaluation.images`.
+"""Evaluating a checkpoint on a split of its corpus or on a text (`images.py`: on images).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from rnnnas.errors import CheckpointError, DiskError, UsageError
-from rnnnas.runs import files
+from rnnnas.runs import checkpoint, files
 from rnnnas.runs.checkpoint import content_digest, load_content, save_content
 from rnnnas.runs.files import Lock, read_json, write_atomic, write_json
 
@@ -185,11 +185,11 @@ def sealed(path: Path, stored: object) -> None:
     def write(file: io.BufferedRandom) -> None:
         torch.save(stored, file)
         file.seek(-2, os.SEEK_END)
-        file.write(struct.pack("<H", files._SEAL_BYTES))
+        file.write(struct.pack("<H", checkpoint._SEAL_BYTES))
         file.seek(0)
-        seal = files._hash_bytes(file, None)
+        seal = checkpoint._hash_bytes(file, None)
         file.seek(0, os.SEEK_END)
-        file.write(files._SEAL + seal)
+        file.write(checkpoint._SEAL + seal)
 
     write_atomic(path, write)
 

@@ -98,6 +98,9 @@ class AlphaConfig:
     second_order: how a second-order search differentiates through the weight step; "auto" is the
     cheapest way that is right (benchmarks/README.md): the finite difference for cells on text, the
     exact one for images, where the difference is mostly noise.
+    published_lookahead: whether a second-order search on text takes the published code's look-ahead
+    in place of the gradient of the paper's equation (docs/methods.md says how they differ): for
+    reproductions, no method or preset takes it.
     """
 
     lr: float = 3e-3
@@ -107,6 +110,7 @@ class AlphaConfig:
     text: Literal["held-out", "valid"] = "held-out"
     held_out: float = 0.1
     second_order: Literal["auto", "finite", "exact"] = "auto"
+    published_lookahead: bool = False
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or self.weight_decay < 0:
@@ -116,6 +120,12 @@ class AlphaConfig:
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"alphas.betas = {self.betas} must lie in [0, 1)")
+        if self.published_lookahead and self.second_order == "exact":
+            raise UsageError(
+                "alphas.published_lookahead is a finite difference: "
+                "alphas.second_order = 'exact' has no place beside it",
+                "leave one of the two out",
+            )
         if not 0 <= self.warmup < 1 or not 0 < self.held_out < 1:
             raise UsageError(
                 f"alphas.warmup = {self.warmup} must lie in [0, 1), and "
@@ -199,8 +209,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 
-def inner_step(net: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> InnerStep:
-    """The next step of `optimizer` on `net` after clipping at `clip`, for the architect.
+def inner_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    clip: float,
+    *,
+    lr: float,
+    published: frozenset[str] | None = None,
+) -> InnerStep:
+    """The next step of `optimizer` on `net`, of size `lr` after clipping at `clip`, for the
+    architect.
+
+    Args:
+        published: as in `InnerStep`.
 
     Raises:
         UsageError: for anything the architect does not mirror.
@@ -220,11 +241,12 @@ def inner_step(net: nn.Module, optimizer: torch.optim.Optimizer, clip: float) ->
         if (state := optimizer.state.get(p)) and state.get("momentum_buffer") is not None
     }
     return InnerStep(
-        lr=float(group["lr"]),
+        lr=lr,
         clip=clip,
         weight_decay=group["weight_decay"],
         momentum=group["momentum"],
         buffers=buffers,
+        published=published,
     )
 
 

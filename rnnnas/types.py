@@ -58,7 +58,9 @@ class InnerStep:
 
     lr: step size; clip: largest norm of the whole gradient (0: no clipping);
     weight_decay and momentum as in `torch.optim.SGD`; `buffers` holds its momentum buffers
-    by parameter name.
+    by parameter name. published: None to look ahead by the step as it is; else the look-ahead
+    follows the published DARTS code where that is not the gradient (docs/methods.md), and these
+    parameters, the decoder's matrix that is tied to the embedding, stay where they are.
     """
 
     lr: float | Tensor
@@ -66,3 +68,4 @@ class InnerStep:
     weight_decay: float = 0.0
     momentum: float = 0.0
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    published: frozenset[str] | None = None

@@ -21,7 +21,7 @@ from rnnnas.data.text_streams import Streams
 from rnnnas.engine.job import Position
 from rnnnas.errors import CheckpointError, DataError, DiskError, DivergedError
 from rnnnas.evaluation import adaptive
-from rnnnas.evaluation.adaptive import DEFAULT, OFF, Adapting, climb, evaluate_adapting
+from rnnnas.evaluation.adaptive import DEFAULT, Adapting, climb, evaluate_adapting
 from rnnnas.evaluation.dynamic import Dynamic, DynamicConfig
 from rnnnas.evaluation.neural_cache import CacheConfig
 from rnnnas.evaluation.run import evaluate_checkpoint, load_checkpoint
@@ -34,6 +34,7 @@ KEYS = {"split", "perplexity", "nats", "tokens", "unknown", "digest", "plain_per
 DYNAMIC = {"dynamic": True, "quiet": True}
 CACHE = {"cache": True, "quiet": True}
 BOTH = {**DYNAMIC, **CACHE}
+OFF = dataclasses.replace(DEFAULT, lr=0.0, decay=0.0)
 
 
 @pytest.fixture(scope="module")

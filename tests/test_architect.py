@@ -314,7 +314,7 @@ def test_non_finite_gradients_do_not_reach_the_alphas() -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_inner_step_mirrors_the_optimiser(momentum: float) -> None:
     """The look-ahead weights equal those of the real clipped step."""
-    from rnnnas.nas.architect import _ahead
+    from rnnnas.nas.lookahead import ahead as look_ahead
 
     net, train, _ = conv_case(2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum, weight_decay=0.01)
@@ -325,7 +325,8 @@ def test_inner_step_mirrors_the_optimiser(momentum: float) -> None:
         net(*train, mixtures, noise).objective.backward()
         gradient = {n: p.grad.clone() for n, p in net.named_parameters()}
         weights = {n: p.detach().clone() for n, p in net.named_parameters()}
-        ahead = _ahead(weights, gradient, inner_step(net, optimizer, 0.05), constant_clip=True)
+        inner = inner_step(net, optimizer, 0.05, lr=0.1)
+        ahead = look_ahead(weights, gradient, inner, constant_clip=True)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 0.05)
         optimizer.step()
         for n, p in net.named_parameters():
@@ -341,4 +342,4 @@ def test_inner_step_refuses_what_it_cannot_mirror() -> None:
         torch.optim.SGD([{"params": [net.weight]}, {"params": [net.bias]}], lr=1.0),
     ):
         with pytest.raises(UsageError):
-            inner_step(net, optimizer, 0.0)
+            inner_step(net, optimizer, 0.0, lr=1.0)

@@ -112,15 +112,14 @@ def test_the_defaults_are_the_published_ones() -> None:
 def test_the_inner_step_reads_the_optimiser() -> None:
     net = Two()
     optimizer = weight_optimizer(net, WeightConfig(lr=0.5, momentum=0.9, weight_decay=0.1))
-    optimizer.param_groups[0]["lr"] = 0.25
-    before = inner_step(net, optimizer, 0.3)
+    before = inner_step(net, optimizer, 0.3, lr=0.25)
     assert (before.lr, before.clip, before.weight_decay, before.momentum) == (0.25, 0.3, 0.1, 0.9)
     assert before.buffers == {}
     for name, p in net.named_parameters():
         p.grad = gradients(net, 0)[name]
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
     optimizer.step()
-    after = inner_step(net, optimizer, 0.3)
+    after = inner_step(net, optimizer, 0.3, lr=0.25)
     assert set(after.buffers) == {"a", "b"}
     for name, buffer in after.buffers.items():
         torch.testing.assert_close(buffer, gradients(net, 0)[name] + 0.1 * start[name])
@@ -139,7 +138,7 @@ def test_the_inner_step_refuses_what_it_does_not_mirror(
 ) -> None:
     net = Two()
     with pytest.raises(UsageError, match=named):
-        inner_step(net, torch.optim.SGD(net.parameters(), lr=0.1, **options), 0.0)
+        inner_step(net, torch.optim.SGD(net.parameters(), lr=0.1, **options), 0.0, lr=0.1)
 
 
 def test_the_inner_step_refuses_other_optimisers_and_groups() -> None:
@@ -147,7 +146,7 @@ def test_the_inner_step_refuses_other_optimisers_and_groups() -> None:
     groups = [{"params": [net.a]}, {"params": [net.b]}]
     for optimizer in (torch.optim.Adam(net.parameters()), torch.optim.SGD(groups, lr=0.1)):
         with pytest.raises(UsageError, match="plain SGD with one group"):
-            inner_step(net, optimizer, 0.0)
+            inner_step(net, optimizer, 0.0, lr=0.1)
 
 
 # Averaging

@@ -115,7 +115,7 @@ def search(method: Method, net: Teacher, steps: int, begin: int) -> dict[str, Te
         architect.step(
             train=train,
             valid=train if relaxation.level == "train" else (batch_of(2 * step + 1), None),
-            inner=inner_step(net, sgd, 0.0),
+            inner=inner_step(net, sgd, 0.0, lr=0.2),
             progress=progress,
             generator=draws,
         )

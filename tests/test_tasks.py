@@ -74,7 +74,7 @@ def test_alpha_batches_go_through_all_their_images_in_orders_of_their_own(
     count = len(job.alpha.images) // 8
     labels, inputs = [], []
     for step in range(2 * count):
-        batch, start, fresh = job.task.alpha_batch(Position(step=step), 0, 1)
+        batch, start, fresh = job.task.alpha_batch(Position(step=step), 0)
         assert (start, fresh, len(batch.targets)) == (0, True, 8)
         labels.append(batch.targets)
         inputs += [bytes(image.numpy().tobytes()) for image in batch.inputs]

@@ -107,7 +107,7 @@ def iteration(config: Any, device: torch.device, channels_last: bool) -> Callabl
     def iterate() -> object:
         architect.step(
             train=(batch, None), valid=(batch, None), progress=0.5, generator=masks,
-            inner=inner_step(net, optimizer, clip),
+            inner=inner_step(net, optimizer, clip, lr=config.weights.lr),
         )  # fmt: skip
         with torch.no_grad():
             mixtures: dict[str, Mixture] = method.mix(alphas, net.space, 0.5, masks)

@@ -130,7 +130,7 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
     def iterate() -> None:
         architect.step(
             train=(batch, None), valid=(batch, None), progress=0.5, generator=masks,
-            inner=inner_step(net, optimizer, clip),
+            inner=inner_step(net, optimizer, clip, lr=lr),
         )  # fmt: skip
         with torch.no_grad():
             mixtures = method.mix(alphas, net.space, 0.5, masks)

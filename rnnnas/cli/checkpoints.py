@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from rnnnas.cli.common import device_option, json_option, pick_device, print_json
 from rnnnas.errors import UsageError
+
+
+def _given(settings: tuple[str, ...], dynamic: bool) -> dict[str, Any]:
+    """The settings of dynamic evaluation, by name, of 'dynamic.key=value' texts."""
+    from rnnnas.config.plain import value_of
+
+    if settings and not dynamic:
+        raise UsageError(f"--set {settings[0]} is for --dynamic", "add --dynamic")
+    given = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        group, _, name = key.strip().partition(".")
+        if not equals or group != "dynamic" or not name:
+            raise UsageError(
+                f"--set {setting} is no setting of --dynamic", "write --set dynamic.KEY=VALUE"
+            )
+        given[name] = value_of(text.strip())
+    return given
 
 
 @click.command("eval")
@@ -20,16 +39,19 @@ from rnnnas.errors import UsageError
               help="Dynamic evaluation: the weights learn from what was scored.")  # fmt: skip
 @click.option("--cache", is_flag=True,
               help="The continuous cache: words seen lately become likelier.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="A setting of --dynamic that is not chosen, e.g. dynamic.lr=1e-4.")  # fmt: skip
 @device_option
 @json_option
 def evaluate(
-    checkpoint: Path, split: str | None, text: Path | None, dynamic: bool, cache: bool, device: str,
-    as_json: bool,
+    checkpoint: Path, split: str | None, text: Path | None, dynamic: bool, cache: bool,
+    settings: tuple[str, ...], device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Perplexity of a checkpoint, or of an image network its accuracy.
 
     Settings of --dynamic and --cache are chosen on the validation text, once, and kept beside the
-    checkpoint.
+    checkpoint; but for those of --dynamic that --set gives. Published rates of decay (lamb) are for
+    --set dynamic.average=matrices.
 
     \b
     Examples:
@@ -47,7 +69,7 @@ def evaluate(
         )
     result = evaluate_checkpoint(
         checkpoint_of(checkpoint), split or "test", text=text, device=pick_device(device),
-        dynamic=dynamic, cache=cache,
+        dynamic=dynamic, cache=cache, given=_given(settings, dynamic),
     )  # fmt: skip
     if result.get("leak"):
         click.echo(
@@ -72,8 +94,10 @@ def evaluate(
         click.echo(f"without adapting {result['plain_perplexity']:.4f}")
     for name in ("dynamic", "cache"):
         if name in result:
-            chosen = ", ".join(f"{key} {value:g}" for key, value in result[name].items()
-                               if not key.startswith("valid_"))  # fmt: skip
+            chosen = ", ".join(
+                f"{key} {value}" if isinstance(value, str) else f"{key} {value:g}"
+                for key, value in result[name].items() if not key.startswith("valid_")
+            )  # fmt: skip
             click.echo(f"{name}: {chosen}; validation perplexity "
                        f"{result[name]['valid_perplexity']:.4f}")  # fmt: skip
     if "word_perplexity" in result:

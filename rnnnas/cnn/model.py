@@ -45,8 +45,10 @@ class CnnConfig:
     outputs that is dropped (P-DARTS).
 
     Training only. auxiliary: a second classifier after cell 2L // 3, whose loss times
-    `auxiliary_weight` is added in training. drop_path: the share of edges dropped at the end of
-    training; it grows from 0. label_smoothing: share of the target's mass spread over all classes.
+    `auxiliary_weight` is added in training. auxiliary_norm: whether its last convolution is
+    normalised, as in the published head for CIFAR and not in that for ImageNet. drop_path: the
+    share of edges dropped at the end of training; it grows from 0. label_smoothing: share of the
+    target's mass spread over all classes.
 
     path: "reference" follows the definitions operation by operation; "fast" gives the same values
     and gradients at less cost. precision: of training's convolutions; "auto" is bfloat16 on a GPU
@@ -62,6 +64,7 @@ class CnnConfig:
     skip_dropout: float = 0.0
     auxiliary: bool = False
     auxiliary_weight: float = 0.4
+    auxiliary_norm: bool = True
     drop_path: float = 0.0
     label_smoothing: float = 0.0
     path: Literal["fast", "reference"] = "fast"
@@ -152,7 +155,9 @@ class ConvNet(nn.Module):
                 out = channels * space.nodes
             widths, halve = (widths[1], out), reduce
             if config.auxiliary and k == self.side:
-                self.auxiliary = Auxiliary(out, classes, norms, generator)
+                self.auxiliary = Auxiliary(
+                    out, classes, norms, generator, norm=config.auxiliary_norm
+                )
         self.classifier = Linear(widths[1], classes, generator)
         for module in self.modules():
             if isinstance(module, (Conv, Norm)):

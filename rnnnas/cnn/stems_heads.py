@@ -60,16 +60,26 @@ class Auxiliary(nn.Module):
     ReLU, mean over two 5x5 windows a side (so they lie 3 pixels apart at CIFAR's 8 pixels and 2
     at ImageNet's 7), 1x1 to 128 channels, 2x2 to 768, linear (Szegedy et al. 2015, section 5; sizes
     of NASNet).
+
+    Args:
+        norm: whether a batch normalisation follows the 2x2 convolution too. The DARTS paper's head
+            on CIFAR has it; its head on ImageNet has none there.
     """
 
     def __init__(
-        self, channels: int, classes: int, norms: Norms, generator: torch.Generator
+        self,
+        channels: int,
+        classes: int,
+        norms: Norms,
+        generator: torch.Generator,
+        *,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.narrow = Conv(channels, 128, (1, 1), generator)
         self.first = Norm(128, norms)
         self.join = Conv(128, 768, (2, 2), generator, padding=0)
-        self.second = Norm(768, norms)
+        self.second = Norm(768, norms) if norm else None
         self.classifier = Linear(768, classes, generator)
 
     def forward(self, x: Tensor, train: bool) -> Tensor:
@@ -89,6 +99,9 @@ class Auxiliary(nn.Module):
         stride = [n - k for n, k in zip(size, kernel, strict=True)]
         out = F.avg_pool2d(x.relu(), kernel, stride)
         out = self.first(self.narrow(out), train).relu()
-        out = self.second(self.join(out), train).relu()
+        out = self.join(out)
+        if self.second is not None:
+            out = self.second(out, train)
+        out = out.relu()
         scores: Tensor = self.classifier(out.flatten(1))
         return scores

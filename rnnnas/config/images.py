@@ -74,6 +74,11 @@ class ImageSearchConfig(MethodChoice):
         ):
             if value != only:
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
+        if self.alphas.published_lookahead:
+            raise UsageError(
+                "alphas.published_lookahead is the look-ahead of the published search on text",
+                "leave it out: a search on images has alphas.second_order",
+            )
         at_least(epochs=(self.epochs, 1), valid_images=(self.valid_images, 0))
         self._check_space()
         _ = self.plan  # refuses stages that do not fit
@@ -101,7 +106,7 @@ class ImageSearchConfig(MethodChoice):
             )
 
     def _idle(self) -> set[str]:
-        keys = MethodChoice._idle(self) | {"model.auxiliary_weight"}
+        keys = MethodChoice._idle(self) | {"model.auxiliary_weight", "model.auxiliary_norm"}
         if self.space == "dense":
             keys |= {"model.channels", "model.layers", "model.nodes"}
         else:
@@ -165,5 +170,5 @@ class ImageTrainConfig:
         if is_dense(self.genotype):
             keys |= {"model.channels", "model.layers"}
         if not self.model.auxiliary:
-            keys.add("model.auxiliary_weight")
+            keys |= {"model.auxiliary_weight", "model.auxiliary_norm"}
         return frozenset(keys)

@@ -97,6 +97,12 @@ class SearchConfig(MethodChoice):
                 "take a method with alphas, e.g. --method darts-1st",
             )
         method = method_of(self.method)
+        if self.alphas.published_lookahead and self.order != "finite":
+            raise UsageError(
+                f"method {self.method!r} does not look ahead of a weight step: "
+                "alphas.published_lookahead has no place in it",
+                "leave it out, or take --method darts",
+            )
         if len(self.plan) > 1 and (method.alphas == "none" or method.derive != "scores"):
             raise UsageError(
                 f"stages prune operations by the scores of alphas: method {self.method!r} has none "

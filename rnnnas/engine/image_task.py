@@ -139,7 +139,7 @@ class ImageSearch(_Images):
         scores = relaxation.scores({name: a.detach() for name, a in alphas.items()}, spaces)
         return self.layout.derive({name: table.tolist() for name, table in scores.items()})
 
-    def alpha_batch(self, at: Position, start: int, steps: int) -> AlphaBatch:
+    def alpha_batch(self, at: Position, start: int) -> AlphaBatch:
         """One a step; only whole batches, so that all alpha steps weigh images alike."""
         count = len(self.alpha.images) // self.alpha.size
         epoch, k = divmod(at.step, count)

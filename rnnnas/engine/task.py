@@ -86,8 +86,8 @@ class SearchTask(Task, Protocol):
     def derive(self, relaxation: Relaxation, alphas: Alphas, spaces: Spaces) -> Genotype:
         """The architecture that the alphas stand for in what is left of the spaces."""
 
-    def alpha_batch(self, at: Position, start: int, steps: int) -> AlphaBatch:
-        """The batch of the alpha step `at`; start: that of the one before, 0 in a new epoch."""
+    def alpha_batch(self, at: Position, start: int) -> AlphaBatch:
+        """The batch of the alpha step `at`; start: where the one before ended, 0 in a new epoch."""
 
     def at(self, net: Net, stage: int, progress: float) -> Net:
         """The same weights as they are masked at `progress`, in [0, 1], of a stage."""

@@ -89,8 +89,9 @@ class TextSearch(_Text):
     def derive(self, relaxation: Relaxation, alphas: Alphas, spaces: Spaces) -> Genotype:
         return derive(relaxation, alphas, spaces)
 
-    def alpha_batch(self, at: Position, start: int, steps: int) -> AlphaBatch:
-        steps = min(steps, self.alpha.length - 1)
+    def alpha_batch(self, at: Position, start: int) -> AlphaBatch:
+        """A full window, whatever the length of the training window beside it, as published."""
+        steps = min(self.config.windows.bptt, self.alpha.length - 1)
         # Back to the start of the text: the state of its end does not belong there.
         fresh = start + steps > self.alpha.length - 1
         start = 0 if fresh else start

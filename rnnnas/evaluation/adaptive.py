@@ -8,7 +8,7 @@ and a step that suits one stream does not suit ten.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -44,7 +44,6 @@ SIZES = (100, 500, 2000)
 THETAS = (0.0, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 DEFAULT = DynamicConfig()
-OFF = replace(DEFAULT, lr=0.0, decay=0.0)
 
 
 def evaluate_adapting(
@@ -57,6 +56,7 @@ def evaluate_adapting(
     saved: Path,
     digest: str,
     quiet: bool = False,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[Score, dict[str, Any]]:
     """The loss over `text`, one stream, and the parameters that were used.
 
@@ -64,6 +64,7 @@ def evaluate_adapting(
         corpus: opens the corpus the network was trained on, where it is needed: its training text
             for the gradient statistics, its validation text to choose parameters by.
         saved: where chosen parameters are kept; those of another `digest` are not used.
+        given: settings of dynamic evaluation that are taken as they are; the others are chosen.
 
     Returns:
         The score, and `dynamic` and `cache`, for those that are on: their parameters with
@@ -71,10 +72,10 @@ def evaluate_adapting(
         chosen on top of the dynamic evaluation.
 
     Raises:
-        DivergedError: where the loss is not finite.
+        DivergedError: where the loss is not finite. UsageError: for a setting that makes no sense.
     """
-    kept = _Kept(saved, digest, quiet)
-    work = Adapting(net, corpus, text.device, quiet, kept)
+    kept = _Kept(saved, digest, quiet, given)
+    work = Adapting(net, corpus, text.device, quiet, kept, given)
     report: dict[str, Any] = {}
     moving: DynamicConfig | None = None
     if dynamic:
@@ -136,10 +137,12 @@ class Adapting:
 
     def __init__(
         self, net: RecurrentLM, corpus: Callable[[], Corpus], device: torch.device, quiet: bool,
-        kept: _Kept | None = None,
+        kept: _Kept | None = None, given: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self._net, self._open, self._device, self._quiet = net, corpus, device, quiet
         self._kept = kept
+        self._given = dict(given or {})
+        self._start = _start(self._given)
 
     @cached_property
     def _corpus(self) -> Corpus:
@@ -159,9 +162,10 @@ class Adapting:
     def rms(self) -> dict[str, Tensor]:
         """The gradient statistics of the training text."""
         tokens = self._corpus.splits["train"]
-        side = max(1, min(DEFAULT.streams, len(tokens) // (DEFAULT.steps + 1)))
+        start = self._start
+        side = max(1, min(start.streams, len(tokens) // (start.steps + 1)))
         streams = Streams(tokens, side, self._device, "")
-        windows = streams.windows(DEFAULT.steps)[: DEFAULT.windows]
+        windows = streams.windows(start.steps)[: start.windows]
         with Progress("gradient statistics", len(windows), quiet=self._quiet) as bar:
 
             def batches() -> Iterator[Any]:
@@ -194,7 +198,10 @@ class Adapting:
 
     def tune_dynamic(self) -> dict[str, Any]:
         """The parameters of least loss on the validation text, as plain values."""
-        losses = {OFF: _loss(self.valid_plain)}  # no better than without: then without
+        losses: dict[DynamicConfig, float] = {}
+        if "lr" not in self._given:  # no better than without: then without
+            still = replace(self._start, lr=0.0, decay=0.0)
+            losses[still] = _loss(self.valid_plain)
 
         def loss(config: DynamicConfig) -> float:
             known = self._kept.trial(config) if self._kept else None
@@ -209,10 +216,13 @@ class Adapting:
             return losses[config]
 
         grids = {"lr": LRS, "epsilon": EPSILONS, "decay": DECAYS}
-        at = DEFAULT
+        at = self._start
         for name, values in grids.items():
+            if name in self._given:
+                continue
             row = [from_plain(DynamicConfig, {**asdict(at), name: value}) for value in values]
             at = climb(row, at, loss)
+        loss(at)  # where nothing is left to choose
         best = min(losses, key=losses.__getitem__)  # the first of equals
         return self._report(best, losses[best])
 
@@ -249,6 +259,11 @@ class Adapting:
         }
 
 
+def _start(given: Mapping[str, Any]) -> DynamicConfig:
+    """Where the choice begins: the defaults, and what was given."""
+    return from_plain(DynamicConfig, {**asdict(DEFAULT), **given}, "dynamic.")
+
+
 def _loss(scores: Iterable[Scores]) -> float:
     """Mean nats a target; infinite, without reading on, once it is no number."""
     nats, tokens = 0.0, 0
@@ -273,9 +288,12 @@ class _Kept:
     cannot be read.
     """
 
-    def __init__(self, path: Path, digest: str, quiet: bool) -> None:
+    def __init__(
+        self, path: Path, digest: str, quiet: bool, given: Mapping[str, Any] | None = None
+    ) -> None:
         self._path, self._quiet = path, quiet
-        tried = [TARGETS, LRS, EPSILONS, DECAYS, SIZES, THETAS, SHARES, asdict(DEFAULT)]
+        tried: list[Any] = [TARGETS, LRS, EPSILONS, DECAYS, SIZES, THETAS, SHARES]
+        tried += [asdict(_start(given or {})), sorted(given or {})]
         self._content: dict[str, Any] = {"digest": digest, "tried": json_plain(tried)}
         if path.exists():
             with suppress(CheckpointError):

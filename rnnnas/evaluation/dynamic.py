@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,10 @@ class DynamicConfig:
     """How weights follow the text.
 
     lr: step size on the gradient of a window's mean loss, divided by the RMS plus `epsilon`;
-    decay: rate of return to the trained weights, for a weight of average RMS; steps: T of a
+    decay: rate of return to the trained weights, for a weight of average RMS; average: what that
+    is: the mean over all "weights", or, as in the authors' code, the mean of the "matrices'" means,
+    in which a short bias counts as much as the embedding. The rate that a weight feels is
+    decay / average, so that published decays (there `lamb`) are for "matrices". steps: T of a
     window. Both rates 0: the weights stay. streams, windows: B and the number (at most) of the
     windows of training text that the RMS is taken over; they lie spread over the whole text.
     """
@@ -45,6 +48,7 @@ class DynamicConfig:
     epsilon: float = 2e-4
     streams: int = 100
     windows: int = 500
+    average: Literal["weights", "matrices"] = "weights"
 
     def __post_init__(self) -> None:
         for name in ("lr", "decay"):
@@ -55,6 +59,10 @@ class DynamicConfig:
         for name in ("steps", "streams", "windows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"dynamic.{name} = {getattr(self, name)} must be at least 1")
+        if self.average not in ("weights", "matrices"):
+            raise UsageError(
+                f"dynamic.average = {self.average!r} must be one of 'weights', 'matrices'"
+            )
 
 
 def gradient_rms(net: RecurrentLM, batches: Iterable[Batch]) -> dict[str, Tensor]:
@@ -76,6 +84,26 @@ def gradient_rms(net: RecurrentLM, batches: Iterable[Batch]) -> dict[str, Tensor
     if not count:
         raise ValueError("gradient statistics need at least one window")
     return {name: total.div_(count).sqrt_() for name, total in squares.items()}
+
+
+def average_rms(
+    rms: Mapping[str, Tensor], average: Literal["weights", "matrices"] = "weights"
+) -> float:
+    """The mean of √MS_g that the decay is relative to; see `DynamicConfig`.
+
+    The node matrices of a cell lie in one tensor here, and count one by one among "matrices".
+    """
+    parts = list(rms.values())
+    if average == "matrices":
+        parts = [m for name, r in rms.items() for m in (r if _stacked(name) else (r,))]
+        return sum(float(part.mean(dtype=torch.float64)) for part in parts) / len(parts)
+    numbers = sum(part.numel() for part in parts)
+    return float(sum(part.sum(dtype=torch.float64) for part in parts)) / numbers
+
+
+def _stacked(name: str) -> bool:
+    """Whether a parameter is a cell's node matrices, (N, H, 2H)."""
+    return name.rpartition(".")[2] == "nodes"
 
 
 class _Outputs(nn.Module):
@@ -102,8 +130,8 @@ class Dynamic:
     Args:
         rms: √MS_g of every parameter, of `gradient_rms`.
 
-    θ ← θ - lr g / (√MS_g + ε) + min(decay R, 1) (θ_g - θ), with R = √MS_g over its mean over all
-    weights: no weight is carried beyond its trained value θ_g.
+    θ ← θ - lr g / (√MS_g + ε) + min(decay R, 1) (θ_g - θ), with R = √MS_g over `average_rms`: no
+    weight is carried beyond its trained value θ_g.
     """
 
     def __init__(self, net: RecurrentLM, rms: Mapping[str, Tensor], config: DynamicConfig) -> None:
@@ -112,8 +140,7 @@ class Dynamic:
         self._plain = net.config.softmaxes == 1
         self._trained = {name: p.detach().contiguous() for name, p in net.named_parameters()}
         self.weights = {name: p.clone() for name, p in self._trained.items()}
-        numbers = sum(r.numel() for r in rms.values())
-        mean = float(sum(r.sum(dtype=torch.float64) for r in rms.values())) / numbers
+        mean = average_rms(rms, config.average)
         self._relative = config.decay / mean if mean else 0.0
         self._rms = {
             name: cpu_library.dense(rms[name], *w.shape) for name, w in self.weights.items()

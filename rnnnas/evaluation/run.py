@@ -1,10 +1,10 @@
-"""Evaluating a checkpoint on a split of its corpus or on a text (`images.py`: on images).
-"""
+"""Evaluating a checkpoint on a split of its corpus or on a text (`images.py`: on images)."""
 
 from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ def evaluate_checkpoint(
     device: torch.device,
     dynamic: bool = False,
     cache: bool = False,
+    given: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """The perplexity of a checkpoint; of an image network the accuracy, as `evaluation.images`
@@ -138,6 +139,7 @@ def evaluate_checkpoint(
         dynamic, cache: let the model learn from the text as it goes by (see `evaluation.adaptive`);
             any split is then one stream. Parameters are chosen on validation text, once, and kept
             beside the checkpoint.
+        given: settings of dynamic evaluation (`DynamicConfig`) that are not to be chosen.
         quiet: show no progress of these.
 
     Returns:
@@ -186,7 +188,7 @@ def evaluate_checkpoint(
     if dynamic or cache:
         score, report = evaluate_adapting(
             loaded.net, read, lambda: _trained_on(loaded, corpus), dynamic=dynamic, cache=cache,
-            saved=path.with_suffix(".dynamic.json"), digest=loaded.digest, quiet=quiet,
+            saved=path.with_suffix(".dynamic.json"), digest=loaded.digest, quiet=quiet, given=given,
         )  # fmt: skip
         report["plain_perplexity"] = plain.perplexity
     result: dict[str, Any] = {

@@ -31,6 +31,7 @@ from rnnnas.nas.space import CellSpace
 from rnnnas.types import Batch, HiddenState, Loss
 
 INITIAL_RANGE = 0.04  # weights start in U(-0.04, 0.04)
+TIED = "embedding"  # the parameter that is the decoder's matrix too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,19 @@ from torch.func import functional_call
 
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import UsageError
+from rnnnas.nas.lookahead import (
+    Weights,
+    ahead,
+    norm,
+    published_ahead,
+    published_through_step,
+    through_step,
+)
 from rnnnas.nas.relax.base import Alphas, Mixture, Mixtures, Relaxation, Spaces
 from rnnnas.optim import guarded_step
 from rnnnas.types import Batch, HiddenState, InnerStep, Loss, Noise
 
 Order = Literal["first", "finite", "exact"]
-Weights = dict[str, Tensor]
 # From the validation loss and the relaxation's scores, as mixtures, to what the alphas minimise.
 # Scores, and not the mixtures of the forward pass: those may be one draw, of which the gradient
 # reaches only the paths that were drawn (as ProxylessNAS' latency is that of the probabilities).
@@ -36,7 +43,6 @@ Outer = Callable[[Tensor, Mixtures], Tensor]
 Replay = Callable[..., Any]
 
 PERTURBATION = 1e-2  # norm of the weights' shift in the finite difference (DARTS, section 2.3)
-CLIP_EPSILON = 1e-6  # what torch's clip_grad_norm_ adds to the norm; the mirror is exact with it
 
 
 class Searchable(Protocol):
@@ -54,6 +60,52 @@ class Searchable(Protocol):
 
     def named_parameters(self) -> Any: ...
     def named_buffers(self) -> Any: ...
+
+
+class Window(NamedTuple):
+    """What one loss is of: a batch, the hidden state that enters it, and the pass's masks."""
+
+    batch: Batch
+    state: HiddenState
+    noise: Noise
+
+
+Found = tuple[Loss, tuple[Tensor, ...]]  # a validation loss, and its gradients in the mixtures
+
+
+class _Losses:
+    """A network's losses as functions of weights and mixtures that are handed in.
+
+    Args:
+        precise: the same network without reduced precision.
+        plain: whether the training objective is the loss alone, without penalties.
+    """
+
+    def __init__(self, net: Searchable, precise: Searchable, ranks: Ranks, plain: bool) -> None:
+        self._net, self._precise, self._ranks, self._plain = net, precise, ranks, plain
+        self.weights = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(
+        self, weights: Weights, mixtures: Mixtures, window: Window, *, precise: bool = False
+    ) -> Loss:
+        """The loss of `window`; gradients that are taken of it are those of all ranks."""
+        buffers = {name: b.clone() for name, b in self._net.named_buffers()}
+        state = {name: self._ranks.mean_gradient(w) for name, w in weights.items()} | buffers
+        mean_gradient = {
+            n: m._replace(weights=self._ranks.mean_gradient(m.weights)) for n, m in mixtures.items()
+        }
+        net = _module(self._precise if precise else self._net)
+        loss: Loss = functional_call(
+            net, state, (window.batch, window.state, mean_gradient, window.noise)
+        )
+        return loss
+
+    def training(
+        self, weights: Weights, mixtures: Mixtures, window: Window, *, precise: bool = False
+    ) -> Tensor:
+        """What the inner step minimises, a scalar."""
+        loss = self.loss(weights, mixtures, window, precise=precise)
+        return loss.value if self._plain else loss.objective
 
 
 def hypergradient(
@@ -103,87 +155,41 @@ def hypergradient(
     Returns:
         The gradients by alpha name, and the validation loss with its next hidden state, detached.
         The outer loss is `Loss.value`, without penalties.
+
+    Raises:
+        UsageError: order "exact" with the published look-ahead, which is a finite difference.
     """
     if mixtures is None:
         mixtures = relaxation.mix(alphas, net.space, progress, generator, "alphas")
     train_noise = net.noise(train[0], generator) if order != "first" else None
-    valid_noise = net.noise(valid[0], generator)
+    lower, upper = Window(*train, train_noise), Window(*valid, net.noise(valid[0], generator))
+    published = inner.published is not None
+    losses = _Losses(net, precise or net, ranks, plain=published)
     # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
     # end: its graph is walked a single time whatever the order.
     cut = _cut(mixtures)
-    shares = {} if outer is None else relaxation.scores(alphas, net.space)
-    scored = {n: Mixture(s.detach().requires_grad_()) for n, s in shares.items()}
-    leaves = [m.weights for m in (*cut.values(), *scored.values())]
-    weights = {name: p.detach() for name, p in net.named_parameters()}
-
-    def run(
-        shifted: Weights, which: tuple[Batch, HiddenState], noise: Noise, by: Searchable = net,
-        fixed: bool = False, under: Mixtures = cut,
-    ) -> Loss:  # fmt: skip
-        """The loss under weights that are handed in; `fixed`: without a gradient in mixtures."""
-        buffers = {name: b.clone() for name, b in net.named_buffers()}
-        state = {name: ranks.mean_gradient(w) for name, w in shifted.items()} | buffers
-        mix = {n: m._replace(weights=ranks.mean_gradient(m.weights)) for n, m in under.items()}
-        if fixed:
-            mix = {n: m._replace(weights=m.weights.detach()) for n, m in under.items()}
-        loss: Loss = functional_call(_module(by), state, (*which, mix, noise))
-        return loss
-
-    def first(
-        batch: Batch, hidden_state: HiddenState, mixtures: Mixtures, noise: Noise
-    ) -> tuple[Loss, tuple[Tensor, ...]]:
-        """The loss and its gradients in `mixtures`: of these arguments and the weights alone."""
-        own = _cut(mixtures)
-        loss = run(weights, (batch, hidden_state), noise, under=own)
-        return loss, (*_grad(loss.value, [m.weights for m in own.values()]),)
-
-    def aim(value: Tensor) -> Tensor:
-        return value if outer is None else outer(value, scored)
-
-    def finite(
-        train: tuple[Batch, HiddenState], train_noise: Noise, valid: tuple[Batch, HiddenState],
-        valid_noise: Noise, mixtures: Mixtures, lr: Tensor, buffers: Mapping[str, Tensor],
-    ) -> tuple[Loss, tuple[Tensor, ...]]:  # fmt: skip
-        """The same after the inner step, by a finite difference."""
-        own = _cut(mixtures)
-        step = replace(inner, lr=lr, buffers=buffers)
-        gradients, loss = _finite_difference(
-            partial(run, under=own), weights, [m.weights for m in own.values()],
-            (train, train_noise), (valid, valid_noise), step, through_clip, precise or net,
-        )  # fmt: skip
-        return loss, (*gradients,)
-
     with torch.enable_grad():
         if order == "exact":
-            own = {name: w.requires_grad_() for name, w in weights.items()}
-            objective = run(own, train, train_noise).objective
-            inner_grads = torch.autograd.grad(
-                objective, list(own.values()), create_graph=True, allow_unused=True
-            )
-            gradient = _named(own, inner_grads)
-            ahead = _ahead(own, gradient, inner, constant_clip=not through_clip)
-            # The weights themselves are constants of the outer problem: only g carries m.
-            loss = run(ahead, valid, valid_noise)
-            grads = _grad(aim(loss.value), leaves)
-        else:
-            given: tuple[Any, ...] = (*valid, cut, valid_noise)
-            work: Callable[..., Any] = first
-            if order == "finite":
-                # A number on the device: it changes from window to window.
-                like = next(iter(weights.values()))
-                lr = inner.lr
-                if not isinstance(lr, Tensor):
-                    lr = torch.full((), lr, dtype=like.dtype, device=like.device)
-                given = (train, train_noise, valid, valid_noise, cut, lr, dict(inner.buffers))
-                work = finite
+            if published:
+                raise UsageError(
+                    "the published look-ahead is a finite difference: it has no exact form",
+                    "leave out alphas.second_order or alphas.published_lookahead",
+                )
+            loss, gradients = _exact(losses, inner, through_clip, lower, upper, cut)
+        elif order == "finite":
+            work = partial(_finite, losses, inner, through_clip)
+            lr = _on_device(inner.lr, next(iter(losses.weights.values())))
+            given = (lower, upper, cut, lr, dict(inner.buffers))
             loss, gradients = work(*given) if replay is None else replay("alphas", work, *given)
-            # What `outer` adds may copy tables to the device, and is never recorded. Gradients of
-            # the loss, a difference's too, count as often as it does in what is minimised.
-            value = loss.value.detach().requires_grad_()
-            factor, *added = _grad(aim(value), [value, *leaves[len(cut) :]])
-            grads = [*(factor * gradient for gradient in gradients), *added]
+        else:
+            plain = partial(_first, losses)
+            if replay is None:
+                loss, gradients = plain(upper, cut)
+            else:
+                loss, gradients = replay("alphas", plain, upper, cut)
+    grads, shares = _minimised(loss.value, gradients, outer, relaxation, alphas, net.space)
     result = torch.autograd.grad(
-        [*(m.weights for m in mixtures.values()), *shares.values()],
+        [*(m.weights for m in mixtures.values()), *shares],
         list(alphas.values()),
         grad_outputs=grads,
         allow_unused=True,
@@ -196,91 +202,125 @@ def hypergradient(
     return named, loss._replace(value=value, penalty=penalty, count=loss.count * ranks.size)
 
 
+def _first(losses: _Losses, valid: Window, mixtures: Mixtures) -> Found:
+    """First order: the validation loss at w itself."""
+    own = _cut(mixtures)
+    loss = losses.loss(losses.weights, own, valid)
+    return loss, (*_grad(loss.value, _tables(own)),)
+
+
+def _exact(
+    losses: _Losses, inner: InnerStep, through_clip: bool, train: Window, valid: Window,
+    mixtures: Mixtures,
+) -> Found:  # fmt: skip
+    """Second order, equation 6, by double backward: the graph of g is kept."""
+    own, weights = _cut(mixtures), _leaves(losses.weights)
+    objective = losses.training(weights, own, train)
+    grads = torch.autograd.grad(
+        objective, list(weights.values()), create_graph=True, allow_unused=True
+    )
+    moved = ahead(weights, _named(weights, grads), inner, constant_clip=not through_clip)
+    # The weights themselves are constants of the outer problem: only g carries m.
+    loss = losses.loss(moved, own, valid)
+    return loss, (*_grad(loss.value, _tables(own)),)
+
+
+def _finite(
+    losses: _Losses, inner: InnerStep, through_clip: bool, train: Window, valid: Window,
+    mixtures: Mixtures, lr: Tensor, buffers: Mapping[str, Tensor],
+) -> Found:  # fmt: skip
+    """Second order, equation 8: the mixed derivative from two gradients at w + Rv and w - Rv.
+
+    Args:
+        lr, buffers: those of `inner`, as tensors: they change from window to window.
+    """
+    inner = replace(inner, lr=lr, buffers=buffers)
+    published = inner.published is not None
+    own, weights = _cut(mixtures), _leaves(losses.weights)
+    objective = losses.training(weights, _detached(own), train)
+    gradient = _named(weights, _grad(objective, list(weights.values())))
+    with torch.no_grad():
+        if published:
+            moved = published_ahead(losses.weights, gradient, inner)
+        else:
+            moved = ahead(losses.weights, gradient, inner, constant_clip=True)
+    moved = _leaves(moved)
+    loss = losses.loss(moved, own, valid)
+    both = _grad(loss.value, [*_tables(own), *moved.values()])
+    direct, vector = both[: len(own)], _named(moved, both[len(own) :])
+    with torch.no_grad():
+        if published:
+            vector = published_through_step(vector, gradient, inner)
+        else:
+            vector = through_step(vector, gradient, inner, through_clip=through_clip)
+    along = _difference(losses, train, own, vector)
+    return loss, tuple(d - lr * a for d, a in zip(direct, along, strict=True))
+
+
+def _difference(
+    losses: _Losses, train: Window, mixtures: Mixtures, vector: Weights
+) -> list[Tensor]:
+    """The derivative along `vector`, over the weights, of the training objective's gradients in
+    the mixtures: a central difference with a shift of norm `PERTURBATION`.
+    """
+    with torch.no_grad():
+        length = norm(vector.values())
+        # Where the loss does not depend on the weights the vector is zero: nothing is added.
+        radius = PERTURBATION / torch.where(length > 0, length, 1.0)
+        plus = {name: w + radius * vector[name] for name, w in losses.weights.items()}
+        minus = {name: w - radius * vector[name] for name, w in losses.weights.items()}
+    tables = _tables(mixtures)
+    upper = _grad(losses.training(plus, mixtures, train, precise=True), tables)
+    del plus
+    lower = _grad(losses.training(minus, mixtures, train, precise=True), tables)
+    return [(u - low) / (2 * radius) for u, low in zip(upper, lower, strict=True)]
+
+
+def _minimised(
+    value: Tensor,
+    gradients: Sequence[Tensor],
+    outer: Outer | None,
+    relaxation: Relaxation,
+    alphas: Alphas,
+    spaces: Spaces,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of what the alphas minimise, in the mixtures and then in the scores, from
+    those of the validation loss; and the scores.
+
+    It is taken by itself: what `outer` adds may copy tables to the device, and is never recorded.
+    """
+    if outer is None:
+        return list(gradients), []
+    with torch.enable_grad():
+        scores = relaxation.scores(alphas, spaces)
+        cut = {n: Mixture(s.detach().requires_grad_()) for n, s in scores.items()}
+        value = value.detach().requires_grad_()
+        factor, *added = _grad(outer(value, cut), [value, *_tables(cut)])
+    return [*(factor * g for g in gradients), *added], list(scores.values())
+
+
+def _on_device(number: float | Tensor, like: Tensor) -> Tensor:
+    """A number as a scalar beside `like`."""
+    if isinstance(number, Tensor):
+        return number
+    return torch.full((), number, dtype=like.dtype, device=like.device)
+
+
 def _cut(mixtures: Mixtures) -> Mixtures:
     """The same numbers as leaves that gradients are taken in."""
     return {n: m._replace(weights=m.weights.detach().requires_grad_()) for n, m in mixtures.items()}
 
 
-def _finite_difference(
-    run: Any,
-    weights: Weights,
-    leaves: list[Tensor],
-    train: tuple[tuple[Batch, HiddenState], Noise],
-    valid: tuple[tuple[Batch, HiddenState], Noise],
-    inner: InnerStep,
-    through_clip: bool,
-    precise: Searchable,
-) -> tuple[list[Tensor], Loss]:
-    """Equation 8: the mixed second derivative from two gradients at w + Rv and w - Rv."""
-    own = {name: w.detach().requires_grad_() for name, w in weights.items()}
-    gradient = _named(own, _grad(run(own, *train, fixed=True).objective, list(own.values())))
-    with torch.no_grad():
-        ahead = _ahead(weights, gradient, inner, constant_clip=True)
-    ahead = {name: w.detach().requires_grad_() for name, w in ahead.items()}
-    loss = run(ahead, *valid)
-    both = _grad(loss.value, [*leaves, *ahead.values()])
-    direct, vector = both[: len(leaves)], _named(ahead, both[len(leaves) :])
-    with torch.no_grad():
-        vector = _through_inner_step(vector, gradient, inner, through_clip)
-        length = norm(vector.values())
-        # Where the loss does not depend on the weights the vector is zero: nothing is added.
-        radius = PERTURBATION / torch.where(length > 0, length, 1.0)
-        plus = {name: w + radius * vector[name] for name, w in weights.items()}
-        minus = {name: w - radius * vector[name] for name, w in weights.items()}
-    upper = _grad(run(plus, *train, by=precise).objective, leaves)
-    del plus
-    lower = _grad(run(minus, *train, by=precise).objective, leaves)
-    return [
-        d - inner.lr * (u - low) / (2 * radius)
-        for d, u, low in zip(direct, upper, lower, strict=True)
-    ], loss
+def _detached(mixtures: Mixtures) -> Mixtures:
+    return {n: m._replace(weights=m.weights.detach()) for n, m in mixtures.items()}
 
 
-def _ahead(
-    weights: Weights, gradient: Weights, inner: InnerStep, *, constant_clip: bool
-) -> Weights:
-    """w' after one inner step: `torch.optim.SGD` after `clip_grad_norm_`, as a function."""
-    coef = _clip_factor(gradient, inner)
-    coef = coef.detach() if constant_clip else coef
-    moved = {}
-    for name, weight in weights.items():
-        start = weight.detach()
-        step = coef * gradient[name] + inner.weight_decay * start
-        if inner.momentum and name in inner.buffers:
-            step = step + inner.momentum * inner.buffers[name]
-        moved[name] = start - inner.lr * step
-    return moved
+def _leaves(weights: Weights) -> Weights:
+    return {name: w.detach().requires_grad_() for name, w in weights.items()}
 
 
-def _through_inner_step(
-    vector: Weights, gradient: Weights, inner: InnerStep, through_clip: bool
-) -> Weights:
-    """v times the derivative of the clipped gradient in the gradient: what R v is taken of."""
-    coef = _clip_factor(gradient, inner)
-    scaled = {name: coef * v for name, v in vector.items()}
-    if through_clip and coef < 1:
-        length = norm(gradient.values())
-        along = _inner_product(vector, gradient) / (length * (length + CLIP_EPSILON))
-        scaled = {name: s - coef * along * gradient[name] for name, s in scaled.items()}
-    return scaled
-
-
-def _clip_factor(gradient: Weights, inner: InnerStep) -> Tensor:
-    length = norm(gradient.values())
-    if not inner.clip:
-        return torch.ones_like(length)
-    return (inner.clip / (length + CLIP_EPSILON)).clamp(max=1.0)
-
-
-def norm(tensors: Any) -> Tensor:
-    """The Euclidean norm of all tensors taken as one vector."""
-    lengths = torch.stack([torch.linalg.vector_norm(t) for t in tensors])
-    length: Tensor = torch.linalg.vector_norm(lengths)
-    return length
-
-
-def _inner_product(a: Weights, b: Weights) -> Tensor:
-    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+def _tables(mixtures: Mixtures) -> list[Tensor]:
+    return [mixture.weights for mixture in mixtures.values()]
 
 
 def _grad(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

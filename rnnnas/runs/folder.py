@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 # A value of a line of metrics.jsonl; tables are for lines of kind "alphas".
 Logged: TypeAlias = float | int | str | Sequence[Sequence[float]] | None
 _NEW = "give --fresh for a new run, or another folder with --out"
+# Settings that came after runs had been written, and the value that says what was done before.
+LATER: Mapping[str, Any] = {
+    "alphas.published_lookahead": False,
+    "model.auxiliary_norm": True,
+}
 
 
 @final
@@ -349,8 +354,12 @@ def _check_config(
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], idle: Collection[str]
 ) -> list[str]:
-    """What differs between two nested configurations, a phrase each; keys in `idle` may."""
+    """What differs between two nested configurations, a phrase each; keys in `idle` may.
+
+    A configuration `there` that is older than a setting has what runs did before it.
+    """
     one, other = dict(_flatten(there)), dict(_flatten(here))
+    one |= {key: old for key, old in LATER.items() if key in other and key not in one}
     return [
         f"{key} is {_shown(one, key)} there and {_shown(other, key)} here"
         for key in sorted((one.keys() | other.keys()) - set(idle))

@@ -27,7 +27,7 @@ from rnnnas.engine.steps import (
     whole_state,
 )
 from rnnnas.engine.task import Net, arithmetic
-from rnnnas.lm.model import RecurrentLM
+from rnnnas.lm.model import TIED, RecurrentLM
 from rnnnas.nas.architect import Architect
 from rnnnas.nas.genotype import Genotype, cell_text
 from rnnnas.nas.latency_price import MICROSECOND, LatencyPrice, Price
@@ -48,7 +48,7 @@ from rnnnas.runs.folder import AnyRun, Run
 from rnnnas.searching.derive_by_perturbation import Searched, cell_of
 from rnnnas.searching.derive_by_trying import PolicyCells, strategy_of, try_cells
 from rnnnas.searching.eigenvalue_watch import EigenvalueStop
-from rnnnas.types import Batch, HiddenState
+from rnnnas.types import Batch, HiddenState, InnerStep
 
 
 class SearchJob:
@@ -92,33 +92,47 @@ class SearchJob:
         self.cuda_graphs = self.task.cuda_graphs()
         self.weight_optimizer = weight_optimizer(self.net, config.weights)
         self.alpha_optimizer = alpha_optimizer(self.alphas, config.alphas) if self.alphas else None
-        self.architect = self._architect()
+        self.architect = self._architect(self.net)
         self.train_state: HiddenState = None
         self.alpha_state: HiddenState = None
         self.alpha_start = 0
 
-    def _architect(self) -> Architect | Reinforce | None:
-        """What moves the alphas; None where there are none."""
+    def _architect(self, net: Net) -> Architect | Reinforce | None:
+        """What moves the alphas by the losses of `net`; None where there are none."""
         if self.alpha_optimizer is None:
             return None
-        net, order = self.net, self.config.order
+        order = self.config.order
         if isinstance(self.relaxation, Policy):
             factor = self.price.reward_factor if isinstance(self.price, LatencyPrice) else None
             return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)
         return Architect(
             net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
-            ranks=self.ranks, precise=self._precise(net),
+            ranks=self.ranks,
+            # A finite difference needs more precision than a weight step.
+            precise=net.in_float32() if order == "finite" else None,
             replay=None if self.cuda_graphs is None else self.cuda_graphs.run,
         )  # fmt: skip
 
-    def _precise(self, net: Net) -> Net | None:
-        """What a finite difference is taken by: it needs more precision than a weight step."""
-        return net.in_float32() if self.config.order == "finite" else None
+    def _architect_of(self, net: Net) -> Architect | Reinforce | None:
+        """That of a step on `net`: this network, or its twin under the masks of the moment.
+
+        An `Architect` has no state, so that a twin gets its own. REINFORCE has a baseline, and
+        knows no masks.
+        """
+        if net is self.net or isinstance(self.architect, Reinforce):
+            return self.architect
+        return self._architect(net)
+
+    def _inner_step(self, lr: float) -> InnerStep:
+        """The weight step to come, of size `lr`, for the second order to look ahead by."""
+        published = frozenset({TIED}) if self.config.alphas.published_lookahead else None
+        clip = self.config.weights.clip
+        return inner_step(self.net, self.weight_optimizer, clip, lr=lr, published=published)
 
     def set_price(self, price: Price) -> None:
         """Price latency in what the alphas minimise; before the first step."""
         self.price = price
-        self.architect = self._architect()
+        self.architect = self._architect(self.net)
 
     def _enter(self, stage: int) -> None:
         """Go on to the next stage, on what the scores leave of the space."""
@@ -154,17 +168,13 @@ class SearchJob:
         batch = self.task.batch(at, steps)
         net = self.task.at(self.net, self.stage, progress)
         alpha_nats: Tensor | None = None
-        if self.architect is not None and progress >= config.alphas.warmup:
-            self.weight_optimizer.param_groups[0]["lr"] = lr
+        architect = self._architect_of(net)
+        if architect is not None and progress >= config.alphas.warmup:
             single = self.relaxation.level == "train"
-            if net is not self.net:
-                self.architect.net = net
-                if isinstance(self.architect, Architect):
-                    self.architect.precise = self._precise(net)
-            loss = self.architect.step(
+            loss = architect.step(
                 train=(batch, self.train_state),
-                valid=(batch, self.train_state) if single else self._alpha_window(at, steps),
-                inner=inner_step(self.net, self.weight_optimizer, config.weights.clip),
+                valid=(batch, self.train_state) if single else self._alpha_window(at),
+                inner=self._inner_step(lr),
                 progress=progress,
                 generator=generator(config.seed, "alpha-step", at.step, self.device),
             )
@@ -198,9 +208,9 @@ class SearchJob:
             nats = torch.where(torch.isfinite(alpha_nats), nats, torch.nan)
         return StepReport(nats, loss.count, norm, lr, loss.correct)
 
-    def _alpha_window(self, at: Position, steps: int) -> tuple[Batch, HiddenState]:
+    def _alpha_window(self, at: Position) -> tuple[Batch, HiddenState]:
         """The next batch for the alphas, and the state that enters it."""
-        batch, self.alpha_start, fresh = self.task.alpha_batch(at, self.alpha_start, steps)
+        batch, self.alpha_start, fresh = self.task.alpha_batch(at, self.alpha_start)
         return batch, None if fresh else self.alpha_state
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:

@@ -55,32 +55,37 @@ def add_corpus(
     name: str,
     source: Paths,
     *,
-    vocab: str | None = None,
+    vocab: str = "auto",
     vocab_size: int = 0,
     lower: bool = False,
     replace: bool = False,
     column: str | None = None,
+    encoding: str | None = None,
+    label: str | None = None,
     home: Paths | None = None,
 ) -> AnyCorpus:
     """Prepare a corpus of one's own from a text file, a folder, an archive, or images.
 
     Args:
-        vocab: "words", "sentencepiece" ...; by default what suits the text.
-        vocab_size: how many; 0: as many as suit the text.
-        column: the text column of tables.
+        vocab: "auto" (what suits the text), "words", "sentencepiece", "characters", "bytes".
+        vocab_size: how many entries; 0: as many as suit the text.
         replace: put it in place of a corpus of that name with other content.
+        column: the text column of JSON lines, CSV, TSV or parquet files.
+        encoding: of text that is not UTF-8.
+        label: the column of the classes, of images in parquet files.
 
     Raises:
         DataError: where the source cannot be read; with file, line and remedy.
     """
-    options = corpora.VocabOptions(**_vocab_options(vocab, vocab_size, lower))
+    kinds = ("auto", "words", "sentencepiece", "characters", "bytes")
+    if vocab not in kinds:
+        raise UsageError(f"there is no vocabulary {vocab!r}", f"kinds: {', '.join(kinds)}")
+    options = corpora.VocabOptions(kind=vocab, size=vocab_size, lower=lower)  # type: ignore[arg-type]
     with home_at(None if home is None else os.fspath(home)):
-        return corpora.add_corpus(name, Path(source), options, replace=replace, column=column)
-
-
-def _vocab_options(kind: str | None, size: int, lower: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"size": size, "lower": lower}
-    return options if kind is None else {**options, "kind": kind}
+        return corpora.add_corpus(
+            name, Path(source), options,
+            replace=replace, column=column, encoding=encoding, label=label,
+        )  # fmt: skip
 
 
 # Runs

@@ -131,15 +131,25 @@ def test_folders_that_are_links_or_closed_are_not_left_out(
 
 
 @pytest.mark.parametrize("absent", SPLITS)
-def test_a_missing_split_is_named(tmp_path: Path, absent: str) -> None:
+def test_a_missing_split_is_held_out_of_train(tmp_path: Path, absent: str) -> None:
     members: dict[str, str | bytes] = {f"{s}.txt": TEXT for s in SPLITS if s != absent}
     for name, text in members.items():
         written(tmp_path / "folder" / name, text)
     for source in (tmp_path / "folder", zipped(tmp_path / "z.zip", members)):
-        with pytest.raises(DataError, match=f"no {absent} split") as caught:
-            add_corpus("own", source, WORDS)
-        assert str(source) in caught.value.cause and absent in caught.value.remedy
-    assert left_behind() == []
+        if absent == "train":
+            with pytest.raises(DataError, match="no train split") as caught:
+                add_corpus("own", source, WORDS)
+            assert str(source) in caught.value.cause and absent in caught.value.remedy
+            assert left_behind() == []
+            continue
+        corpus = add_corpus("own", source, VocabOptions(size=1000))
+        lines = TEXT.splitlines(keepends=True)
+        assert {s: corpus.units(s).lines for s in SPLITS} == dict.fromkeys(SPLITS, 400) | {
+            "train": 380,
+            absent: 20,
+        }
+        assert text_of(corpus, "train") == "".join(lines[:380])
+        assert f"{absent} is the last 5 % of train" in corpus.description["note"]
 
 
 def test_bad_bytes_leave_nothing(tmp_path: Path) -> None:

@@ -77,10 +77,7 @@ def add_corpus(
     Raises:
         DataError: where the source cannot be read; with file, line and remedy.
     """
-    kinds = ("auto", "words", "sentencepiece", "characters", "bytes")
-    if vocab not in kinds:
-        raise UsageError(f"there is no vocabulary {vocab!r}", f"kinds: {', '.join(kinds)}")
-    options = corpora.VocabOptions(kind=vocab, size=vocab_size, lower=lower)  # type: ignore[arg-type]
+    options = corpora.VocabOptions(kind=vocab, size=vocab_size, lower=lower)
     with home_at(None if home is None else os.fspath(home)):
         return corpora.add_corpus(
             name, Path(source), options,

@@ -12,8 +12,8 @@ import pytest
 
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.runs.files import Lock
-from rnnnas.study.execute import Execution, seconds_of
-from rnnnas.study.plan import (
+from rnnnas.studies.execute import Execution, seconds_of
+from rnnnas.studies.plan import (
     Job,
     Sizes,
     StudyConfig,
@@ -21,8 +21,8 @@ from rnnnas.study.plan import (
     random_cell,
     resolve_study,
 )
-from rnnnas.study.record import Record
-from rnnnas.study.report import choose, notes, table
+from rnnnas.studies.record import Record
+from rnnnas.studies.report import choose, notes, table
 
 SIZES = Sizes({"train": range(20_000)})
 CELL = "tanh0 relu1"
@@ -148,7 +148,7 @@ def test_a_study_goes_through_and_says_what_it_gave(tmp_path: Path) -> None:
     text = table(result)
     assert "115.00 ± 7.07" in text and "[51.47, 178.53]" in text
     assert "too few to mean anything" in text and "2 seeds tell large differences only" in text
-    assert len(list((folder / "summary").glob("*/events.*"))) == 2
+    assert len(list((folder / "summary").glob("*/events.*"))) == 3  # a method each, and the summary
 
 
 def test_wherever_a_study_dies_it_goes_on_and_ends_the_same(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_the_final_trainings_are_planned_once(
     """Planning them composes configurations, which a poll every tenth of a second must not."""
     calls = []
     monkeypatch.setattr(
-        "rnnnas.study.execute.final_jobs", lambda *args: calls.append(1) or final_jobs(*args)
+        "rnnnas.studies.execute.final_jobs", lambda *args: calls.append(1) or final_jobs(*args)
     )
     _, runner, _ = execute(tmp_path / "s", plan(), numbers())
     assert len(calls) == 1 and sum(n.startswith("final") for n in runner.started) == 2

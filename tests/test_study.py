@@ -148,7 +148,7 @@ def test_a_study_goes_through_and_says_what_it_gave(tmp_path: Path) -> None:
     text = table(result)
     assert "115.00 ± 7.07" in text and "[51.47, 178.53]" in text
     assert "too few to mean anything" in text and "2 seeds tell large differences only" in text
-    assert len(list((folder / "summary").glob("*/events.*"))) == 2
+    assert len(list((folder / "summary").glob("*/events.*"))) == 3  # a method each, and the summary
 
 
 def test_wherever_a_study_dies_it_goes_on_and_ends_the_same(tmp_path: Path) -> None:

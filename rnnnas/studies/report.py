@@ -214,8 +214,21 @@ def _interval(own: Mapping[str, Any]) -> str:
     return "-" if own["low"] is None else f"[{own['low']:.2f}, {own['high']:.2f}]"
 
 
+def markdown(result: Mapping[str, Any]) -> str:
+    """The summary as Markdown: a row a method, then the notes."""
+    head = ("cells", "n", "valid, short training", "95 % interval", "best", "chosen", "final test")
+    rows = [head, ("---",) * len(head)]
+    for method, own in result["methods"].items():
+        cells = method, str(own["valid"]["n"]), _mean(own["valid"]), _interval(own["valid"])
+        chosen = own["chosen"]["cell"] if own["chosen"] else "failed"
+        rows.append((*cells, _number(own["best_valid"]), f"`{chosen}`", _mean(own["test"])))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", " ".join(notes(result))])
+
+
 def show_on_board(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write the final numbers for TensorBoard: a run a method, and a row each in its table.
+    """Write the final numbers for TensorBoard: a run a method, a row each in its table, and a
+    summary of all as a text.
 
     Raises:
         DiskError: where they cannot be written.
@@ -245,3 +258,12 @@ def show_on_board(folder: Path, result: Mapping[str, Any]) -> None:
             )
         finally:
             board.close()
+    place = folder / "summary" / "study"
+    with disk_errors(place):
+        place.mkdir(exist_ok=True)
+    empty_events(place)
+    board = Board(place)
+    try:
+        board.text("study", markdown(result), 0)
+    finally:
+        board.close()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,13 @@ CLIP_EPSILON = 1e-6  # what torch's clip_grad_norm_ adds to the norm; the mirror
 
 
 class Searchable(Protocol):
-    """A network that owns weights only; alphas live outside."""
+    """A network that owns weights only; alphas live outside.
+
+    One that also has an attribute `by_tangents` which is true serves the exact second order by
+    `directional(weights, vector, batch, carry, mixtures, noise)`: the derivative of its objective
+    along `vector` at `weights`, both by parameter name, which can be differentiated in mixtures.
+    `tangents_pay` is true where that costs less than a finite difference.
+    """
 
     space: Spaces
 
@@ -54,6 +60,17 @@ class Searchable(Protocol):
 
     def named_parameters(self) -> Any: ...
     def named_buffers(self) -> Any: ...
+
+
+def order_for(net: Searchable, order: Order, asked: str) -> Order:
+    """The order that a search runs: `order`, but the exact one where it is the cheaper.
+
+    Args:
+        order: what the settings stand for.
+        asked: `alphas.second_order`; only "auto" leaves a choice.
+    """
+    free = asked == "auto" and order == "finite"
+    return "exact" if free and getattr(net, "tangents_pay", False) else order
 
 
 def hypergradient(
@@ -80,8 +97,9 @@ def hypergradient(
         train, valid: a batch and the hidden state that enters it, for the inner step and the outer loss.
         inner: the weight step that the second order looks ahead by.
         order: "first" takes w' = w; "finite" and "exact" differentiate through the inner step,
-            by a central difference over the weights and by double backward. A network that keeps
-            no graph of its backward pass cannot serve "exact".
+            by a central difference over the weights and without one: by the network's own tangents
+            where it has them (`Searchable`), else by double backward, which a network that keeps no
+            graph of its backward pass cannot serve.
         progress: share of the search that is done, in [0, 1].
         generator: draws the mixtures and the noise, each once: the three evaluations of the
             training loss see the same values, or their difference would be mostly noise.
@@ -96,8 +114,7 @@ def hypergradient(
             difference is taken. It decides nothing else: an inner gradient and a direction that
             are off by a part in 250 move the result by as much, but rounding in the difference of
             two nearly equal gradients would be most of it.
-        replay: runs what the first order and the finite difference evaluate; double backward is
-            never recorded.
+        replay: runs what is evaluated, all but double backward, which is never recorded.
 
     Returns:
         The gradients by alpha name, and the validation loss with its next hidden state, detached. The
@@ -139,21 +156,34 @@ def hypergradient(
     def aim(value: Tensor) -> Tensor:
         return value if outer is None else outer(value, scored)
 
-    def finite(
+    def second(
         train: tuple[Batch, HiddenState], train_noise: Noise, valid: tuple[Batch, HiddenState],
         valid_noise: Noise, mixtures: Mixtures, lr: Tensor, buffers: Mapping[str, Tensor],
     ) -> tuple[Loss, tuple[Tensor, ...]]:  # fmt: skip
-        """The same after the inner step, by a finite difference."""
+        """The same after the inner step, by a finite difference or by tangents."""
         own = _cut(mixtures)
         step = replace(inner, lr=lr, buffers=buffers)
-        gradients, loss = _finite_difference(
-            partial(run, under=own), weights, [m.weights for m in own.values()],
-            (train, train_noise), (valid, valid_noise), step, through_clip, precise or net,
+
+        def along(vector: Weights) -> Tensor:
+            """The training objective's derivative along a direction of the weights."""
+            mean_gradient = {
+                n: m._replace(weights=ranks.mean_gradient(m.weights)) for n, m in own.items()
+            }
+            moved: Tensor = cast(Any, net).directional(
+                weights, vector, *train, mean_gradient, train_noise
+            )
+            return moved
+
+        gradients, loss = _mixed_derivative(
+            partial(run, under=own), along if tangents else None, weights,
+            [m.weights for m in own.values()], (train, train_noise), (valid, valid_noise), step,
+            through_clip, precise or net,
         )  # fmt: skip
         return loss, (*gradients,)
 
+    tangents = order == "exact" and bool(getattr(net, "by_tangents", False))
     with torch.enable_grad():
-        if order == "exact":
+        if order == "exact" and not tangents:
             own = {name: w.requires_grad_() for name, w in weights.items()}
             objective = run(own, train, train_noise).objective
             inner_grads = torch.autograd.grad(
@@ -167,14 +197,14 @@ def hypergradient(
         else:
             given: tuple[Any, ...] = (*valid, cut, valid_noise)
             work: Callable[..., Any] = first
-            if order == "finite":
+            if order != "first":
                 # A number on the device: it changes from window to window.
                 like = next(iter(weights.values()))
                 lr = inner.lr
                 if not isinstance(lr, Tensor):
                     lr = torch.full((), lr, dtype=like.dtype, device=like.device)
                 given = (train, train_noise, valid, valid_noise, cut, lr, dict(inner.buffers))
-                work = finite
+                work = second
             loss, gradients = work(*given) if replay is None else replay("alphas", work, *given)
             # What `outer` adds may copy tables to the device, and is never recorded. Gradients of the
             # loss, a difference's too, count as often as it does in what is minimised.
@@ -200,8 +230,9 @@ def _cut(mixtures: Mixtures) -> Mixtures:
     return {n: m._replace(weights=m.weights.detach().requires_grad_()) for n, m in mixtures.items()}
 
 
-def _finite_difference(
+def _mixed_derivative(
     run: Any,
+    along: Callable[[Weights], Tensor] | None,
     weights: Weights,
     leaves: list[Tensor],
     train: tuple[tuple[Batch, HiddenState], Noise],
@@ -210,7 +241,9 @@ def _finite_difference(
     through_clip: bool,
     precise: Searchable,
 ) -> tuple[list[Tensor], Loss]:
-    """Equation 8: the mixed second derivative from two gradients at w + Rv and w - Rv."""
+    """Equation 7, with the mixed second derivative taken at the weights along v: by `along` where
+    there is one, else (equation 8) from two gradients at w + Rv and w - Rv.
+    """
     own = {name: w.detach().requires_grad_() for name, w in weights.items()}
     gradient = _named(own, _grad(run(own, *train, fixed=True).objective, list(own.values())))
     with torch.no_grad():
@@ -221,6 +254,11 @@ def _finite_difference(
     direct, vector = both[: len(leaves)], _named(ahead, both[len(leaves) :])
     with torch.no_grad():
         vector = _through_inner_step(vector, gradient, inner, through_clip)
+    del own, gradient, ahead
+    if along is not None:
+        mixed = _grad(along(vector), leaves)
+        return [d - inner.lr * m for d, m in zip(direct, mixed, strict=True)], loss
+    with torch.no_grad():
         length = norm(vector.values())
         # Where the loss does not depend on the weights the vector is zero: nothing is added.
         radius = PERTURBATION / torch.where(length > 0, length, 1.0)

@@ -29,7 +29,7 @@ from rnnnas.engine.steps import (
 )
 from rnnnas.engine.task import Net, arithmetic
 from rnnnas.lm.model import RecurrentLM
-from rnnnas.nas.architect import Architect
+from rnnnas.nas.architect import Architect, Order, order_for
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.latency_price import MICROSECOND, LatencyPrice, Price
 from rnnnas.nas.methods import method_of
@@ -104,19 +104,23 @@ class SearchJob:
         """What moves the alphas; None where there are none."""
         if self.alpha_optimizer is None:
             return None
-        net, order = self.net, self.config.order
+        net = self.net
         if isinstance(self.relaxation, Policy):
             factor = self.price.reward_factor if isinstance(self.price, LatencyPrice) else None
             return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)
         return Architect(
-            net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
+            net, self.alphas, self.relaxation, self.alpha_optimizer, self._order, self.price,
             ranks=self.ranks, precise=self._precise(net),
             replay=None if self.cuda_graphs is None else self.cuda_graphs.run,
         )  # fmt: skip
 
     def _precise(self, net: Net) -> Net | None:
         """What a finite difference is taken by: it needs more precision than a weight step."""
-        return net.in_float32() if self.config.order == "finite" else None
+        return net.in_float32() if self._order == "finite" else None
+
+    @property
+    def _order(self) -> Order:
+        return order_for(self.net, self.config.order, self.config.alphas.second_order)
 
     def set_price(self, price: Price) -> None:
         """Price latency in what the alphas minimise; before the first step."""

@@ -95,9 +95,10 @@ class AlphaConfig:
     warmup: share of the search in [0, 1) during which only weights move.
     text: what the alphas are trained on: the last `held_out` share of the training text, which
     the weights then do not see; or the validation text itself, as the DARTS paper does.
-    second_order: how a second-order search differentiates through the weight step; "auto" is the
-    cheapest way that is right (benchmarks/README.md): the finite difference for cells on text, the
-    exact one for images, where the difference is mostly noise.
+    second_order: how a second-order search differentiates through the weight step: "exact", or
+    "finite" by a difference of two gradients as the DARTS paper does. "auto" is the cheapest way
+    that is right (benchmarks/README.md): exact for images, where the difference is mostly noise;
+    for cells on text exact where a CPU multiplies in bfloat16 by compiled kernels, else finite.
     published_lookahead: whether a second-order search on text takes the published code's look-ahead
     in place of the gradient of the paper's equation (docs/methods.md says how they differ): for
     reproductions, no method or preset takes it.

@@ -75,11 +75,6 @@ class SearchConfig(MethodChoice):
         _ = self.plan  # refuses stages that do not fit
         if self.windows.streams < 2:
             raise UsageError("windows.streams must be at least 2: search normalises over streams")
-        if self.order == "exact" and self.model.path == "fast":
-            raise UsageError(
-                "alphas.second_order = 'exact' differentiates twice, which the fast path cannot",
-                "add --set model.path=eager",
-            )
         if self.blackbox.weights == "shared" and method_of(self.method).weights == "scratch":
             raise UsageError(
                 f"method {self.method!r} trains every cell from scratch: "

@@ -22,6 +22,7 @@ from rnnnas.lm import lstm_gru, search_cell, softmaxes
 from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.fast import derived as fused
 from rnnnas.lm.fast import mixture as fused_mixed
+from rnnnas.lm.fast.directional import directional
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
 from rnnnas.lm.lstm_gru import Baseline
 from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise, NoiseConfig, draw
@@ -182,6 +183,33 @@ class RecurrentLM(nn.Module):
         path = "eager" if self.config.path == "fast" else self.config.path
         twin.config = replace(self.config, path=path, precision="float32")
         return twin
+
+    @property
+    def by_tangents(self) -> bool:
+        """Whether `directional` serves this network's exact second order."""
+        return self.config.path == "fast" and isinstance(self.cell, CellSpace)
+
+    @property
+    def tangents_pay(self) -> bool:
+        """Whether the exact second order takes less time than the finite difference.
+
+        It does where products are rounded to bfloat16, which the difference's two ends cannot be,
+        on a CPU with compiled kernels. On a CUDA device it has torch's operations alone.
+        """
+        device = self.embedding.device
+        if not self.by_tangents or device.type != "cpu" or self.embedding.dtype != torch.float32:
+            return False
+        return low_precision(self.config, device) and cpu_library.built().library is not None
+
+    def directional(
+        self, weights: Mapping[str, Tensor], vector: Mapping[str, Tensor], batch: Batch,
+        hidden_state: HiddenState, mixtures: Mapping[str, Mixture], noise: LMNoise | None,
+    ) -> Tensor:  # fmt: skip
+        """The objective's derivative along `vector` at `weights`; see `directional.directional`."""
+        low = noise is not None and self.embedding.dtype == torch.float32
+        low = low and low_precision(self.config, self.embedding.device)
+        masks = SILENCE if noise is None else noise
+        return directional(self, weights, vector, batch, hidden_state, mixtures, masks, low=low)
 
     def _twin(self) -> RecurrentLM:
         twin = copy.copy(self)

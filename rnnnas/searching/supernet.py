@@ -28,7 +28,7 @@ from rnnnas.engine.steps import (
 )
 from rnnnas.engine.task import Net, arithmetic
 from rnnnas.lm.model import TIED, RecurrentLM
-from rnnnas.nas.architect import Architect
+from rnnnas.nas.architect import Architect, order_for
 from rnnnas.nas.genotype import Genotype, cell_text
 from rnnnas.nas.latency_price import MICROSECOND, LatencyPrice, Price
 from rnnnas.nas.methods import method_of
@@ -101,7 +101,10 @@ class SearchJob:
         """What moves the alphas by the losses of `net`; None where there are none."""
         if self.alpha_optimizer is None:
             return None
-        order = self.config.order
+        # The published look-ahead is a finite difference.
+        alphas = self.config.alphas
+        asked = "finite" if alphas.published_lookahead else alphas.second_order
+        order = order_for(net, self.config.order, asked)
         if isinstance(self.relaxation, Policy):
             factor = self.price.reward_factor if isinstance(self.price, LatencyPrice) else None
             return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import (
     device_option,
     json_option,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("genotype")
+@click.argument("genotype", shell_complete=complete.cells)
 @click.option("--format", "form", type=click.Choice(["text", "svg", "dot", "json"]),
               default="text", show_default=True)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
@@ -185,7 +186,7 @@ def presets_list(as_json: bool) -> None:
 
 
 @presets.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.presets)
 def presets_show(name: str) -> None:
     """The settings of a preset, as TOML.
 
@@ -199,7 +200,8 @@ def presets_show(name: str) -> None:
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("run", required=False, type=click.Path(path_type=Path),
+                shell_complete=complete.runs)  # fmt: skip
 @click.option("--port", type=click.IntRange(1, 65535), default=6006, show_default=True)
 def board(run: Path | None, port: int) -> None:
     """TensorBoard on this machine only, over one run or all of them.

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import device_option, json_option, pick_device, print_json
 from rnnnas.errors import UsageError
 from rnnnas.home import checkpoints_folder
@@ -15,11 +16,15 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 
 
 @click.command()
-@click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`.")
-@click.option("--preset", help="A named study; see `presets list`. [default: study-quick]")
-@click.option("--methods", help="Search methods, e.g. darts-1st,gdas. More extend a study.")
+@click.option("--corpus", required=True, shell_complete=complete.corpora,
+              help="A prepared corpus; see `corpus list`.")  # fmt: skip
+@click.option("--preset", shell_complete=complete.presets,
+              help="A named study; see `presets list`. [default: study-quick]")  # fmt: skip
+@click.option("--methods", shell_complete=complete.method_list,
+              help="Search methods, e.g. darts-1st,gdas. More extend a study.")  # fmt: skip
 @click.option("--seeds", help="How many search seeds, or which: 4, or 1,2,7. More extend a study.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              shell_complete=complete.key_values,
               help="Override one setting, e.g. short.epochs=2; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="The study's folder. The same command resumes it.")  # fmt: skip

@@ -298,10 +298,9 @@ def readme() -> str:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name])
-def test_every_command_stands_in_the_readme(readme: str, name: str) -> None:
-    group, _, inner = name.rpartition(" ")
-    listed = any(f"rnnnas {group}" in line and f"`{inner}`" in line for line in readme.splitlines())
-    assert f"rnnnas {name}" in readme or (group and listed)
+def test_every_command_stands_in_the_documents(name: str) -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert f"`rnnnas {name}" in page
 
 
 def test_commands_in_the_readme_parse(readme: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
+import shlex
 import tomllib
 import typing
 from collections.abc import Iterator
@@ -12,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import click.shell_completion
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from test_house import parse_check
 
 from rnnnas.cli import main
 from rnnnas.config.catalogue import commented
@@ -313,3 +317,32 @@ def test_runs_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (folder / "best.pt").touch()
     assert completed("eval", str(folder)[:-1]) == [str(folder)]
     assert completed("sample", "--checkpoint", str(folder)[:-1]) == [str(folder)]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shells_that_the_page_names_get_a_script(
+    shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert f"_RNNNAS_COMPLETE={shell}_source rnnnas" in page
+    cls = click.shell_completion.get_completion_class(shell)
+    assert cls is not None
+    monkeypatch.setattr(cls, "_check_version", staticmethod(lambda: None), raising=False)
+    assert "_RNNNAS_COMPLETE" in cls(main, {}, "rnnnas", "_RNNNAS_COMPLETE").source()
+
+
+def test_commands_of_the_page_parse() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^(?:# \S+ )?rnnnas (.*)$", page, re.M)
+    assert len(examples) > 5
+    for line in examples:
+        parse_check(shlex.split(line, comments=True))
+
+
+def test_the_file_of_the_page_is_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.S | re.M)
+    file = tmp_path / "mine.toml"
+    file.write_text(block, encoding="utf-8")
+    found = json.loads(run("search", "--config", str(file), "--print-config", "--json").stdout)
+    assert (found["corpus"], found["method"], found["windows"]["limit"]) == ("ptb", "gdas", 300)

@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 def show(
     genotype: str, form: str, out: Path | None, table: Path | None, measure: bool, device: str
 ) -> None:
-    """Draw a cell: a published name, a JSON file, a run folder or the cell itself.
+    """Draw a cell: a published name, a JSON file, a run folder, a best.pt or the cell itself.
 
-    LSTM and GRU, which are no genotypes, are told of in a sentence. NASNet and AmoebaNet are cells
-    of image networks; 'image:' before a name, as in image:DARTS_V2, says that such are meant.
+    LSTM and GRU, trained or not, which are no genotypes, are told of in a sentence. NASNet and
+    AmoebaNet are cells of image networks; 'image:' before a name, as in image:DARTS_V2, says that
+    such are meant.
     The text tells the latency of a recurrent cell where `bench latency` has left a table, and of
     an image network where a search with a price on latency has kept one.
 
@@ -47,10 +48,12 @@ def show(
       rnnnas show DARTS_V2
       rnnnas show image:DARTS_V2
       rnnnas show checkpoints/q --format svg --out cell.svg
+      rnnnas show checkpoints/qt/best.pt
       rnnnas show DARTS_V2 --measure
     """
     from rnnnas.cnn import zoo as images
     from rnnnas.draw import text_svg_dot
+    from rnnnas.evaluation.checkpoint_cell import checkpoint_cell, trained_in
     from rnnnas.nas.genotype import RECURRENT
     from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
 
@@ -61,7 +64,17 @@ def show(
         return
     upper = genotype.upper()
     image = genotype.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
-    cell = (images.genotype_of if image else genotype_of)(genotype, seed=1)
+    trained = trained_in(genotype)
+    if trained is not None:
+        found = checkpoint_cell(trained)
+        if isinstance(found, str):
+            if form != "text":
+                raise UsageError(f"{genotype} holds no genotype: it has no form as {form}", found)
+            _give(found, out)
+            return
+        cell = found
+    else:
+        cell = (images.genotype_of if image else genotype_of)(genotype, seed=1)
     image = image or RECURRENT not in cell.cells
     known = images.published(genotype) if image else ZOO.get(upper)
     title = genotype

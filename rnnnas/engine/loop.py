@@ -177,6 +177,8 @@ class _Loop:
     def _roll_back(self, loss: str, step: int) -> None:
         """Return to the last good state, with half the step size."""
         if self.rollbacks == ROLLBACKS:
+            reason = f"the {loss} was not finite, {ROLLBACKS} times after a roll-back"
+            self.folder.log("failed", step, reason=reason)  # `rnnnas runs` tells it
             raise self.ranks.rank_zero_error(
                 DivergedError(
                     f"the {loss} was not finite at step {step} of epoch {self.at.epoch + 1}, "

@@ -333,7 +333,7 @@ def test_the_shells_that_the_page_names_get_a_script(
 
 def test_commands_of_the_page_parse() -> None:
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    examples = re.findall(r"^(?:# \S+ )?rnnnas (.*)$", page, re.M)
+    examples = re.findall(r"^(?:# \S+ )?(rnnnas .*)$", page, re.M)
     assert len(examples) > 5
     for line in examples:
         parse_check(shlex.split(line, comments=True))

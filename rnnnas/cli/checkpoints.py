@@ -11,6 +11,7 @@ import click
 from rnnnas.cli import complete
 from rnnnas.cli.common import device_option, json_option, pick_device, print_json
 from rnnnas.errors import UsageError
+from rnnnas.runs.progress import waiting
 
 
 def _checkpoint_arguments(command: Callable[..., None]) -> Callable[..., None]:
@@ -70,10 +71,12 @@ def evaluate(
             f"--split {split} and --text are two texts",
             "leave one out: --text is a text of its own",
         )
-    result = evaluate_checkpoint(
-        checkpoint_of(_one(checkpoint, named)), split or "test", text=text,
-        device=pick_device(device), dynamic=dynamic, cache=cache,
-    )  # fmt: skip
+    found = checkpoint_of(_one(checkpoint, named))
+    with waiting("evaluating", quiet=dynamic or cache):  # which show how far they are
+        result = evaluate_checkpoint(
+            found, split or "test", text=text, device=pick_device(device), dynamic=dynamic,
+            cache=cache,
+        )  # fmt: skip
     if result.get("leak"):
         click.echo(
             f"warning: perplexity {result['perplexity']:.2f} lies below the "

@@ -51,8 +51,8 @@ def runs_list(folder: Path | None, as_json: bool) -> None:
 
     \b
     Examples:
-      rnnnas runs
-      rnnnas runs checkpoints/study-ptb-quick --json
+      rnnnas runs list
+      rnnnas runs list checkpoints/study-ptb-quick --json
     """
     from rnnnas.studies.listing import list_runs
 

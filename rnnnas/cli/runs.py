@@ -20,6 +20,7 @@ from rnnnas.cli.common import (
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
 from rnnnas.home import checkpoints_folder
 from rnnnas.nas.methods import METHODS
+from rnnnas.runs.progress import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +87,8 @@ def search(method: str | None, **options: Any) -> None:
     from rnnnas.searching.run import job_of
     from rnnnas.searching.run import search as run
 
-    corpus = open_any(config.corpus)
+    with waiting(f"opening the corpus {config.corpus}", quiet=not _speaks()):
+        corpus = open_any(config.corpus)
     if options["dry_run"]:
         device = pick_device(options["device"])
         _dry_run(job_of(config, corpus, device), to_plain(config), options["as_json"])
@@ -144,7 +146,8 @@ def train(genotype: str | None, **options: Any) -> None:
     from rnnnas.training.run import TrainJob
     from rnnnas.training.run import train as run
 
-    corpus = open_any(config.corpus)
+    with waiting(f"opening the corpus {config.corpus}", quiet=not _speaks()):
+        corpus = open_any(config.corpus)
     if options["dry_run"]:
         device = pick_device(options["device"])
         _dry_run(TrainJob(config, corpus, device), to_plain(config), options["as_json"])
@@ -217,11 +220,12 @@ def _run(
 
 def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
     """The run's configuration, or None where --print-config has printed it."""
-    from rnnnas.config.catalogue import commented
-    from rnnnas.config.plain import to_plain
-    from rnnnas.config.presets import corpus_of
-    from rnnnas.data.corpus import holds_images
-    from rnnnas.door import resolve_run, without_effect
+    with waiting("starting PyTorch", quiet=not _speaks()):
+        from rnnnas.config.catalogue import commented
+        from rnnnas.config.plain import to_plain
+        from rnnnas.config.presets import corpus_of
+        from rnnnas.data.corpus import holds_images
+        from rnnnas.door import resolve_run, without_effect
 
     noun = {"train": "training"}.get(kind, kind)
     file, settings = options["file"], options["settings"]

@@ -11,6 +11,7 @@ from rnnnas.cli import complete
 from rnnnas.cli.common import device_option, json_option, pick_device, print_json
 from rnnnas.errors import UsageError
 from rnnnas.home import checkpoints_folder
+from rnnnas.runs.progress import waiting
 
 MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and network in memory
 
@@ -63,12 +64,14 @@ def study(
     if partition is not None:
         flags["slurm"] = {"partition": partition}
     config = resolve_study(preset=preset, settings=settings, flags=flags)
-    opened = open_corpus(config.corpus)
+    with waiting(f"opening the corpus {config.corpus}"):
+        opened = open_corpus(config.corpus)
     slots = jobs or _slots(device)
     if dry_run:
         from rnnnas.studies.estimate import estimate
 
-        listed = estimate(config, opened, pick_device(device), slots=slots)
+        with waiting("estimating: a few steps of each kind of job are timed"):
+            listed = estimate(config, opened, pick_device(device), slots=slots)
         if as_json:
             print_json(listed)
             return

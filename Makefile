@@ -16,13 +16,20 @@ ARITHMETICS := \
 	"RNNNAS_TEST_PRECISION=float32 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41" \
 	"RNNNAS_TEST_PRECISION=float32 ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE"
 
-.PHONY: demo test arithmetic slow lint clean
+# What pip does is shown: on a terminal with a bar for every download.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+
+.PHONY: demo test gpu-tests arithmetic slow lint clean
 
 demo: .venv/installed
 	$(BIN)/rnnnas demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
+# The kernels for CUDA devices, by Triton's interpreter where there is none: a gigabyte more.
+gpu-tests: .venv/gpu-tests
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal tests/test_device.py
 
 arithmetic: .venv/dev
 	@set -e; for way in $(ARITHMETICS); do \
@@ -40,12 +47,19 @@ lint: .venv/dev
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'rnnnas needs Python 3.11 or newer: make PYTHON=python3.12')"
+	@echo "making .venv: some 500 MB of downloads, 1.3 GB on disk, a few minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP) -e .
 	@touch $@
 
 .venv/dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "adding the tools for tests: some 200 MB on disk"
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/gpu-tests: .venv/dev
+	@echo "adding Triton: a gigabyte on disk"
+	$(PIP) -e '.[dev,gpu-tests]'
 	@touch $@
 
 clean:

@@ -280,15 +280,25 @@ def sample(
     """Text that a trained model writes after a prompt; options as of `LanguageModel.stream`."""
     from rnnnas.evaluation.language_model import LanguageModel
 
-    loaded = (
-        model if isinstance(model, LanguageModel) else load(checkpoint_of(model), device=device)
-    )
+    loaded = model if isinstance(model, LanguageModel) else load_language_model(model, device)
+    return loaded.sample(prompt, tokens, **options)
+
+
+def load_language_model(model: TrainResult | Paths, device: str | torch.device) -> LanguageModel:
+    """As `load`, of text only.
+
+    Raises:
+        CheckpointError: where there is none, it is damaged, or an image network.
+    """
+    from rnnnas.evaluation.language_model import LanguageModel
+
+    loaded = load(checkpoint_of(model), device=device)
     if not isinstance(loaded, LanguageModel):
         raise CheckpointError(
-            f"{checkpoint_of(model)} holds an image network, which writes no text",
+            f"{checkpoint_of(model)} holds an image network, which neither reads nor writes text",
             "`rnnnas.load(...).predict(image)` names what an image shows",
         )
-    return loaded.sample(prompt, tokens, **options)
+    return loaded
 
 
 # Cells

@@ -156,10 +156,11 @@ def test_a_checkpoint_is_a_genotype(tmp_path: Path) -> None:
     save_content(path, {"genotype": cell.to_plain(), "config": {"cell": "derived"}})
     assert json.loads(run(str(path), "--format", "json")) == cell.to_plain()
     assert "1 of 2 genes" in run(str(path), "--compare", "tanh0 relu0")
-    save_content(path, {"genotype": None, "config": {"cell": "lstm"}})
+    lstm = {"cell": "lstm", "model": {"hidden": 8}}
+    save_content(path, {"genotype": None, "config": lstm, "corpus": {"name": "mine"}})
     assert run(str(path)).startswith("LSTM")
     save_content(path, {"weights": 1})
-    assert "holds no model" in refused(str(path))
+    assert "holds no trained cell" in refused(str(path))
     assert "best.pt" in refused(str(tmp_path / "missing" / "best.pt"))
 
 

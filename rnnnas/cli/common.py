@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rnnnas.runs.files import json_plain
+from rnnnas.runs.progress import waiting
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,9 @@ def say_kernels(device: torch.device, precision: str = "auto") -> None:
         click.echo(f"note: without kernels for CUDA, hence slower: {reason}", err=True)
     if device.type != "cpu":
         return
-    if reason := built().reason:
+    with waiting("compiling the kernels, once for this processor"):
+        reason = built().reason
+    if reason:
         click.echo(f"note: without compiled kernels, hence slower: {reason}", err=True)
     if precision == "bfloat16" and not has_bfloat16():
         click.echo("note: this processor has no bfloat16 products: imitating them is many times "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import (
     device_option,
     json_option,
@@ -19,6 +20,7 @@ from rnnnas.cli.common import (
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
 from rnnnas.home import checkpoints_folder
 from rnnnas.nas.methods import METHODS
+from rnnnas.runs.progress import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,14 +32,19 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that search and train share."""
     for option in reversed(
         [
-            click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`."),
-            click.option("--preset", help="A named run; see `presets list`. [default: quick, for "
+            click.option("--corpus", shell_complete=complete.corpora,
+                         help="A prepared corpus; see `corpus list`. [default: --config's]"),
+            click.option("--preset", shell_complete=complete.presets,
+                         help="A named run; see `presets list`. [default: quick, for "
                          "images cifar10-quick; with --config none]"),
             click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                         help="Override one setting, e.g. weights.lr=10; may be repeated."),
+                         shell_complete=complete.key_values,
+                         help="Override one setting, e.g. weights.lr=10; may be repeated. "
+                         "`rnnnas settings` lists them."),
             click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False),
-                         help="Settings from a TOML file, as --print-config prints them."),
+                         help="Settings from a TOML file, as --print-config prints them; corpus, "
+                         "method and genotype may stand there, too."),
             click.option("--out", type=click.Path(path_type=Path, file_okay=False),
                          help="Run folder. The same command with the same folder resumes."),
             click.option("--fresh", is_flag=True,
@@ -47,7 +54,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--dry-run", is_flag=True,
                          help="Say what would run (sizes, steps, settings) and stop."),
             click.option("--print-config", is_flag=True,
-                         help="Print the settings as TOML (with --json as JSON) and stop."),
+                         help="Print the settings as TOML with comments, or --json, and stop."),
             json_option,
         ]
     ):  # fmt: skip
@@ -59,7 +66,8 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     epilog="\b\nMethods:\n" + "\n".join(f"  {n:13} {m.about}" for n, m in METHODS.items())
 )
 @_run_options
-@click.option("--method", help="One of the methods below. [default: the preset's]")
+@click.option("--method", shell_complete=complete.methods,
+              help="One of the methods below. [default: the preset's]")  # fmt: skip
 def search(method: str | None, **options: Any) -> None:
     """Search a recurrent cell on a text, or the two cells of an image network on images.
 
@@ -79,7 +87,8 @@ def search(method: str | None, **options: Any) -> None:
     from rnnnas.searching.run import job_of
     from rnnnas.searching.run import search as run
 
-    corpus = open_any(config.corpus)
+    with waiting(f"opening the corpus {config.corpus}", quiet=not _speaks()):
+        corpus = open_any(config.corpus)
     if options["dry_run"]:
         device = pick_device(options["device"])
         _dry_run(job_of(config, corpus, device), to_plain(config), options["as_json"])
@@ -113,11 +122,11 @@ def search(method: str | None, **options: Any) -> None:
 @_run_options
 @click.option(
     "--genotype",
-    required=True,
+    shell_complete=complete.cells,
     help="A published cell (DARTS_V2), a JSON file, a search's run folder, 'random', "
     "'random:SEED', LSTM, GRU, or the cell itself ('sigmoid0 relu1 tanh1').",
 )
-def train(genotype: str, **options: Any) -> None:
+def train(genotype: str | None, **options: Any) -> None:
     """Train a cell from scratch and report its perplexity, or on images its accuracy.
 
     \b
@@ -137,12 +146,13 @@ def train(genotype: str, **options: Any) -> None:
     from rnnnas.training.run import TrainJob
     from rnnnas.training.run import train as run
 
-    corpus = open_any(config.corpus)
+    with waiting(f"opening the corpus {config.corpus}", quiet=not _speaks()):
+        corpus = open_any(config.corpus)
     if options["dry_run"]:
         device = pick_device(options["device"])
         _dry_run(TrainJob(config, corpus, device), to_plain(config), options["as_json"])
         return
-    default = default_folder("train", config, genotype)
+    default = default_folder("train", config, genotype or _file_name(options))
     result = _run(run, config, corpus, options, default)
     if result is None:
         return
@@ -178,6 +188,11 @@ def _shared_out(options: Settings) -> bool:
     return True
 
 
+def _file_name(options: Settings) -> str:
+    """What a training is called that has its cell from --config or --set."""
+    return options["file"].stem if options["file"] is not None else "cell"
+
+
 def _speaks() -> bool:
     """Whether this process is the one that reports, where several share a run."""
     return os.environ.get("RANK", "0") == "0"
@@ -205,24 +220,27 @@ def _run(
 
 def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
     """The run's configuration, or None where --print-config has printed it."""
-    from rnnnas.config.plain import to_plain, to_toml
-    from rnnnas.data.corpus import holds_images
-    from rnnnas.door import resolve_run, without_effect
+    with waiting("starting PyTorch", quiet=not _speaks()):
+        from rnnnas.config.catalogue import commented
+        from rnnnas.config.plain import to_plain
+        from rnnnas.config.presets import corpus_of
+        from rnnnas.data.corpus import holds_images
+        from rnnnas.door import resolve_run, without_effect
 
     noun = {"train": "training"}.get(kind, kind)
-    images = holds_images(options["corpus"])
     file, settings = options["file"], options["settings"]
+    corpus = corpus_of(kind, flag=options["corpus"], settings=settings, file=file)
+    images = holds_images(corpus)
     config = resolve_run(
         kind, preset=options["preset"], file=file, settings=settings, flags=flags, images=images
     )
     for key in without_effect(config, kind, file, settings, images):
         click.echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
-        plain = to_plain(config)
         if options["as_json"]:
-            print_json(plain)
+            print_json(to_plain(config))
         else:
-            click.echo(to_toml(plain), nl=False)
+            click.echo(commented(config), nl=False)
         return None
     return config
 

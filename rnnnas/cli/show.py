@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import (
     device_option,
     json_option,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("genotype")
+@click.argument("genotype", shell_complete=complete.cells)
 @click.option("--format", "form", type=click.Choice(["text", "svg", "dot", "tikz", "gif", "json"]),
               help="[default: by the ending of --out, else text]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
@@ -43,8 +44,9 @@ def show(
 ) -> None:  # fmt: skip
     """Draw a cell: a published name, a JSON file, a run folder, a best.pt or the cell itself.
 
-    LSTM and GRU, which are no genotypes, are told of in a sentence. NASNet and AmoebaNet are cells
-    of image networks; 'image:' before a name, as in image:DARTS_V2, says that such are meant.
+    LSTM and GRU, trained or not, which are no genotypes, are told of in a sentence. NASNet and
+    AmoebaNet are cells of image networks; 'image:' before a name, as in image:DARTS_V2, says that
+    such are meant.
     The text tells the latency of a recurrent cell where `bench latency` has left a table, and of
     an image network where a search with a price on latency has kept one.
 
@@ -62,7 +64,7 @@ def show(
     from rnnnas.draw import text_svg_dot
     from rnnnas.draw.tikz import as_tikz
     from rnnnas.nas.genotype import RECURRENT
-    from rnnnas.nas.zoo import BASELINES, ZOO
+    from rnnnas.nas.zoo import ZOO
 
     form = form or _ENDINGS.get("" if out is None else out.suffix.lower(), "text")
     if (table is not None or measure) and (form != "text" or history or compare is not None):
@@ -81,7 +83,7 @@ def show(
     if cell is None:
         if form != "text":
             raise UsageError(f"{genotype} is no genotype: it has no form as {form}")
-        _give(BASELINES[baseline], out)
+        _give(baseline, out)
         return
     image = RECURRENT not in cell.cells
     known = images.published(genotype) if image else ZOO.get(genotype.upper())
@@ -115,38 +117,25 @@ _ENDINGS = {".svg": "svg", ".dot": "dot", ".tex": "tikz", ".gif": "gif", ".json"
 
 
 def _look_up(reference: str) -> tuple[str, Genotype | None]:
-    """The genotype that is meant, or the name of a baseline, which has none."""
+    """The genotype that is meant, or a sentence on what has none: an LSTM or a GRU.
+
+    Raises:
+        CheckpointError: a best.pt that is missing, damaged, or no model.
+        UsageError: what is no cell.
+    """
     from rnnnas.cnn import zoo as images
+    from rnnnas.evaluation.checkpoint_cell import checkpoint_cell, trained_in
     from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
 
     upper = reference.upper()
     if upper in BASELINES:
-        return upper, None
-    if reference.endswith(".pt"):
-        return _in_checkpoint(Path(reference))
+        return BASELINES[upper], None
+    trained = Path(reference) if reference.endswith(".pt") else trained_in(reference)
+    if trained is not None:
+        found = checkpoint_cell(trained)
+        return (found, None) if isinstance(found, str) else ("", found)
     image = reference.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
     return "", (images.genotype_of if image else genotype_of)(reference, seed=1)
-
-
-def _in_checkpoint(path: Path) -> tuple[str, Genotype | None]:
-    """The genotype of a best.pt, or the name of the baseline that it is.
-
-    Raises:
-        CheckpointError: where it is missing, damaged, or no model.
-    """
-    from rnnnas.errors import CheckpointError
-    from rnnnas.nas.genotype import Genotype
-    from rnnnas.nas.zoo import BASELINES
-    from rnnnas.runs.checkpoint import load_content
-
-    content = load_content(path)
-    if content.get("genotype"):
-        return "", Genotype.from_plain(content["genotype"])
-    config = content.get("config")
-    cell = str(config.get("cell", "")).upper() if isinstance(config, dict) else ""
-    if cell not in BASELINES:
-        raise CheckpointError(f"{path} holds no model with a cell", "give a training's best.pt")
-    return cell, None
 
 
 def _give_history(folder: Path, form: str, out: Path | None) -> None:
@@ -285,7 +274,7 @@ def presets_list(as_json: bool) -> None:
 
 
 @presets.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.presets)
 def presets_show(name: str) -> None:
     """The settings of a preset, as TOML.
 
@@ -299,7 +288,8 @@ def presets_show(name: str) -> None:
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("run", required=False, type=click.Path(path_type=Path),
+                shell_complete=complete.runs)  # fmt: skip
 @click.option("--port", type=click.IntRange(1, 65535), default=6006, show_default=True)
 def board(run: Path | None, port: int) -> None:
     """TensorBoard on this machine only, over one run or all of them.

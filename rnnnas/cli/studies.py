@@ -7,19 +7,25 @@ from typing import Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import device_option, json_option, pick_device, print_json
 from rnnnas.errors import UsageError
 from rnnnas.home import checkpoints_folder
+from rnnnas.runs.progress import waiting
 
 MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and network in memory
 
 
 @click.command()
-@click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`.")
-@click.option("--preset", help="A named study; see `presets list`. [default: study-quick]")
-@click.option("--methods", help="Search methods, e.g. darts-1st,gdas. More extend a study.")
+@click.option("--corpus", required=True, shell_complete=complete.corpora,
+              help="A prepared corpus; see `corpus list`.")  # fmt: skip
+@click.option("--preset", shell_complete=complete.presets,
+              help="A named study; see `presets list`. [default: study-quick]")  # fmt: skip
+@click.option("--methods", shell_complete=complete.method_list,
+              help="Search methods, e.g. darts-1st,gdas. More extend a study.")  # fmt: skip
 @click.option("--seeds", help="How many search seeds, or which: 4, or 1,2,7. More extend a study.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              shell_complete=complete.key_values,
               help="Override one setting, e.g. short.epochs=2; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="The study's folder. The same command resumes it.")  # fmt: skip
@@ -58,12 +64,14 @@ def study(
     if partition is not None:
         flags["slurm"] = {"partition": partition}
     config = resolve_study(preset=preset, settings=settings, flags=flags)
-    opened = open_corpus(config.corpus)
+    with waiting(f"opening the corpus {config.corpus}"):
+        opened = open_corpus(config.corpus)
     slots = jobs or _slots(device)
     if dry_run:
         from rnnnas.studies.estimate import estimate
 
-        listed = estimate(config, opened, pick_device(device), slots=slots)
+        with waiting("estimating: a few steps of each kind of job are timed"):
+            listed = estimate(config, opened, pick_device(device), slots=slots)
         if as_json:
             print_json(listed)
             return

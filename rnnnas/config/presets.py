@@ -6,10 +6,8 @@ Precedence: flag > `--set key=value` > `--config FILE` > preset.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,15 @@ from rnnnas.config.plain import from_plain as from_plain
 from rnnnas.config.plain import merge as merge
 from rnnnas.config.plain import to_plain as to_plain
 from rnnnas.config.plain import value_of
+from rnnnas.config.preset_files import IMAGE as IMAGE
+from rnnnas.config.preset_files import TABLES as TABLES
+from rnnnas.config.preset_files import corpus_in, file_table
+from rnnnas.config.preset_files import preset_names as preset_names
+from rnnnas.config.preset_files import preset_table as preset_table
+from rnnnas.config.preset_files import preset_tables as preset_tables
+from rnnnas.config.preset_files import preset_text as preset_text
 from rnnnas.config.text import SearchConfig, TrainConfig
-from rnnnas.errors import UsageError, nearest
+from rnnnas.errors import UsageError
 from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
 
 DEFAULT_PRESET = "quick"
@@ -35,18 +40,12 @@ AnySearch = SearchConfig | ImageSearchConfig
 AnyTrain = TrainConfig | ImageTrainConfig
 
 
-IMAGE = "image-"  # begins the kinds of runs on images
-
-
 KINDS: dict[str, type] = {
     "search": SearchConfig,
     "train": TrainConfig,
     "image-search": ImageSearchConfig,
     "image-train": ImageTrainConfig,
 }
-
-
-TABLES = (*KINDS, "study")  # what a preset may hold; study.plan has the study's class
 
 
 def resolve(
@@ -115,7 +114,7 @@ def compose(
         default = DEFAULT_IMAGE_PRESET if kind.startswith(IMAGE) else DEFAULT_PRESET
         merge(table, preset_table(preset or default, kind))
     if file is not None:
-        merge(table, _file_table(file, kind))
+        merge(table, file_table(file, kind))
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key.strip():
@@ -131,71 +130,41 @@ def compose(
     return table
 
 
+def corpus_of(
+    kind: str, *, flag: str | None, settings: Iterable[str], file: Path | None
+) -> str:  # fmt: skip
+    """The name of the corpus of a "search" or a "train": of --corpus, --set, or --config.
+
+    Raises:
+        UsageError: where none of them has it.
+    """
+    sets = [text.partition("=")[2].strip() for text in settings if _key(text) == "corpus"]
+    named = flag or (str(value_of(sets[-1])) if sets else None)
+    if named is None and file is not None:
+        named = corpus_in(file, kind)
+    if not named:
+        raise UsageError(
+            "no corpus is named",
+            'give one, --corpus NAME, or in the file of --config: corpus = "NAME" '
+            "(rnnnas corpus list)",
+        )
+    return named
+
+
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].strip()
+
+
 def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
     """Keys that the user set: with --set, or in a group of a file to other than their default.
 
     Defaults do not count there: --print-config writes them all.
     """
     keys = [setting.partition("=")[0].strip() for setting in settings]
-    table = {} if file is None else _file_table(file, kind)
+    table = {} if file is None else file_table(file, kind)
     for group in dataclasses.fields(typing.cast(Any, KINDS[kind])):
         inner = table.get(group.name)
         if isinstance(inner, Mapping) and dataclasses.is_dataclass(group.default_factory):
             known = to_plain(group.default_factory())
             keys += [f"{group.name}.{k}" for k, v in inner.items() if known.get(k) != v]
     return list(dict.fromkeys(keys))
-
-
-def preset_names() -> list[str]:
-    """Names of all presets, sorted."""
-    folder = resources.files("rnnnas") / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith("toml"))
-
-
-def preset_text(name: str) -> str:
-    """The TOML text of a preset.
-
-    Raises:
-        UsageError: where there is none of that name, with the nearest one.
-    """
-    if name not in preset_names():
-        raise UsageError(
-            f"preset {name!r} is unknown{nearest(name, preset_names())}",
-            f"presets: {', '.join(preset_names())}",
-        )
-    return (resources.files("rnnnas") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-
-
-def preset_tables(name: str) -> dict[str, Any]:
-    """A preset as tables: `about`, and one or more of `TABLES`."""
-    tables: dict[str, Any] = tomllib.loads(preset_text(name))
-    return tables
-
-
-def preset_table(name: str, kind: str) -> dict[str, Any]:
-    """The settings that a preset has for runs of `kind`.
-
-    Raises:
-        UsageError: where it has none, naming the presets that do.
-    """
-    tables = preset_tables(name)
-    if kind not in tables:
-        able = [other for other in preset_names() if kind in preset_tables(other)]
-        other = kind.removeprefix(IMAGE) if kind.startswith(IMAGE) else IMAGE + kind
-        why = f"preset {name!r} has no settings for {kind}"
-        if other in tables:
-            what = ("text", "images") if kind.startswith(IMAGE) else ("images", "text")
-            why = f"preset {name!r} is for {what[0]}, and this corpus holds {what[1]}"
-        raise UsageError(why, f"presets that fit: {', '.join(able)}")
-    table: dict[str, Any] = tables[kind]
-    return table
-
-
-def _file_table(file: Path, kind: str) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"--config {file} cannot be read as TOML: {error}") from error
-    # A preset's own form, [search] and [train] tables, is understood too.
-    inner = table.get(kind, table)
-    return inner if isinstance(inner, dict) else table

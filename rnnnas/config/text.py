@@ -29,16 +29,39 @@ from rnnnas.nas.stages import Stage, StageConfig, plan
 from rnnnas.nas.strategies import BlackboxConfig
 from rnnnas.optim import AlphaConfig, WeightConfig
 
+NO_CELL = "say which cell is trained, as --genotype DARTS_V2, LSTM, or a search's run folder"
 WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig(MethodChoice):
-    """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
-    the validation pass (batch statistics need at least 2); save_seconds: between saved states;
-    relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
-    cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
-    is read off alphas, and when they have moved enough; capture: see `cuda_graphs.cuda_graphs_for`.
+    """One search of a recurrent cell on a text.
+
+    corpus: name of the text that is searched on; -; a prepared corpus (`rnnnas corpus list`); no
+        default, since only you know
+    method: how the cell is searched; -; a name that `rnnnas search --help` lists; darts is what
+        other methods are compared with
+    seed: decides every random draw; -; 0 or more; one number as good as another
+    epochs: passes over the text that the weights are trained on, each at most `windows.limit`
+        windows long; passes; 1 or more; 50 as in the DARTS paper
+    valid_streams: texts read side by side when validation is measured; streams; 2 or more, since a
+        search normalises over streams; fast, and short texts still have enough of them
+    save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
+        then costs a minute at most
+    capture: whether a window's kernels run as one CUDA graph, "auto" where that pays; it is slower
+        nowhere
+    model: sizes of the network, and how it is computed
+    noise: dropout
+    penalty: activation regularisation
+    windows: how the training text is cut
+    weights: the optimiser of the weights
+    alphas: the optimiser of the alphas, and the text they are trained on
+    stages: stages in which the space shrinks and the network grows
+    relax: the method's own settings
+    blackbox: how methods that try cells one by one go about it
+    latency: the price of a slow cell
+    derive: how the cell is read off the alphas
+    stop: early stopping by the eigenvalue of the alphas' Hessian
     """
 
     corpus: str
@@ -166,9 +189,30 @@ class SearchConfig(MethodChoice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
-    genotype. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
-    capture: see `cuda_graphs.cuda_graphs_for`.
+    """One training of a recurrent cell on a text.
+
+    corpus: name of the text that is trained on; -; a prepared corpus (`rnnnas corpus list`); no
+        default, since only you know
+    cell: whether `genotype` describes the cell, or it is a baseline that has none; set by
+        --genotype
+    genotype: the derived cell; -; a published name, a file, a run folder, `random`, a cell's text,
+        or its nodes as plain values; no default, since only you know
+    seed: decides every random draw; -; 0 or more; one number as good as another
+    epochs: passes over the training text, each at most `windows.limit` windows long; passes; 1 or
+        more; enough for a small text, the paper takes 3,600 on PTB
+    valid_streams: texts read side by side when validation is measured; streams; 1 or more; 10 as in
+        the literature
+    test_streams: texts read side by side in the test at the end; streams; 1 or more; 1 as in the
+        literature, where no stream starts without context
+    save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
+        then costs a minute at most
+    capture: whether a window's kernels run as one CUDA graph, "auto" where that pays; it is slower
+        nowhere
+    model: sizes of the network, and how it is computed
+    noise: dropout
+    penalty: activation regularisation
+    windows: how the training text is cut
+    weights: the optimiser of the weights
     """
 
     corpus: str
@@ -191,10 +235,7 @@ class TrainConfig:
             raise UsageError(f"cell = {self.cell!r} takes no genotype", "leave one of them out")
         if self.cell == "derived":
             if not self.genotype:
-                raise UsageError(
-                    "the setting 'genotype' is missing",
-                    "name a cell: DARTS_V2, LSTM, random:1, a search's run folder",
-                )
+                raise UsageError("the setting 'genotype' is missing", NO_CELL)
             check_cell(Genotype.from_plain(self.genotype).recurrent)
             if self.noise.weightdrop:
                 raise UsageError(

@@ -445,6 +445,12 @@ def corpus_info(corpus: Corpus | ImageCorpus) -> dict[str, Any]:
     }
 
 
+def corpus_names() -> list[str]:
+    """The names of all corpora, sorted: prepared here, built in, or known to be had."""
+    prepared = {path.parent.name for path in corpora_folder().glob(f"*/{DESCRIPTION}")}
+    return sorted({*_BUILT_IN, *hub.known(), *(n for n in prepared if not n.startswith("."))})
+
+
 def list_corpora() -> list[dict[str, Any]]:
     """Every corpus, prepared, built in or known: name, tokens, vocabulary, prepared, note.
 

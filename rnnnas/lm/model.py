@@ -37,17 +37,26 @@ TIED = "embedding"  # the parameter that is the decoder's matrix too
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes, and which form of the computation runs.
+    """Sizes of a recurrent network, and which form of the computation runs.
 
-    hidden: H, and D too: the decoder is tied to the embedding. nodes: N of the searched cell (a
-    derived cell brings its own). path: "reference" follows the definitions operation by
-    operation; "eager" gives the same values at less cost; both can be differentiated twice.
-    "fast" gives the same values and first gradients. layers: each takes
-    the outputs of the one below. softmaxes: K of a mixture of softmaxes; 1 is a plain softmax.
-    partial: in a search, 1/partial of a state's units go through the operations
-    (`lm/search_cell.py`). precision: of the products of our cells and of the plain softmax in
-    training: "auto" is bfloat16 where the machine multiplies it in hardware, else float32.
+    "reference" follows the definitions operation by operation; "eager" gives the same values at
+    less cost; both can be differentiated twice. "fast" gives the same values and first gradients.
     Evaluation is always float32, and so are weights, sums and the loss.
+
+    hidden: H, units of the state, and of the embedding, which the decoder is tied to; units; 1 or
+        more; 300 as in the search of the DARTS paper, whose training has 850
+    nodes: N, nodes of the searched cell, since a derived cell brings its own; nodes; 1 or more; 8
+        as in the DARTS paper
+    path: which form of the computation runs, "reference", "eager" or "fast"; all give the same
+        values and this one does so soonest
+    precision: of training's products of our cells and of the plain softmax, "auto" for bfloat16
+        where the machine multiplies it in hardware; losses differ by less than seeds do
+    layers: recurrent layers, each reading the outputs of the one below; layers; 1 or more, 1 in a
+        search; 1 as in the DARTS paper
+    softmaxes: K of a mixture of softmaxes (Yang et al. 2018); softmaxes; 1 or more, 1 for a plain
+        softmax; 1 as in the DARTS paper, since each costs a decoder
+    partial: in a search, 1/partial of a state's units go through the operations (PC-DARTS); -; a
+        divisor of `model.hidden`, 1 for all; all of them, as every method but PC-DARTS does
     """
 
     hidden: int = 300

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rnnnas.config.plain import from_plain, merge, to_plain
-from rnnnas.config.presets import compose, resolve
+from rnnnas.config.presets import KINDS, compose, resolve
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.text_streams import window_lengths
 from rnnnas.errors import UsageError
@@ -35,14 +35,32 @@ def _stage() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
-    """One study.
+    """One study: methods compared with one another and with random cells.
 
-    seeds: of the searches; a found cell is trained with its search's seed. random_cells: how many
-    are trained, number k with seed k; 0: as many as there are searches. final_seeds: of the
-    trainings of each chosen cell. retries: how often a job that failed is started again.
-    search, short, final: `preset`, and settings over it, as of `rnnnas search` and `rnnnas train`.
-    own: settings of single methods' searches, by method. slurm: what `submitit` is told of the
-    cluster: time (minutes), partition, cpus_per_task, gpus_per_node, mem, account ...
+    `search`, `short` and `final` hold a `preset` and settings over it, as of `rnnnas search` and
+    `rnnnas train`.
+
+    corpus: name of the text that is studied; -; a prepared corpus (`rnnnas corpus list`); no
+        default, since only you know
+    methods: search methods that are compared; -; names that `rnnnas search --help` lists; no
+        default, since only you know
+    seeds: of the searches, and a found cell is trained with its search's seed; -; whole numbers
+        from 0, each once; no default, since the time grows with each
+    random_cells: random cells that are trained, number k with seed k; cells; 0 or more, 0 for as
+        many as there are searches; chance gets as many tries as the methods
+    final_seeds: of the trainings of each chosen cell; -; whole numbers from 0, each once; one,
+        since final trainings are long
+    retries: how often a job that failed is started again; times; 0 or more; once, for what was no
+        fault of its own
+    search: settings of the searches, over their preset; -; a table; the preset `study-quick` has
+        settings for all stages
+    short: settings of the short trainings that choose cells; -; a table; the preset `study-quick`
+        has settings for all stages
+    final: settings of the final trainings, which alone are tested; -; a table; the preset
+        `study-quick` has settings for all stages
+    own: settings of single methods' searches; -; a table a method; methods differ in nothing else
+    slurm: what `submitit` is told of the cluster, as time (minutes), partition, cpus_per_task,
+        gpus_per_node, mem, account; -; a table; nothing unless there is a cluster
     """
 
     corpus: str
@@ -84,6 +102,10 @@ class StudyConfig:
     def randoms(self) -> int:
         """How many random cells are trained."""
         return self.random_cells or len(self.methods) * len(self.seeds)
+
+
+# Every kind of run that has settings, and their classes.
+ALL_KINDS: dict[str, type] = {**KINDS, "study": StudyConfig}
 
 
 # What may differ between two starts of one study; of these, methods and seeds only grow.

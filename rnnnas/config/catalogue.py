@@ -7,7 +7,7 @@ import json
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rnnnas.config.describe import (
@@ -40,8 +40,8 @@ class Setting:
 
     field: Field
     kinds: list[str]
-    methods: list[str] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    methods: list[str] = dataclasses.field(default_factory=list)
+    changes: list[Change] = dataclasses.field(default_factory=list)
 
     @property
     def key(self) -> str:

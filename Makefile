@@ -54,13 +54,13 @@ lint: .venv/dev
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'rnnnas needs Python 3.11 or newer: make PYTHON=python3.12')"
-	@echo "making .venv: some 500 MB of downloads, 1.3 GB on disk, a few minutes"
+	@echo "making .venv: 1.4 GB on disk, some minutes"
 	$(PYTHON) -m venv .venv
 	$(call install,-e .)
 	@touch $@
 
 .venv/dev: .venv/installed
-	@echo "adding the tools for tests: some 200 MB on disk"
+	@echo "adding the tools for tests: 100 MB on disk"
 	$(call install,-e '.[dev]')
 	@touch $@
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rnnnas.data.corpus import AnyCorpus, Corpus, ImageCorpus
     from rnnnas.evaluation.image_model import ImageModel
     from rnnnas.evaluation.language_model import LanguageModel
+    from rnnnas.evaluation.line_scores import LineScore
+    from rnnnas.studies.listing import RunInfo
     from rnnnas.studies.result import StudyResult
 
 Paths = str | os.PathLike[str]
@@ -299,6 +301,37 @@ def load_language_model(model: TrainResult | Paths, device: str | torch.device) 
             "`rnnnas.load(...).predict(image)` names what an image shows",
         )
     return loaded
+
+
+def score(
+    model: LanguageModel | TrainResult | Paths,
+    lines: Sequence[str],
+    *,
+    restart: bool = False,
+    device: str | torch.device = "auto",
+) -> list[LineScore]:
+    """The log-probability and perplexity of each line of a text, as `rnnnas score` prints them.
+
+    Args:
+        restart: read each line as if it were the first; else after those before it.
+    """
+    from rnnnas.evaluation.language_model import LanguageModel
+    from rnnnas.evaluation.line_scores import line_scores
+
+    loaded = model if isinstance(model, LanguageModel) else load_language_model(model, device)
+    return list(line_scores(loaded, lines, restart=restart))
+
+
+def list_runs(folder: Paths | None = None) -> list[RunInfo]:
+    """The runs and studies under `checkpoints/`, or under a folder, the latest first.
+
+    Raises:
+        UsageError: where there is no such folder.
+    """
+    from rnnnas.studies import listing
+
+    where = checkpoints_folder() if folder is None else Path(folder)
+    return [] if folder is None and not where.exists() else listing.list_runs(where)
 
 
 # Cells

@@ -196,7 +196,8 @@ def test_the_bar_fits_narrow_terminals(monkeypatch, columns):
         assert len(line) <= columns
         if "99 %" in line:
             assert "22:13:20 < " in line and "━" in line
-            assert ("tok/s" in line) == (columns >= 80)
+            assert "ppl" in line and ("epoch" in line) == (columns >= 80)
+            assert ("tok/s" in line) == (columns >= 100)
 
 
 def test_values_that_matter_most_are_shown_where_sixty_columns_are(monkeypatch):

@@ -142,7 +142,7 @@ def test_no_runs_are_no_error_and_no_folder_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
-    assert answer("runs") == {"runs": []}
+    assert answer("runs") == {"runs": []} and rnnnas.list_runs() == []
     result = run("runs", tmp_path / "nowhere")
     assert result.exit_code == 2 and "there is no folder" in result.stderr
 
@@ -303,5 +303,6 @@ def test_score_prints_a_table_or_json_lines(
     told = run("score", file, "--checkpoint", lstm / "best.pt", "--json")
     plain = [json.loads(line) for line in told.stdout.splitlines()]
     assert [one["log_prob"] for one in plain[:-1]] == [one.log_prob for one in scores]
+    assert rnnnas.score(model, LINES) == rnnnas.score(lstm, LINES, device="cpu") == scores
     assert plain[-1]["line"] is None and plain[-1]["tokens"] == 12
     assert run("score", tmp_path / "none.txt", "--checkpoint", lstm).exit_code == 3

@@ -62,7 +62,7 @@ def test_every_field_is_described() -> None:
     bare = [
         f"{cls.__name__}.{name}"
         for cls in configurations()
-        for name, about in descriptions(cls).items()
+        for name, about in descriptions(cls, strict=True).items()
         if not about.meaning
     ]
     assert not bare, f"no line `name: meaning; unit; range; why` in the docstring: {bare}"
@@ -117,7 +117,8 @@ def test_a_line_with_too_few_parts_is_refused() -> None:
         x: int = 1
 
     with pytest.raises(Malformed, match=r"Wrong\.x is described in 2 parts and needs 4"):
-        descriptions(Wrong)
+        descriptions(Wrong, strict=True)
+    assert descriptions(Wrong)["x"].meaning == "a number; 1 or more"  # a user's method, say
 
 
 def test_an_error_says_what_the_setting_is() -> None:
@@ -240,6 +241,17 @@ def test_a_file_extends_a_preset(tmp_path: Path) -> None:
     assert found.windows.bptt == base.windows.bptt
 
 
+def test_what_is_extended_is_not_what_the_user_set(tmp_path: Path) -> None:
+    """An LSTM has no place for `noise.dropoutx`, which the preset has for other cells."""
+    file = tmp_path / "more.toml"
+    text = 'extends = "quick"\ncorpus = "ptb"\ngenotype = "LSTM"\n'
+    file.write_text(text, encoding="utf-8")
+    assert run("train", "--config", str(file), "--print-config").stderr == ""
+    file.write_text(text + "[noise]\ndropoutx = 0.5\n", encoding="utf-8")
+    told = run("train", "--config", str(file), "--print-config").stderr
+    assert told == "warning: noise.dropoutx has no effect on this training\n"
+
+
 def test_a_file_extends_a_file_beside_it(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "base.toml").write_text(
@@ -249,6 +261,20 @@ def test_a_file_extends_a_file_beside_it(tmp_path: Path) -> None:
     file.write_text('extends = "inner/base.toml"\n[search.model]\nhidden = 12\n', encoding="utf-8")
     found = table_of(file)
     assert (found.epochs, found.model.hidden, found.windows.limit) == (9, 12, 900)
+
+
+def test_what_a_file_says_for_all_runs_goes_before_its_base(tmp_path: Path) -> None:
+    file = tmp_path / "more.toml"
+    file.write_text(
+        'extends = "quick"\nvalid_streams = 5\n[model]\nhidden = 6\n[train]\nepochs = 9\n',
+        encoding="utf-8",
+    )
+    found = table_of(file)
+    assert (found.valid_streams, found.model.hidden, found.epochs) == (5, 6, 1)
+    flags = {"corpus": "ptb", "genotype": "LSTM"}
+    trained = resolve("train", preset=None, file=file, settings=(), flags=flags)
+    assert (trained.valid_streams, trained.model.hidden, trained.epochs) == (5, 6, 9)
+    assert trained.windows.jitter == 5.0  # of the preset's [train]
 
 
 def test_what_extends_itself_or_nothing_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import json_option, print_json
 from rnnnas.data.text_files import shown
 from rnnnas.errors import UsageError
@@ -57,7 +58,7 @@ def corpus_list(as_json: bool) -> None:
 
 
 @corpus.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.corpora)
 @json_option
 def info(name: str, as_json: bool) -> None:
     """Sizes and content hash of a corpus; of a text, the perplexities of simple models.
@@ -197,7 +198,7 @@ def add(
 
 
 @corpus.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.corpora)
 @click.option("--config", "dataset_config", help="Configuration of the dataset on the hub.")
 @click.option("--revision", help="Branch or commit of the dataset on the hub.")
 @_vocabulary_options

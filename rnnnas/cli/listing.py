@@ -54,15 +54,14 @@ def runs_list(folder: Path | None, as_json: bool) -> None:
       rnnnas runs list
       rnnnas runs list checkpoints/study-ptb-quick --json
     """
-    from rnnnas.studies.listing import list_runs
+    from rnnnas.door import list_runs
 
-    where = folder or checkpoints_folder()
-    found = [] if folder is None and not where.exists() else list_runs(where)
+    found = list_runs(folder)
     if as_json:
         print_json({"runs": [one.to_plain() for one in found]})
         return
     if not found:
-        click.echo(f"no runs in {where}", err=True)
+        click.echo(f"no runs in {folder or checkpoints_folder()}", err=True)
         return
     rows = [
         (one.date[:16].replace("T", " "), str(one.path), one.kind, one.corpus, _short(one.what),

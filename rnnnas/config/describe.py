@@ -41,13 +41,17 @@ class Malformed(ValueError):
     """A line of a docstring that does not have the parts that its field needs."""
 
 
-def descriptions(cls: type) -> dict[str, Description]:
+def descriptions(cls: type, *, strict: bool = False) -> dict[str, Description]:
     """The description of every field of a dataclass; empty ones for fields without a line.
 
     A class describes a field that it inherits anew, or leaves it to the class that it is from.
 
+    Args:
+        strict: refuse a line with too few or too many parts. Otherwise all of it is the meaning:
+            a method that a user brings is documented as the user likes.
+
     Raises:
-        Malformed: where a line has too few or too many parts.
+        Malformed: as `strict` says.
     """
     hints = typing.get_type_hints(cls)
     lines: dict[str, str] = {}
@@ -55,7 +59,7 @@ def descriptions(cls: type) -> dict[str, Description]:
         if dataclasses.is_dataclass(one):
             lines |= _lines(one, {f.name for f in dataclasses.fields(one)})
     return {
-        f.name: _parsed(cls, f.name, lines.get(f.name, ""), hints[f.name])
+        f.name: _parsed(cls, f.name, lines.get(f.name, ""), hints[f.name], strict)
         for f in dataclasses.fields(cls)
     }
 
@@ -76,13 +80,15 @@ def _lines(cls: type, names: set[str]) -> dict[str, str]:
     return found
 
 
-def _parsed(cls: type, name: str, line: str, hint: Any) -> Description:
+def _parsed(cls: type, name: str, line: str, hint: Any, strict: bool) -> Description:
     if not line:
         return Description()
     parts = [part.strip() for part in line.split(";")]
     choices = _choices(hint)
     wanted = 1 if is_group(name, hint) else 2 if choices else 4
     if len(parts) != wanted or not all(parts):
+        if not strict:
+            return Description(meaning=line, range=choices)
         raise Malformed(
             f"{cls.__name__}.{name} is described in {len(parts)} parts and needs {wanted}, "
             f"separated by semicolons: {line!r}"
@@ -167,10 +173,7 @@ def _default(f: dataclasses.Field[Any]) -> tuple[Any, bool]:
 
 def hint_for(cls: type, message: str, where: str = "") -> str:
     """What the settings mean that a message names by their dotted keys; at most two of them."""
-    try:
-        known = [(where + name, about) for name, about in descriptions(cls).items()]
-    except (Malformed, NameError):  # of a class that a user wrote
-        return ""
+    known = [(where + name, about) for name, about in descriptions(cls).items()]
     said = [
         f"{key}: {about.line()}"
         for key, about in known

@@ -70,15 +70,25 @@ def file_table(file: Path, kind: str) -> dict[str, Any]:
     """
     tables = _file_tables(file)
     kinds = [name for name in TABLES if isinstance(tables.get(name), dict)]
-    shared = {name: value for name, value in tables.items() if name not in (*TABLES, "about")}
-    if not kinds:
-        return shared
-    if kind not in kinds:
+    if kinds and kind not in kinds:
         raise UsageError(
             f"--config {file} has no settings for {kind}", f"it has some for {', '.join(kinds)}"
         )
-    merge(shared, tables[kind])
-    return shared
+    return _of_kind(tables, kind)
+
+
+def own_table(file: Path, kind: str) -> dict[str, Any]:
+    """As `file_table`, of what the file says itself."""
+    tables = _read(file)
+    tables.pop(EXTENDS, None)
+    return _of_kind(tables, kind)
+
+
+def _of_kind(tables: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The settings for all kinds of runs, and over them those for one."""
+    settings = {name: value for name, value in tables.items() if name not in (*TABLES, "about")}
+    merge(settings, tables.get(kind, {}))
+    return settings
 
 
 def corpus_in(file: Path, kind: str) -> str | None:
@@ -126,7 +136,9 @@ def _extended(
     called = f"preset {base!r}" if path is None else f"--config {path}"
     merged = _extended(below, called, path, (*seen, name))
     kinds = [kind for kind in TABLES if isinstance(merged.get(kind), dict)]
-    if kinds and not any(isinstance(tables.get(kind), dict) for kind in TABLES):
-        tables = {kind: tables for kind in kinds}  # a flat file is for every kind of its base
+    if kinds:  # what stands outside of tables goes before the base's tables, too
+        own = [kind for kind in TABLES if isinstance(tables.get(kind), dict)]
+        about = {name: tables[name] for name in ("about",) if name in tables}
+        tables = about | {kind: _of_kind(tables, kind) for kind in {*kinds, *own}}
     merge(merged, tables)
     return merged

@@ -19,7 +19,7 @@ from rnnnas.config.plain import to_plain as to_plain
 from rnnnas.config.plain import value_of
 from rnnnas.config.preset_files import IMAGE as IMAGE
 from rnnnas.config.preset_files import TABLES as TABLES
-from rnnnas.config.preset_files import corpus_in, file_table
+from rnnnas.config.preset_files import corpus_in, file_table, own_table
 from rnnnas.config.preset_files import preset_names as preset_names
 from rnnnas.config.preset_files import preset_table as preset_table
 from rnnnas.config.preset_files import preset_tables as preset_tables
@@ -158,10 +158,10 @@ def _key(setting: str) -> str:
 def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
     """Keys that the user set: with --set, or in a group of a file to other than their default.
 
-    Defaults do not count there: --print-config writes them all.
+    Defaults do not count there, for --print-config writes them all, nor does what it extends.
     """
     keys = [setting.partition("=")[0].strip() for setting in settings]
-    table = {} if file is None else file_table(file, kind)
+    table = {} if file is None else own_table(file, kind)
     for group in dataclasses.fields(typing.cast(Any, KINDS[kind])):
         inner = table.get(group.name)
         if isinstance(inner, Mapping) and dataclasses.is_dataclass(group.default_factory):

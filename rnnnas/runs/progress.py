@@ -216,18 +216,22 @@ class Progress:
         return min(100, 100 * self._done // self._total) if self._total else 100
 
     def _live(self) -> str:
-        """What stands beside the bar: of the values those that fit, the first ones first."""
+        """What stands beside the bar: of the values those that fit, speeds last."""
+        if self._waits_for:
+            return f"{self._percent()} %  {self._waits_for}"
         elapsed, left = self._times()
         text = f"{self._percent()} %  {elapsed} < {left or '-:--:--'}"
         if self._bar is None:
             return text
         name = len(self._title.split()[0][:_NAME])
-        room = self._bar.console.width - name - _LEAST_BAR - 2  # a space around the bar
-        told = [self._waits_for] if self._waits_for else [_form(*v) for v in self._values.items()]
-        for value in told:
-            if len(text) + 2 + len(value) <= room:
-                text += f"  {value}"
-        return text
+        room = self._bar.console.width - name - _LEAST_BAR - 2 - len(text)
+        forms = {key: _form(key, value) for key, value in self._values.items()}
+        kept = set()
+        for key in sorted(forms, key=lambda key: key.endswith("_per_second")):
+            if len(forms[key]) + 2 <= room:
+                room -= len(forms[key]) + 2
+                kept.add(key)
+        return "  ".join([text, *(form for key, form in forms.items() if key in kept)])
 
     def _plain(self) -> str:
         elapsed, left = self._times()

@@ -321,6 +321,10 @@ def test_a_browser_runs_the_page_without_a_word_and_the_slider_moves(tmp_path: P
     share = frame.tables["recurrent"][0][2]
     assert f"s0 &gt; s1, relu: {share:.3f}" in dom
     ops = [node[0].op for node in frame.genotype.recurrent.nodes]  # type: ignore[union-attr]
+    # The script's drawings are as large as the page's first one: nothing jumps.
+    size = r'<svg[^>]* width="(\d+[\d.]*)" height="(\d+[\d.]*)"'
+    sizes = [re.search(size, t[t.index('class="frames"') :]) for t in (text, dom)]
+    assert sizes[0] and sizes[1] and sizes[0].groups() == sizes[1].groups()
     moving = dom[dom.index('class="frames"') : dom.index("Shares of the operations")]
     drawn = re.findall(r'stroke="var\(--op-([a-z]+)\)" stroke-width="2"', moving)
     assert sorted(drawn) == sorted(ops)

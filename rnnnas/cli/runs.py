@@ -305,6 +305,7 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
     click.echo(
         f"\n{result['seconds']:.0f} s. One seed of a small run says little about cells; "
         "`rnnnas presets list` has longer ones.\nWhere to look next:\n"
+        f"  rnnnas report {folder} --open   the search as one page\n"
         f"  rnnnas board                              curves, alphas and cells in TensorBoard\n"
         f"  rnnnas show {folder} --format svg --out cell.svg\n"
         f'  rnnnas sample --checkpoint {found} --prompt "The"\n'

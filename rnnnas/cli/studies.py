@@ -92,6 +92,7 @@ def study(
         print_json(result)
         return
     click.echo(table(result))
+    click.echo(f"as a page: rnnnas report {result['run']}", err=True)
     click.echo(f"curves: rnnnas board {result['run']}", err=True)
 
 

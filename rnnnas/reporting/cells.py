@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,22 @@ from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import NONE
 
 
-def cell_svg(genotype: Genotype, title: str = "") -> str:
-    """The cells as SVG whose colours are the page's variables."""
-    return as_svg(genotype, title, INLINE)
+def cell_svg(genotype: Genotype, size: tuple[float, float] | None = None) -> str:
+    """The cells as SVG whose colours are the page's variables.
+
+    Args:
+        size: width and height of the image, in whose middle they stand; their own by default.
+    """
+    svg = as_svg(genotype, "", INLINE)
+    if size is None:
+        return svg
+    drawn = arrange_all(genotype)
+    width, height = size
+    left, top = (drawn.width - width) / 2, (drawn.height - height) / 2
+    box = (
+        f'width="{width:g}" height="{height:g}" viewBox="{left:.1f} {top:.1f} {width:g} {height:g}"'
+    )
+    return re.sub(r'width="[^"]*" height="[^"]*" viewBox="[^"]*"', box, svg, count=1)
 
 
 def frame_data(genotype: Genotype) -> dict[str, Any]:

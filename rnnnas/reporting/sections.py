@@ -216,7 +216,7 @@ def _curves(run: RunData, detail: Detail) -> str:
     levels = []
     if measure == "perplexity" and any(s.points for s in series):
         frequencies = word_frequencies(run)
-        levels = [] if frequencies is None else [(frequencies, "the words' frequencies alone")]
+        levels = [] if frequencies is None else [(frequencies, "word frequencies")]
     chart = line_chart(
         series, label=f"{measure} over steps", x_label="step",
         y_label=f"{measure}{' (log)' if measure == 'perplexity' else ' in %'}",

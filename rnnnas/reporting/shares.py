@@ -78,6 +78,7 @@ def slider(run: RunData, key: str, most: int) -> str:
         "texts": list(cells),
     }  # fmt: skip
     assert last.genotype is not None
+    size = max(d["w"] for d in drawings), max(d["h"] for d in drawings)  # as the script has it
     said = _changed(run.frames)
     packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     text = _words(last)
@@ -93,7 +94,7 @@ def slider(run: RunData, key: str, most: int) -> str:
         f"{controls if len(frames) > 1 else ''}"
         f'<p class="genes"><code>{escape(text)}</code></p>'
         f'<div class="wide" tabindex="0" role="group" aria-label="The cell">'
-        f"{cell_svg(last.genotype)}</div>"
+        f"{cell_svg(last.genotype, size)}</div>"
         f"<h3>Shares of the operations</h3>"
         f'<p class="sub">Each square is an edge: from the state of its row to that of its column. '
         f"The stronger its colour, the greater the share; framed is what the cell takes.</p>"

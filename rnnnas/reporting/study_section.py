@@ -246,7 +246,7 @@ def _interval(own: Mapping[str, Any], missing: str = "–") -> str:
 
 
 def _notes(result: Mapping[str, Any]) -> str:
-    return f'<p class="sub">{escape(" ".join(notes(result)))}</p>'
+    return f'<p class="sub">{escape(" ".join(notes(result)).replace("`", ""))}</p>'
 
 
 def _cells(result: Mapping[str, Any]) -> str:

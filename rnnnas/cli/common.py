@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from rnnnas.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+STARTED = time.perf_counter()  # of the command: a budget covers its start, too
 
 
 def print_json(value: object) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnnas.cli.common import (
+    STARTED,
     checkpoints,
     device_option,
     json_option,
@@ -18,12 +19,16 @@ from rnnnas.cli.common import (
     say_kernels,
 )
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
+from rnnnas.errors import UsageError
 from rnnnas.nas.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Settings = dict[str, Any]
+
+# Options that stand for a setting.
+SHORT = {"epochs": "epochs", "hidden": "model.hidden", "layers": "model.layers", "lr": "weights.lr"}
 
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -34,6 +39,15 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--preset", help="A named run; see `presets list`. [default: quick, for "
                          "images cifar10-quick; with --config none]"),
             click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
+            click.option("--minutes", type=click.FloatRange(0, min_open=True),
+                         help="A time budget: steps and schedules follow from this device's speed."),
+            click.option("--seconds", type=click.FloatRange(0, min_open=True),
+                         help="The same in seconds."),
+            click.option("--epochs", type=click.IntRange(1), help="Passes over the corpus."),
+            click.option("--hidden", type=click.IntRange(1), help="Units: model.hidden."),
+            click.option("--layers", type=click.IntRange(1), help="Layers: model.layers."),
+            click.option("--lr", type=click.FloatRange(0, min_open=True),
+                         help="Step size: weights.lr."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                          help="Override one setting, e.g. weights.lr=10; may be repeated."),
             click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False),
@@ -188,6 +202,7 @@ def _run(
 ) -> Settings | None:
     """The result of a search or a training; None on ranks that report nothing."""
     from rnnnas.data.corpus import holds_images
+    from rnnnas.engine.budget import Stopwatch
 
     with joined(options["device"]) as (device, ranks):
         if ranks.leads and config.model.path == "fast" and not holds_images(config.corpus):
@@ -199,6 +214,7 @@ def _run(
             device=device,
             fresh=options["fresh"],
             ranks=ranks,
+            **({} if holds_images(config.corpus) else {"stopwatch": Stopwatch(STARTED)}),
         )
         return result if ranks.leads else None
 
@@ -218,14 +234,23 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
     noun = {"train": "training"}.get(kind, kind)
     if holds_images(options["corpus"]):
         kind = IMAGE + kind
+    if options["minutes"] is not None and options["seconds"] is not None:
+        raise UsageError("--minutes and --seconds are one budget", "give one of them")
+    seconds = options["seconds"]
+    if options["minutes"] is not None:
+        seconds = 60.0 * options["minutes"]
+    settings = list(options["settings"])
+    for option, key in SHORT.items():
+        if options[option] is not None:
+            settings.append(f"{key}={options[option]}")
     config = resolve(
         kind,
         preset=options["preset"],
         file=options["file"],
-        settings=options["settings"],
-        flags=flags,
+        settings=settings,
+        flags={**flags, "seconds": seconds},
     )
-    for key in given(kind, options["file"], options["settings"]):
+    for key in given(kind, options["file"], settings):
         if key in config.idle and key not in WITHOUT_RESULT:
             click.echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:

@@ -67,7 +67,9 @@ def resolve(
         UsageError: naming the key, the value, what is allowed and the nearest known key.
     """
     cls = KINDS[kind]
+    settings = list(settings)
     table = compose(kind, preset=preset, file=file, settings=settings, flags=flags)
+    _settle_length(table, kind, file, settings, flags)
     if "capture" in table and kind.startswith(IMAGE):
         raise UsageError("the setting 'capture' is for text: runs on images are never captured")
     if isinstance(table.get("genotype"), str):
@@ -83,6 +85,41 @@ def resolve(
             table["cell"] = "derived"
             table["genotype"] = genotype_of(name, table.get("seed", 1)).to_plain()
     return from_plain(cls, table)
+
+
+def _settle_length(
+    table: dict[str, Any], kind: str, file: Path | None, settings: list[str],
+    flags: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Let what was given of epochs, windows and time win over what the preset has of them.
+
+    Raises:
+        UsageError: for a time and a number of epochs.
+    """
+    said = {setting.partition("=")[0].strip() for setting in settings}
+    said |= {key for key, value in flags.items() if value is not None}
+    if table.get("seconds"):
+        if "epochs" in said:
+            raise UsageError(
+                f"a budget of {table['seconds']:g} s decides how many epochs there are",
+                "give a time or --epochs, not both",
+            )
+        if kind.startswith(IMAGE):
+            raise UsageError(
+                "a time budget is for text so far", "give the length of a run on images by --epochs"
+            )
+        if "windows.limit" not in said and "limit" not in _in_file(file, kind, "windows"):
+            table.setdefault("windows", {})["limit"] = 0  # all of the text, as time permits
+    filed = {} if file is None else _file_table(file, kind)
+    fixed = {"epochs", "windows.limit"} & said or "epochs" in filed
+    if fixed and "least_steps" in table and "least_steps" not in said | filed.keys():
+        table["least_steps"] = 0
+
+
+def _in_file(file: Path | None, kind: str, group: str) -> Mapping[str, Any]:
+    """What a configuration file holds of a group of settings."""
+    inner = {} if file is None else _file_table(file, kind).get(group, {})
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _check_medium(name: str, kind: str) -> None:

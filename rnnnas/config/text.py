@@ -31,10 +31,26 @@ from rnnnas.optim import AlphaConfig, WeightConfig
 
 WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no result
 
+BY_BUDGET = {"epochs", "least_steps"}  # settings that a time budget takes the place of
+
+
+def check_length(config: SearchConfig | TrainConfig) -> None:
+    """Refuse a length of a run that is none, or said twice."""
+    _at_least(least_steps=(config.least_steps, 0))
+    if config.seconds < 0:
+        raise UsageError(f"seconds = {config.seconds} must not be negative")
+    if config.seconds and config.weights.finetune_epochs:
+        raise UsageError(
+            f"seconds = {config.seconds:g} plans no weights.finetune_epochs",
+            "leave them out, or give --epochs instead of a time",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig(MethodChoice):
-    """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
+    """One search. epochs: passes over the text the weights are trained on; least_steps: where so
+    many epochs have fewer steps, there are more epochs; seconds: a time budget, which decides on
+    the steps instead, 0 for none; valid_streams: B of
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
     cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
@@ -45,6 +61,8 @@ class SearchConfig(MethodChoice):
     method: str = "darts"
     seed: int = 1
     epochs: int = 50
+    least_steps: int = 0
+    seconds: float = 0.0
     valid_streams: int = 64
     save_seconds: float = 60.0
     capture: Literal["auto", "on", "off"] = "auto"
@@ -72,6 +90,7 @@ class SearchConfig(MethodChoice):
             if value != only:
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
+        check_length(self)
         assert self.plan  # refuses stages that do not fit
         if self.windows.streams < 2:
             raise UsageError("windows.streams must be at least 2: search normalises over streams")
@@ -137,6 +156,8 @@ class SearchConfig(MethodChoice):
             keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}
         elif not self.derive.tune_windows:
             keys.add("derive.lr")
+        if self.seconds:
+            keys |= BY_BUDGET
         if not self.stop.eigenvalue:
             keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
             keys.remove("stop.eigenvalue")
@@ -158,7 +179,7 @@ class SearchConfig(MethodChoice):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
-    genotype. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
+    genotype. epochs, least_steps and seconds: as of a search. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
     capture: see `programs.cuda_graphs_for`.
     """
 
@@ -167,6 +188,8 @@ class TrainConfig:
     genotype: dict[str, Any] = field(default_factory=dict)
     seed: int = 1
     epochs: int = 50
+    least_steps: int = 0
+    seconds: float = 0.0
     valid_streams: int = 10
     test_streams: int = 1
     save_seconds: float = 60.0
@@ -198,6 +221,7 @@ class TrainConfig:
             valid_streams=(self.valid_streams, 1),
             test_streams=(self.test_streams, 1),
         )
+        check_length(self)
 
     @property
     def network(self) -> CellGene | Baseline:
@@ -210,6 +234,8 @@ class TrainConfig:
     def idle(self) -> frozenset[str]:
         """Dotted keys of settings that change nothing in the result of this training."""
         keys = {*WITHOUT_RESULT, "model.nodes"}
+        if self.seconds:
+            keys |= BY_BUDGET
         if self.cell != "derived":
             keys.add("noise.dropoutx")
             if self.model.layers == 1:

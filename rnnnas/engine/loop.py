@@ -158,6 +158,7 @@ def drive(
         while at.epoch < job.epochs:
             if at.window == 0:
                 lengths = job.lengths(at.epoch)
+                bar.expect(_total_windows(job, at, len(lengths)))
                 job.begin_epoch(at)
             report = job.step(at, lengths[at.window], lr_factor)
             waiting.append(report)

@@ -142,6 +142,12 @@ class Progress:
         if last or now - self._drawn >= (_LINE_SECONDS if self._bar is None else _DRAW_SECONDS):
             self._draw()
 
+    def expect(self, total: int) -> None:
+        """Say that there are `total` steps, of a run that plans them on the way."""
+        self._total = total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=max(total, 1))
+
     def line(self, text: str) -> None:
         """Write a line of its own, above the bar where there is one."""
         if self._quiet:

@@ -40,7 +40,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
                          "images cifar10-quick; with --config none]"),
             click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
             click.option("--minutes", type=click.FloatRange(0, min_open=True),
-                         help="A time budget: steps and schedules follow from this device's speed."),
+                         help="A time budget: the steps follow from this device's speed."),
             click.option("--seconds", type=click.FloatRange(0, min_open=True),
                          help="The same in seconds."),
             click.option("--epochs", type=click.IntRange(1), help="Passes over the corpus."),

@@ -134,7 +134,7 @@ class SearchConfig(MethodChoice):
             )
         if stops and len(self.plan) > 1:
             raise UsageError("stop.eigenvalue compares epochs of one stage: the search has several")
-        if stops and self.stop.every > self.epochs:
+        if stops and not self.seconds and self.stop.every > self.epochs:
             raise UsageError(
                 f"stop.every = {self.stop.every} is more than all {self.epochs} epochs: "
                 "there would be no report"
@@ -179,8 +179,8 @@ class SearchConfig(MethodChoice):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
-    genotype. epochs, least_steps and seconds: as of a search. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
-    capture: see `programs.cuda_graphs_for`.
+    genotype. epochs, least_steps and seconds: as of a search. valid_streams and test_streams: B of
+    the evaluations (10 and 1 in the literature). capture: see `programs.cuda_graphs_for`.
     """
 
     corpus: str

@@ -60,7 +60,7 @@ class Plan:
 
     seconds: the budget. spent: of it, before the first step. rounds: how many; steps: planned for
     each. every: validation comes after every so many rounds, and after the last. costs: as they
-    were measured.
+    were measured. equal: every round has the planned steps, and there are as many rounds as fit.
     """
 
     seconds: float
@@ -69,6 +69,7 @@ class Plan:
     steps: int
     every: int
     costs: Costs
+    equal: bool = False
 
     def to_plain(self) -> dict[str, Any]:
         """Nested plain values, as plan.json holds them."""
@@ -82,12 +83,14 @@ class Plan:
     def line(self, course: Course) -> str:
         """What was chosen, in one line."""
         steps, costs = self.rounds * self.steps, self.costs
+        start = f"{_time(self.seconds)}: a step takes {_time(costs.step)}, so about {steps:,} steps"
+        end = f"{_time(costs.end)} for the end"
+        if self.equal:
+            return f"{start}, {self.steps:,} for each of about {self.rounds} cells; {end}"
         often = "each" if self.every == 1 else f"every {self.every}"
         return (
-            f"{_time(self.seconds)}: a step takes {_time(costs.step)}, so about {steps:,} steps, "
-            f"{course.passes(steps):.3g} passes over the text, in {self.rounds} rounds; "
-            f"validation ({_time(costs.validation)}) after {often}; "
-            f"{_time(costs.end)} for the evaluation at the end"
+            f"{start}, {course.passes(steps):.3g} passes over the text, in {self.rounds} rounds; "
+            f"validation ({_time(costs.validation)}) after {often}; {end}"
         )
 
     def extended(self, seconds: float) -> Plan:
@@ -105,17 +108,20 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.3g} min"
 
 
-def make_plan(seconds: float, spent: float, costs: Costs) -> Plan:
+def make_plan(seconds: float, spent: float, costs: Costs, equal: int = 0) -> Plan:
     """Rounds and steps for what is left of a budget.
+
+    Args:
+        equal: rounds of the same length, each validated, instead of what the budget suggests.
 
     Raises:
         UsageError: where not even a few steps fit, with what the parts take.
     """
     left = seconds - spent - costs.end
     rounds = max(round(seconds / LONGEST_ROUND), min(round(seconds / SHORTEST_ROUND), ROUNDS[1]))
-    rounds = max(rounds, ROUNDS[0])
+    rounds = equal or max(rounds, ROUNDS[0])
     affordable = int(VALIDATION_SHARE * seconds / max(costs.validation, 1e-9))
-    every = math.ceil(rounds / max(1, min(affordable, rounds)))
+    every = 1 if equal else math.ceil(rounds / max(1, min(affordable, rounds)))
     left -= (math.ceil(rounds / every) - 1) * costs.validation
     steps = int(left / (rounds * costs.step)) if left > 0 else 0
     if steps < 1:
@@ -125,7 +131,10 @@ def make_plan(seconds: float, spent: float, costs: Costs) -> Plan:
             f"the end takes about {costs.end:.0f} s, and a step {1000 * costs.step:.0f} ms",
             f"give {math.ceil(1.5 * least):,} seconds or more, or a smaller model with --hidden",
         )
-    return Plan(seconds=seconds, spent=spent, rounds=rounds, steps=steps, every=every, costs=costs)
+    return Plan(
+        seconds=seconds, spent=spent, rounds=rounds, steps=steps, every=every, costs=costs,
+        equal=bool(equal),
+    )  # fmt: skip
 
 
 def read_plan(folder: Path) -> Plan | None:
@@ -150,7 +159,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 def planned(
     seconds: float, folder: Path, stopwatch: Stopwatch, *, fresh: bool, ranks: Ranks,
-    measure: Callable[[], Costs],
+    measure: Callable[[], Costs], equal: int = 0,
 ) -> Plan:  # fmt: skip
     """The plan of the run in `folder`, or a new one, by costs that `measure` finds on every rank.
 
@@ -167,7 +176,7 @@ def planned(
     there = ranks.on_rank_zero(stored)
     if there is None:
         costs = measure()
-        there = ranks.on_rank_zero(lambda: make_plan(seconds, stopwatch.spent(), costs).to_plain())
+        there = ranks.on_rank_zero(lambda: make_plan(seconds, stopwatch.spent(), costs, equal).to_plain())
     return Plan.from_plain(there)
 
 
@@ -249,16 +258,21 @@ class Pace:
         return self.plan.seconds - self.spent() - self.plan.costs.end * self.slowdown
 
     def _no_time(self) -> bool:
-        """Whether not even a step fits any more."""
-        return self._left() < self._step_seconds
+        """Whether not even a step fits any more, or half a round where all are equal."""
+        steps = 0.5 * self.plan.steps if self.plan.equal else 1.0
+        return self._left() < steps * self._step_seconds
 
     def total(self) -> int:
         """Rounds that there are, those that a restored state ended before the plan's last one."""
         ended = self._ranks.broadcast(self._over and self._no_time())
-        return len(self.rounds) if ended else self.plan.rounds
+        if ended:
+            return len(self.rounds)
+        return max(self.plan.rounds, len(self.rounds) + 1) if self.plan.equal else self.plan.rounds
 
     def _decided(self, number: int) -> int:
         plan = self.plan
+        if plan.equal:
+            return plan.steps
         ahead = range(number, plan.rounds)
         # The last validation is part of the end's costs.
         validations = sum(self.validates(k) for k in ahead) - 1
@@ -281,7 +295,8 @@ class Pace:
             took = (self.spent() - self._began) / self.rounds[number]
             self._step_seconds += MEMORY * (took - self._step_seconds)
             self._began = None
-        over = number + 1 >= self.plan.rounds or self._no_time()
+        planned = number + 1 >= self.plan.rounds and not self.plan.equal
+        over = planned or self._no_time()
         self._over = self._ranks.broadcast(over)
         return self._over
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rnnnas.config.presets import AnySearch
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
+from rnnnas.engine.budget import Costs, Pace, Plan, Stopwatch, enter_plan, planned
 from rnnnas.engine.image_task import _layers_price
 from rnnnas.engine.loop import drive, finished
 from rnnnas.errors import UsageError
@@ -23,11 +25,16 @@ from rnnnas.runs.checkpoint import content_digest
 from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import Run, open_run
 from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.costs import search_costs
 from rnnnas.searching.supernet import SearchJob
 
 
 def job_of(
-    config: AnySearch, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE
+    config: AnySearch,
+    corpus: AnyCorpus,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    pace: Pace | None = None,
 ) -> SearchJob | CandidateJob:
     """The job that the method asks for: shared weights, or one cell after the other.
 
@@ -50,8 +57,27 @@ def job_of(
             )
         )
     if isinstance(config, SearchConfig) and config.from_scratch and isinstance(corpus, Corpus):
-        return CandidateJob(config, corpus, device)
-    return SearchJob(config, corpus, device, ranks)
+        return CandidateJob(config, corpus, device, pace)
+    return SearchJob(config, corpus, device, ranks, pace)
+
+
+def _plan(
+    config: AnySearch, corpus: AnyCorpus, folder: Path, device: torch.device, stopwatch: Stopwatch,
+    fresh: bool, ranks: Ranks,
+) -> Plan | None:  # fmt: skip
+    """The plan of a search with a time budget, None of one without."""
+    if not isinstance(config, SearchConfig) or not config.seconds:
+        return None
+    assert isinstance(corpus, Corpus)
+
+    def measure() -> Costs:
+        job = job_of(config, corpus, device, ranks)
+        return search_costs(job, corpus, config.seconds - stopwatch.spent())
+
+    cells = config.cells if config.from_scratch else 0
+    return planned(
+        config.seconds, folder, stopwatch, fresh=fresh, ranks=ranks, measure=measure, equal=cells
+    )
 
 
 def search(
@@ -63,8 +89,14 @@ def search(
     fresh: bool = False,
     quiet: bool = False,
     ranks: Ranks = ALONE,
+    minutes: float | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> dict[str, Any]:
     """Search a cell, or go on with a search that was stopped; returns its result.
+
+    Args:
+        minutes: a time budget, as 60 times as many `seconds` of `config`: it decides on the steps.
+        stopwatch: of that budget, running since something that the budget is to cover.
 
     With several ranks every one of them calls this, with its own device; the number may change
     when a search goes on.
@@ -79,10 +111,15 @@ def search(
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
     """
+    stopwatch = stopwatch or Stopwatch()
+    if minutes is not None and isinstance(config, SearchConfig):
+        config = replace(config, seconds=60.0 * minutes)
     check_unchanged(corpus)
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
+    plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks)
+    pace = None if plan is None else Pace(plan, stopwatch, ranks)
     # First: what it refuses leaves no run folder behind.
-    job = job_of(config, corpus, device, ranks)
+    job = job_of(config, corpus, device, ranks, pace)
     text = config if isinstance(config, SearchConfig) else None  # what images have not
     priced = text if text is not None and text.latency.weight else None
     table = None if priced is None else given_table(priced, device)
@@ -93,6 +130,8 @@ def search(
     with open_run(ranks, folder, "search", plain, **options) as run:
         if run.result is not None:
             return finished(run, ranks)
+        if plan is not None:
+            enter_plan(plan, run.folder, job.course, quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and priced is not None:
             job.set_price(run_price(priced, run.folder, table, device, ranks))
         if isinstance(job, SearchJob) and layers is not None:
@@ -114,6 +153,7 @@ def search(
             "cell": cell_text(genotype),
             "seconds": round(seconds, 3),
             **job.measured(),
+            **({} if pace is None else pace.told()),
             "arithmetic": job.arithmetic,
             "digest": digest,
             **(

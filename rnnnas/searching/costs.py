@@ -1,0 +1,61 @@
+"""What the parts of a search take on this device, measured before it begins."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from rnnnas.data.corpus import Corpus
+from rnnnas.data.text_streams import Streams
+from rnnnas.engine.budget import TIMED_SHARE, Costs, measure_pass, measure_step
+from rnnnas.engine.steps import generator
+from rnnnas.engine.text_task import alpha_text
+from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.perturbation import Perturbation
+from rnnnas.nas.relax.base import Mixtures
+from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.supernet import SearchJob
+
+FILES_SECONDS = 0.5  # the state is written once more, and the result
+BETTER = 0.5  # share of the cells, tried one by one, that are taken to be the best so far
+
+
+def search_costs(job: SearchJob | CandidateJob, corpus: Corpus, left: float) -> Costs:
+    """The costs of a search on text, with a job that is thrown away: its weights move.
+
+    Args:
+        left: seconds of the budget that are not spent yet. Deriving a cell by trying reads as much
+            text as the search trains on, so that it takes a share of them.
+    """
+    config = job.config
+    step = measure_step(job, TIMED_SHARE * config.seconds)
+    valid = Streams(corpus.splits["valid"], config.valid_streams, job.device)
+    targets = (valid.length - 1) * valid.streams
+    window = config.windows.bptt * config.windows.streams  # targets of a step
+    alphas = alpha_text(config, corpus) if isinstance(job, SearchJob) else corpus.splits["valid"]
+    streams = Streams(alphas, config.windows.streams, job.device)
+    if isinstance(job, CandidateJob):
+        validation = measure_pass(job.net, valid, targets, {})
+        scoring = measure_pass(job.net, streams, window, {})
+        end = FILES_SECONDS + validation
+        return Costs(step=step + scoring, validation=BETTER * validation, end=end)
+    draws = generator(config.seed, "valid", 0, job.device)
+    with torch.no_grad():
+        mixed = job.relaxation.mix(job.alphas, job.net.space, 0.5, draws)
+        scores = job.relaxation.scores(job.alphas, job.net.space)
+    validation = measure_pass(job.net, valid, targets, mixed)
+    end = FILES_SECONDS + validation
+    tried: Mixtures | None = None
+    if job.scored is not None:
+        rng = random.Random(0)
+        cells = {name: space.sample(rng) for name, space in job.net.space.items()}
+        tried = job.mixtures_of(Genotype(cells=cells))
+    elif config.derive.by == "perturbation":
+        tried = mixed
+        places = len(Perturbation(job.net.space, scores, config.derive.order, config.seed).plan)
+        end += config.derive.tune_windows * max(places - 1, 0) * step
+    if tried is not None:
+        scoring = measure_pass(job.net, streams, window, tried)
+        end += validation + scoring * max(left - end - validation, 0.0) / (step + scoring)
+    return Costs(step=step, validation=validation, end=end)

@@ -185,7 +185,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     monkeypatch.setattr(TrainJob, "step", slow_step)
     monkeypatch.setattr(TrainJob, "_validated", slow_validated)
     costs = Costs(step=0.1, validation=0.5, end=1.0)
-    monkeypatch.setattr(training, "training_costs", lambda job, corpus: costs)
+    monkeypatch.setattr(training, "training_costs", lambda *_: costs)
     return clock
 
 

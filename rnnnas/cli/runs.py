@@ -13,9 +13,11 @@ from rnnnas.cli.common import (
     STARTED,
     checkpoints,
     device_option,
+    duration,
     json_option,
     pick_device,
     print_json,
+    say_compared,
     say_kernels,
 )
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
@@ -35,7 +37,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that search and train share."""
     for option in reversed(
         [
-            click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`."),
+            click.option("--corpus", help="A prepared corpus; see `corpus list`."),
             click.option("--preset", help="A named run; see `presets list`. [default: quick, for "
                          "images cifar10-quick; with --config none]"),
             click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
@@ -59,7 +61,8 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             device_option,
             processes_option,
             click.option("--dry-run", is_flag=True,
-                         help="Say what would run (sizes, steps, settings) and stop."),
+                         help="Say what would run (time, memory, sizes, steps) and stop."),
+            click.option("--verbose", is_flag=True, help="With --dry-run: all settings, too."),
             click.option("--print-config", is_flag=True,
                          help="Print the settings as TOML (with --json as JSON) and stop."),
             json_option,
@@ -82,8 +85,6 @@ def search(method: str | None, **options: Any) -> None:
       rnnnas search --corpus ptb --preset quick --seed 1 --out checkpoints/q
       rnnnas search --corpus cifar10 --preset cifar10-quick --out checkpoints/c
     """
-    from rnnnas.config.plain import to_plain
-
     flags = {"corpus": options["corpus"], "seed": options["seed"], "method": method}
     config = _resolve("search", options, flags)
     if config is None or _shared_out(options):
@@ -95,8 +96,10 @@ def search(method: str | None, **options: Any) -> None:
 
     corpus = open_any(config.corpus)
     if options["dry_run"]:
-        device = pick_device(options["device"])
-        _dry_run(job_of(config, corpus, device), to_plain(config), options["as_json"])
+        from rnnnas.searching.costs import search_seconds
+
+        job = job_of(config, corpus, pick_device(options["device"]))
+        _dry_run(job, job.config, lambda: search_seconds(job, corpus), options)
         return
     default = checkpoints() / f"search-{config.corpus}-{config.method}-s{config.seed}"
     images = isinstance(config, ImageSearchConfig)
@@ -118,6 +121,10 @@ def search(method: str | None, **options: Any) -> None:
     click.echo(as_text(Genotype.from_plain(result["genotype"])))
     whose = "the best cell, briefly trained" if config.from_scratch else "the search network"
     click.echo(f"validation {_measured(result, 'valid')} of {whose}")
+    say_compared(
+        result, result.get("valid_perplexity"), whose,
+        "such a search says little of cells; search longer with --minutes N or --epochs N",
+    )  # fmt: skip
     click.echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
     folder = shlex.quote(result["run"])
     click.echo(f"train it: rnnnas train --corpus {config.corpus} --genotype {folder}", err=True)
@@ -125,25 +132,36 @@ def search(method: str | None, **options: Any) -> None:
 
 @click.command()
 @_run_options
+@click.option("--from", "start", type=click.Path(path_type=Path),
+              help="A best.pt or a training's folder: go on from its weights and settings, on its "
+                   "corpus or one of the same vocabulary.")  # fmt: skip
 @click.option(
     "--genotype",
-    required=True,
     help="A published cell (DARTS_V2), a JSON file, a search's run folder, 'random', "
     "'random:SEED', LSTM, GRU, or the cell itself ('sigmoid0 relu1 tanh1').",
 )
-def train(genotype: str, **options: Any) -> None:
+def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     """Train a cell from scratch and report its perplexity, or on images its accuracy.
 
     \b
     Examples:
       rnnnas train --corpus ptb --genotype checkpoints/q --out checkpoints/qt
       rnnnas train --corpus ptb --genotype DARTS_V2 --preset ptb
+      rnnnas train --corpus book --genotype LSTM --minutes 10
+      rnnnas train --from checkpoints/qt --minutes 10 --out checkpoints/qt-more
       rnnnas train --corpus cifar10 --genotype DARTS_V2 --preset cifar10-quick
     """
-    from rnnnas.config.plain import to_plain
+    base = None
+    if start is not None:
+        from rnnnas.training.start import read_start
 
+        begins = read_start(start)
+        base = begins.settings()
+        options["corpus"] = options["corpus"] or begins.corpus
+    elif genotype is None:
+        raise click.UsageError("Missing option '--genotype' (or '--from').")
     flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
-    config = _resolve("train", options, flags)
+    config = _resolve("train", options, flags, base)
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
@@ -152,12 +170,19 @@ def train(genotype: str, **options: Any) -> None:
 
     corpus = open_any(config.corpus)
     if options["dry_run"]:
-        device = pick_device(options["device"])
-        _dry_run(TrainJob(config, corpus, device), to_plain(config), options["as_json"])
+        from rnnnas.training.costs import training_seconds
+
+        job = TrainJob(config, corpus, pick_device(options["device"]))
+        _dry_run(job, job.config, lambda: training_seconds(job, corpus), options)
         return
-    name = _safe(Path(genotype).name or genotype)
+    if start is not None:
+        place = start.parent if start.suffix == ".pt" else start
+        name = f"from-{_safe(place.resolve().name)}"
+    else:
+        name = _safe(Path(str(genotype)).name or str(genotype))
     default = checkpoints() / f"train-{config.corpus}-{name}-s{config.seed}"
-    result = _run(run, config, corpus, options, default)
+    more = {} if start is None else {"start": start}
+    result = _run(run, config, corpus, options, default, **more)
     if result is None:
         return
     if options["as_json"]:
@@ -166,6 +191,12 @@ def train(genotype: str, **options: Any) -> None:
     click.echo(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s")
     click.echo(f"validation {_measured(result, 'valid')}")
     click.echo(f"test       {_measured(result, 'test')}")
+    say_compared(
+        result, result.get("test_perplexity"), "this model",
+        "train longer, on with --epochs N or --minutes N, or with fewer units by --hidden N",
+    )  # fmt: skip
+    if "bits_per_byte" in result:
+        click.echo(f"{result['bits_per_byte']:.3f} bits a byte")
     best = shlex.quote(result["checkpoint"])
     click.echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
 
@@ -198,8 +229,9 @@ def _speaks() -> bool:
 
 
 def _run(
-    run: Callable[..., Settings], config: Any, corpus: Any, options: Settings, default: Path
-) -> Settings | None:
+    run: Callable[..., Settings], config: Any, corpus: Any, options: Settings, default: Path,
+    **more: Any,
+) -> Settings | None:  # fmt: skip
     """The result of a search or a training; None on ranks that report nothing."""
     from rnnnas.data.corpus import holds_images
     from rnnnas.engine.budget import Stopwatch
@@ -215,6 +247,7 @@ def _run(
             fresh=options["fresh"],
             ranks=ranks,
             **({} if holds_images(config.corpus) else {"stopwatch": Stopwatch(STARTED)}),
+            **more,
         )
         return result if ranks.leads else None
 
@@ -224,8 +257,14 @@ def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.removesuffix(".json"))
 
 
-def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
-    """The run's configuration, or None where --print-config has printed it."""
+def _resolve(kind: str, options: Settings, flags: Settings, base: Settings | None = None) -> Any:
+    """The run's configuration, or None where --print-config has printed it.
+
+    Args:
+        base: settings that take the place of the default preset.
+    """
+    if options["corpus"] is None:
+        raise click.UsageError("Missing option '--corpus'.")
     from rnnnas.config.plain import to_plain, to_toml
     from rnnnas.config.presets import IMAGE, given, resolve
     from rnnnas.config.text import WITHOUT_RESULT
@@ -249,6 +288,7 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
         file=options["file"],
         settings=settings,
         flags={**flags, "seconds": seconds},
+        base=base,
     )
     for key in given(kind, options["file"], settings):
         if key in config.idle and key not in WITHOUT_RESULT:
@@ -263,24 +303,34 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
     return config
 
 
-def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
-    from rnnnas.config.plain import to_toml
+def _dry_run(job: Any, config: Any, seconds: Callable[[], float], options: Settings) -> None:
+    """Say what a run would take and be. seconds: what it takes, where it has no budget."""
+    from rnnnas.cli.common import memory_bytes
+    from rnnnas.config.plain import to_plain, to_toml
     from rnnnas.searching.blackbox import CandidateJob
 
     # Where cells are trained from scratch, one after the other, an epoch of the job is a cell.
     what = "cell" if isinstance(job, CandidateJob) else "epoch"
     steps = len(job.lengths(0))
     parameters = sum(p.numel() for p in job.net.parameters())
-    if as_json:
+    budget = float(getattr(config, "seconds", 0.0))
+    taken = budget or seconds()
+    memory = memory_bytes(job.device)
+    plain = to_plain(config)
+    if options["as_json"]:
         sizes = {"parameters": parameters, f"steps_per_{what}": steps, f"{what}s": job.epochs}
-        print_json({**sizes, "config": plain})
+        print_json({"seconds": taken, "memory_bytes": memory, **sizes, "config": plain})
         return
+    held = "" if memory is None else f", {memory / 1e9:.2g} GB of memory"
+    click.echo(("budget " if budget else "about ") + duration(taken) + held)
     staged = " in the first stage" if len(getattr(job, "plan", ())) > 1 else ""
+    many = "" if budget else f", {job.epochs} {what}s"
     click.echo(
         f"{parameters:,} parameters{staged}, {steps:,} steps {'an' if what == 'epoch' else 'a'} "
-        f"{what}, {job.epochs} {what}s"
+        f"{what}{many}"
     )
-    click.echo(to_toml(plain), nl=False)
+    if options["verbose"]:
+        click.echo(to_toml(plain), nl=False)
 
 
 @click.command()
@@ -319,6 +369,10 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
         "a unigram model": "unigram_perplexity",
     }.items():
         click.echo(f"  {label:36} {result[key]:8.2f}")
+    say_compared(
+        result, result["test_perplexity"], "the searched cell",
+        "give the demo more time with --minutes N",
+    )  # fmt: skip
     found, folder = (shlex.quote(result["runs"][name]) for name in ("found", "search"))
     click.echo(
         f"\n{result['seconds']:.0f} s. One seed of a small run says little about cells; "

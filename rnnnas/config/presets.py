@@ -56,10 +56,12 @@ def resolve(
     file: Path | None,
     settings: Iterable[str],
     flags: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
 ) -> Any:
     """The configuration of a run of `kind`, one of `KINDS`.
 
     Args:
+        base: what takes the place of the default preset, where neither preset nor file is given.
         settings: 'dotted.key=value' texts; a value is read as TOML, or else as a plain word.
         flags: values by key, None for those not given.
 
@@ -68,7 +70,7 @@ def resolve(
     """
     cls = KINDS[kind]
     settings = list(settings)
-    table = compose(kind, preset=preset, file=file, settings=settings, flags=flags)
+    table = compose(kind, preset=preset, file=file, settings=settings, flags=flags, base=base)
     _settle_length(table, kind, file, settings, flags)
     if "capture" in table and kind.startswith(IMAGE):
         raise UsageError("the setting 'capture' is for text: runs on images are never captured")
@@ -145,10 +147,13 @@ def compose(
     file: Path | None,
     settings: Iterable[str],
     flags: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The settings of `resolve` as they were given, merged and not yet checked."""
     table: dict[str, Any] = {}
-    if preset is not None or file is None:
+    if base is not None and preset is None and file is None:
+        merge(table, base)
+    elif preset is not None or file is None:
         default = DEFAULT_IMAGE_PRESET if kind.startswith(IMAGE) else DEFAULT_PRESET
         merge(table, preset_table(preset or default, kind))
     if file is not None:

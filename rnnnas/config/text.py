@@ -180,13 +180,15 @@ class SearchConfig(MethodChoice):
 class TrainConfig:
     """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
     genotype. epochs, least_steps and seconds: as of a search. valid_streams and test_streams: B of
-    the evaluations (10 and 1 in the literature). capture: see `programs.cuda_graphs_for`.
+    the evaluations (10 and 1 in the literature). start: the digest of the checkpoint whose weights
+    the training begins with, or empty. capture: see `programs.cuda_graphs_for`.
     """
 
     corpus: str
     cell: Literal["derived", "lstm", "gru"] = "derived"
     genotype: dict[str, Any] = field(default_factory=dict)
     seed: int = 1
+    start: str = ""
     epochs: int = 50
     least_steps: int = 0
     seconds: float = 0.0

@@ -61,6 +61,12 @@ def window_lengths(config: WindowConfig, length: int, rng: random.Random) -> lis
     return lengths
 
 
+def epochs_for(config: WindowConfig, tokens: int, epochs: int, least: int) -> int:
+    """Epochs of a text of `tokens` that are no fewer than `epochs`, and hold `least` windows."""
+    windows = window_lengths(config, tokens // config.streams, random.Random(0))
+    return max(epochs, -(-least // max(len(windows), 1)))
+
+
 class Streams:
     """A token array as B streams of L tokens; what does not fill a row is left off the end.
 

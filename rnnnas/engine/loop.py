@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -105,6 +105,8 @@ def drive(
     if saved is not None:
         at, tally = restore(saved)
         lr_factor, rollbacks, before = saved["lr_factor"], saved["rollbacks"], saved["seconds"]
+        if at.window == 0:  # of a run that has been extended, it is less than it was
+            at = replace(at, progress=at.epoch / job.epochs)
     ready(saved is not None)
     if saved is None:
         save()  # what a first divergence returns to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
@@ -13,16 +13,42 @@ from torch import Tensor
 
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.text_corpus import Corpus
-from rnnnas.data.text_streams import Streams, window_lengths
+from rnnnas.data.text_streams import Streams, epochs_for, window_lengths
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.job import Position
 from rnnnas.engine.task import AlphaBatch, Net
+from rnnnas.errors import DataError
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.derive import derive
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
 from rnnnas.nas.space import recurrent_space
 from rnnnas.types import Batch, Noise
+
+Lengths = TypeVar("Lengths", SearchConfig, TrainConfig)
+
+LEAST_TOKENS = 1_000  # of a training text
+
+
+def fitted(config: Lengths, corpus: Corpus) -> Lengths:
+    """The settings with as many epochs as `least_steps` asks for on this corpus.
+
+    Raises:
+        DataError: where the text is too short to learn from.
+    """
+    tokens = len(corpus.splits["train"])
+    if tokens < LEAST_TOKENS:
+        raise DataError(
+            f"corpus {corpus.name} has {tokens:,} training tokens: too few to learn from, "
+            "a table of words knows as much",
+            f"take a text of {10 * LEAST_TOKENS:,} words or more",
+        )
+    if not config.least_steps or config.seconds:
+        return config
+    if isinstance(config, SearchConfig):
+        tokens = len(search_texts(config, corpus)[0])
+    epochs = epochs_for(config.windows, tokens, config.epochs, config.least_steps)
+    return replace(config, epochs=epochs, least_steps=0)
 
 
 class _Text:

@@ -18,6 +18,7 @@ from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.data.text_files import read_lines
 from rnnnas.data.text_streams import Streams
 from rnnnas.data.vocab import Vocab
+from rnnnas.data.yardsticks import bits_per_byte, text_bytes, yardsticks
 from rnnnas.engine.steps import evaluate, generator
 from rnnnas.errors import CheckpointError, DataError, RnnnasError, UsageError
 from rnnnas.evaluation.adaptive import evaluate_adapting
@@ -194,10 +195,13 @@ def evaluate_checkpoint(
         "digest": loaded.digest,
         **report,
     }
-    if loaded.vocab.kind == "sentencepiece":
-        # All nats of the text shared out over its words and line ends.
-        per_word = score.loss * len(tokens) / max(words, 1)
-        result["word_perplexity"] = math.exp(per_word) if per_word < 700 else math.inf
+    # All nats of the text shared out over its words and line ends.
+    per_word = score.loss * len(tokens) / max(words, 1)
+    result["word_perplexity"] = math.exp(per_word) if per_word < 700 else math.inf
+    if text is None and corpus is not None:
+        result |= yardsticks(corpus, split, streams).to_plain()
+        size = text_bytes(corpus, split)
+        result["bits_per_byte"] = bits_per_byte(score.loss, len(tokens), size)
     if bound is not None:
         result["best_perplexity"] = bound
         result["leak"] = score.perplexity < bound * (1 - LEAK_MARGIN)

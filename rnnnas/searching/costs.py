@@ -6,8 +6,9 @@ import random
 
 import torch
 
-from rnnnas.data.corpus import Corpus
+from rnnnas.data.corpus import AnyCorpus, Corpus
 from rnnnas.data.text_streams import Streams
+from rnnnas.data.yardsticks import yardsticks
 from rnnnas.engine.budget import TIMED_SHARE, Costs, measure_pass, measure_step
 from rnnnas.engine.steps import generator
 from rnnnas.engine.text_task import alpha_text
@@ -17,19 +18,25 @@ from rnnnas.nas.relax.base import Mixtures
 from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.supernet import SearchJob
 
+DRY_SECONDS = 1.0  # that steps are timed for where there is no budget
 FILES_SECONDS = 0.5  # the state is written once more, and the result
 BETTER = 0.5  # share of the cells, tried one by one, that are taken to be the best so far
 
 
-def search_costs(job: SearchJob | CandidateJob, corpus: Corpus, left: float) -> Costs:
+def search_costs(
+    job: SearchJob | CandidateJob, corpus: Corpus, left: float = 0.0, trained: int | None = None
+) -> Costs:
     """The costs of a search on text, with a job that is thrown away: its weights move.
 
     Args:
         left: seconds of the budget that are not spent yet. Deriving a cell by trying reads as much
-            text as the search trains on, so that it takes a share of them.
+            text as the search trains on, so that it takes a share of them. trained: steps of the
+            search, where they are known.
     """
     config = job.config
-    step = measure_step(job, TIMED_SHARE * config.seconds)
+    most = TIMED_SHARE * config.seconds or DRY_SECONDS
+    yardsticks(corpus, "valid", config.valid_streams)  # now, so that the end need not wait for it
+    step = measure_step(job, most)
     valid = Streams(corpus.splits["valid"], config.valid_streams, job.device)
     targets = (valid.length - 1) * valid.streams
     window = config.windows.bptt * config.windows.streams  # targets of a step
@@ -57,5 +64,17 @@ def search_costs(job: SearchJob | CandidateJob, corpus: Corpus, left: float) -> 
         end += config.derive.tune_windows * max(places - 1, 0) * step
     if tried is not None:
         scoring = measure_pass(job.net, streams, window, tried)
-        end += validation + scoring * max(left - end - validation, 0.0) / (step + scoring)
+        end += validation
+        if trained is None:
+            trained = int(max(left - end, 0.0) / (step + scoring))
+        end += scoring * trained
     return Costs(step=step, validation=validation, end=end)
+
+
+def search_seconds(job: SearchJob | CandidateJob, corpus: AnyCorpus) -> float:
+    """Seconds that a search without a budget takes, by a job that is thrown away."""
+    steps = job.epochs * len(job.lengths(0))
+    if not isinstance(corpus, Corpus):
+        return steps * measure_step(job, DRY_SECONDS)
+    costs = search_costs(job, corpus, trained=steps)
+    return steps * costs.step + job.epochs * costs.validation + costs.end

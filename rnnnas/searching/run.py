@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import AnySearch
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
+from rnnnas.data.yardsticks import yardsticks
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.budget import Costs, Pace, Plan, Stopwatch, enter_plan, planned
 from rnnnas.engine.image_task import _layers_price
 from rnnnas.engine.loop import drive, finished
+from rnnnas.engine.pick_task import fitted
 from rnnnas.errors import UsageError
 from rnnnas.latency.recurrent import given_table, run_price
 from rnnnas.nas.genotype import cell_text
@@ -42,6 +45,7 @@ def job_of(
         UsageError: where several processes share a search that only one can make, or cannot be
             captured because they talk within a window, for its batch statistics.
     """
+    config = fitted(config, corpus)
     if ranks.size > 1 and isinstance(config, SearchConfig) and config.capture == "on":
         raise ranks.rank_zero_error(
             UsageError(
@@ -102,7 +106,8 @@ def search(
     when a search goes on.
 
     The result: run, genotype, cell, seconds, valid_perplexity or, of images, valid_accuracy in
-    percent (of the network under search; where cells were tried, of the best of them), arithmetic
+    percent (of the network under search; where cells were tried, of the best of them), of the same
+    validation tokens unigram_perplexity and bigram_perplexity, arithmetic
     (what its products were computed in, and where), digest (SHA-256 of genotype, alphas and
     weights, or of all cells that were trained from scratch with their losses); where latency has a
     price, latency_us, predicted of the cell; where the search was stopped early, stopped_at_epoch
@@ -115,6 +120,7 @@ def search(
     if minutes is not None and isinstance(config, SearchConfig):
         config = replace(config, seconds=60.0 * minutes)
     check_unchanged(corpus)
+    config = fitted(config, corpus)
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
     plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks)
     pace = None if plan is None else Pace(plan, stopwatch, ranks)
@@ -144,6 +150,10 @@ def search(
         if isinstance(job, SearchJob) and text is not None and text.derive.by == "perturbation":
             assert isinstance(corpus, Corpus)
             seconds = job.perturb(corpus, run, quiet)
+        beside = {}
+        if text is not None and isinstance(corpus, Corpus):
+            known = partial(yardsticks, corpus, "valid", text.valid_streams)
+            beside = ranks.on_rank_zero(lambda: known().to_plain())
         genotype = job.genotype()
         digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
         ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
@@ -153,6 +163,7 @@ def search(
             "cell": cell_text(genotype),
             "seconds": round(seconds, 3),
             **job.measured(),
+            **beside,
             **({} if pace is None else pace.told()),
             "arithmetic": job.arithmetic,
             "digest": digest,

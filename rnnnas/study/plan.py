@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rnnnas.config.plain import from_plain, merge, to_plain
 from rnnnas.config.presets import compose, resolve
 from rnnnas.config.text import SearchConfig, TrainConfig
-from rnnnas.data.text_streams import window_lengths
+from rnnnas.data.text_streams import epochs_for, window_lengths
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.methods import method_of
@@ -120,7 +120,8 @@ class Sizes:
             tokens = int(tokens * (1 - config.alphas.held_out))
         length = tokens // config.windows.streams
         windows = window_lengths(config.windows, length, random.Random(0))
-        return len(windows) * (config.epochs + config.weights.finetune_epochs)
+        epochs = epochs_for(config.windows, tokens, config.epochs, config.least_steps)
+        return len(windows) * (epochs + config.weights.finetune_epochs)
 
 
 def resolve_study(

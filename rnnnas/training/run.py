@@ -14,7 +14,7 @@ from torch import Tensor
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import AnyTrain
 from rnnnas.config.text import TrainConfig
-from rnnnas.data.corpus import AnyCorpus, check_unchanged
+from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.draw import images as raster
 from rnnnas.engine.budget import Course, Pace, Stopwatch, enter_plan, planned
@@ -22,10 +22,10 @@ from rnnnas.engine.cuda_graphs import cuda_graphs_for
 from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.metrics import Score, perplexity
-from rnnnas.engine.pick_task import train_task
+from rnnnas.engine.pick_task import fitted, train_task
 from rnnnas.engine.steps import evaluate, generator, own_state, weight_step, weights_of, whole_state
 from rnnnas.engine.task import Net, arithmetic
-from rnnnas.errors import CheckpointError, DivergedError
+from rnnnas.errors import CheckpointError, DivergedError, UsageError
 from rnnnas.evaluation.run import evaluate_checkpoint
 from rnnnas.nas.genotype import Genotype, cell_text
 from rnnnas.optim import (
@@ -40,7 +40,12 @@ from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import AnyRun, differences, open_run
 from rnnnas.training.costs import training_costs
 from rnnnas.training.published_curves import curve_for, published
+from rnnnas.training.start import Start, check_start, read_start
 from rnnnas.types import HiddenState
+
+# What a test is held against, in a result.
+BESIDE = ("unigram_perplexity", "bigram_perplexity", "bits_per_byte", "word_perplexity")
+GROWS = ("epochs", "seconds")  # settings by which a run is extended
 
 
 class TrainJob:
@@ -53,8 +58,10 @@ class TrainJob:
         device: torch.device,
         ranks: Ranks = ALONE,
         pace: Pace | None = None,
+        start: Start | None = None,
     ) -> None:
         self.ranks = ranks
+        config = fitted(config, corpus)
         self.config = config
         self.corpus = corpus
         self.device = device
@@ -66,6 +73,9 @@ class TrainJob:
         self.course = Course(self.task.lengths)
         draws = generator(config.seed, "weights", 0, torch.device("cpu"))
         self.net: Net = self.task.network(draws).to(device)
+        if start is not None:
+            self.net.load_state_dict(start.weights)
+        self.start = start
         self.cuda_graphs = None
         if isinstance(config, TrainConfig):
             self.cuda_graphs = cuda_graphs_for(config.capture, device, ranks, config.model.path)
@@ -186,6 +196,17 @@ class TrainJob:
         beside = published(self.corpus.sha256, self.config, at.epoch + 1) if known else None
         return values if beside is None else values | {"published_valid_perplexity": beside}
 
+    def keep_start(self, run: AnyRun) -> None:
+        """Take the weights that the training starts from as the best so far; every rank calls it.
+
+        What does not improve on them reports them.
+        """
+        score = Score(**self.ranks.on_rank_zero(lambda: asdict(self._score())))
+        if math.isfinite(score.perplexity):
+            self.best = score.regret
+            start = Position(epoch=-1)
+            run.save_best(self.checkpoint(start, score.measured[self.task.measure]))
+
     def enter(self, run: AnyRun, resumed: bool) -> None:
         """Before the first step: what the board shows from the start, and a look at best.pt."""
         if curve := curve_for(self.corpus.sha256, self.config):
@@ -218,7 +239,8 @@ class TrainJob:
             "corpus_sha256": corpus.get("sha256") if isinstance(corpus, dict) else None,
         }
         ours = {**to_plain(self.config), "corpus_sha256": self.corpus.sha256}
-        if changes := differences(theirs, ours, self.config.idle):
+        # An extended run may have found nothing better since.
+        if changes := differences(theirs, ours, {*self.config.idle, *GROWS}):
             raise CheckpointError(
                 f"{run.best_path} is not the best.pt of this run: {'; '.join(changes)}",
                 "put this run's own best.pt back, or train anew with --fresh",
@@ -285,19 +307,24 @@ def train(
     ranks: Ranks = ALONE,
     minutes: float | None = None,
     stopwatch: Stopwatch | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train a cell, or go on with a training that was stopped; returns its result.
+
+    A finished run that is given again with more epochs, or a larger budget, is extended.
 
     Args:
         minutes: a time budget, as 60 times as many `seconds` of `config`: it decides on the steps.
         stopwatch: of that budget, running since something that the budget is to cover.
+        start: a best.pt, or the folder of a training: its weights are what this one begins with.
 
     With several ranks every one of them calls this, with its own device; the number may change
     when a training goes on.
 
     The result: run, checkpoint, parameters, seconds, valid_perplexity and test_perplexity of
-    best.pt, or of images valid_accuracy and test_accuracy in percent, arithmetic (what its products
-    were computed in, and where), digest (its SHA-256).
+    best.pt, of the same test tokens unigram_perplexity and bigram_perplexity, bits_per_byte and
+    word_perplexity; or of images valid_accuracy and test_accuracy in percent, arithmetic (what its
+    products were computed in, and where), digest (its SHA-256).
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -306,6 +333,14 @@ def train(
     if minutes is not None:
         config = replace(config, seconds=60.0 * minutes)
     check_unchanged(corpus)
+    begins = None
+    if start is not None:
+        if not (isinstance(config, TrainConfig) and isinstance(corpus, Corpus)):
+            raise UsageError("a training on images starts from scratch", "leave out --from")
+        begins = read_start(start)
+        check_start(begins, config, corpus)
+        config = replace(config, start=begins.digest)
+    config = fitted(config, corpus)
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
     plan = None
     if isinstance(config, TrainConfig) and config.seconds:
@@ -315,9 +350,10 @@ def train(
         )  # fmt: skip
     pace = None if plan is None else Pace(plan, stopwatch, ranks)
     # First: what it refuses leaves no run folder behind.
-    job = TrainJob(config, corpus, device, ranks, pace)
+    job = TrainJob(config, corpus, device, ranks, pace, begins)
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
+        "grows": () if config.weights.finetune_epochs else GROWS,
     }  # fmt: skip
     with open_run(ranks, folder, "train", plain, **options) as run:
         if run.result is not None:
@@ -326,10 +362,14 @@ def train(
             enter_plan(plan, run.folder, job.course, quiet=quiet, ranks=ranks)
         if config.genotype:
             ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", config.genotype))
-        seconds = drive(
-            job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet, ranks=ranks,
-            ready=lambda resumed: ranks.on_rank_zero(lambda: job.enter(run, resumed)),
-        )  # fmt: skip
+
+        def ready(resumed: bool) -> None:
+            ranks.on_rank_zero(lambda: job.enter(run, resumed))
+            if begins is not None and not resumed:
+                job.keep_start(run)
+
+        title = f"train on {config.corpus}"
+        seconds = drive(job, run, kind="train", title=title, quiet=quiet, ready=ready, ranks=ranks)
         if not math.isfinite(job.best):
             raise ranks.rank_zero_error(
                 DivergedError(
@@ -349,12 +389,14 @@ def train(
         else:  # the same pass over the same weights, which a budget need not pay for twice
             valid = perplexity(job.best, 1)
         scores = {f"valid_{measure}": valid, f"test_{measure}": test[measure]}
+        beside = {key: test[key] for key in BESIDE if key in test}
         result = {
             "run": str(run.folder),
             "checkpoint": str(run.best_path),
             "parameters": sum(p.numel() for p in job.net.parameters()),
             "seconds": round(seconds, 3),
             **scores,
+            **beside,
             **({} if pace is None else pace.told()),
             "arithmetic": job.arithmetic,
             "digest": test["digest"],

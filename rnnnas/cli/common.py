@@ -67,6 +67,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
 
 
+def budget_seconds(minutes: float | None, seconds: float | None) -> float | None:
+    """The budget that --minutes or --seconds gives. Raises UsageError for both."""
+    if minutes is not None and seconds is not None:
+        raise UsageError("--minutes and --seconds are one budget", "give one of them")
+    return seconds if minutes is None else 60.0 * minutes
+
+
 def home() -> Path:
     """The folder that everything lies under by default."""
     return Path(os.environ.get("RNNNAS_HOME", ""))

@@ -11,6 +11,7 @@ import click
 
 from rnnnas.cli.common import (
     STARTED,
+    budget_seconds,
     checkpoints,
     device_option,
     duration,
@@ -21,7 +22,6 @@ from rnnnas.cli.common import (
     say_kernels,
 )
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
-from rnnnas.errors import UsageError
 from rnnnas.nas.methods import METHODS
 
 if TYPE_CHECKING:
@@ -273,11 +273,7 @@ def _resolve(kind: str, options: Settings, flags: Settings, base: Settings | Non
     noun = {"train": "training"}.get(kind, kind)
     if holds_images(options["corpus"]):
         kind = IMAGE + kind
-    if options["minutes"] is not None and options["seconds"] is not None:
-        raise UsageError("--minutes and --seconds are one budget", "give one of them")
-    seconds = options["seconds"]
-    if options["minutes"] is not None:
-        seconds = 60.0 * options["minutes"]
+    seconds = budget_seconds(options["minutes"], options["seconds"])
     settings = list(options["settings"])
     for option, key in SHORT.items():
         if options[option] is not None:
@@ -289,6 +285,7 @@ def _resolve(kind: str, options: Settings, flags: Settings, base: Settings | Non
         settings=settings,
         flags={**flags, "seconds": seconds},
         base=base,
+        tokens=_tokens(options["corpus"]) if seconds else None,
     )
     for key in given(kind, options["file"], settings):
         if key in config.idle and key not in WITHOUT_RESULT:
@@ -301,6 +298,14 @@ def _resolve(kind: str, options: Settings, flags: Settings, base: Settings | Non
             click.echo(to_toml(plain), nl=False)
         return None
     return config
+
+
+def _tokens(corpus: str) -> int | None:
+    """Training tokens of a corpus of text; None for images."""
+    from rnnnas.data.corpus import Corpus, open_any
+
+    opened = open_any(corpus)
+    return len(opened.splits["train"]) if isinstance(opened, Corpus) else None
 
 
 def _dry_run(job: Any, config: Any, seconds: Callable[[], float], options: Settings) -> None:
@@ -337,9 +342,17 @@ def _dry_run(job: Any, config: Any, seconds: Callable[[], float], options: Setti
 @click.option("--corpus", default="pydocs", show_default=True, help="See `corpus list`.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
               help="Decides every random draw.")  # fmt: skip
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="A time budget for all of it.  [default: none: about three minutes]",
+)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="The same in seconds.")
 @device_option
 @json_option
-def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
+def demo(
+    corpus: str, seed: int, minutes: float | None, seconds: float | None, device: str, as_json: bool
+) -> None:  # fmt: skip
     """Search, train and compare in three minutes, on the text that every Python carries.
 
     \b
@@ -355,6 +368,7 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
         checkpoints(),
         seed=seed,
         device=pick_device(device),
+        seconds=budget_seconds(minutes, seconds),
         say=lambda text: click.echo(text, err=True),
     )
     if as_json:

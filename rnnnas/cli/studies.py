@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from rnnnas.cli.common import checkpoints, device_option, json_option, pick_device, print_json
+from rnnnas.cli.common import (
+    budget_seconds,
+    checkpoints,
+    device_option,
+    json_option,
+    pick_device,
+    print_json,
+)
 from rnnnas.errors import UsageError
 
 MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and network in memory
@@ -18,6 +25,13 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 @click.option("--preset", help="A named study; see `presets list`. [default: study-quick]")
 @click.option("--methods", help="Search methods, e.g. darts-1st,gdas. More extend a study.")
 @click.option("--seeds", help="How many search seeds, or which: 4, or 1,2,7. More extend a study.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="A time budget: every search and training gets its share, and of methods and "
+    "seeds that are not given there are as many as fit.",
+)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="The same in seconds.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Override one setting, e.g. short.epochs=2; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
@@ -36,8 +50,8 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 @json_option
 def study(
     corpus: str, preset: str | None, methods: str | None, seeds: str | None,
-    settings: tuple[str, ...], out: Path | None, jobs: int | None, cluster: Any,
-    partition: str | None, fresh: bool, device: str, dry_run: bool, as_json: bool,
+    minutes: float | None, seconds: float | None, settings: tuple[str, ...], out: Path | None,
+    jobs: int | None, cluster: Any, partition: str | None, fresh: bool, device: str, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare search methods with one another and with random cells.
 
@@ -47,6 +61,7 @@ def study(
     \b
     Examples:
       rnnnas study --corpus ptb --preset study-quick
+      rnnnas study --corpus book --minutes 20
       rnnnas study --corpus ptb --methods darts,darts-1st --seeds 3 --jobs 2
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
     """
@@ -59,6 +74,14 @@ def study(
     config = resolve_study(preset=preset, settings=settings, flags=flags)
     opened = open_corpus(config.corpus)
     slots = jobs or _slots(device)
+    seconds = budget_seconds(minutes, seconds)
+    if seconds is not None:
+        from rnnnas.study.budget import budgeted, line
+
+        config = budgeted(
+            config, seconds, slots, methods=methods is not None, seeds=seeds is not None
+        )
+        click.echo(line(config, seconds), err=True)
     if dry_run:
         from rnnnas.study.estimate import estimate
 

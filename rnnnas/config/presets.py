@@ -19,6 +19,7 @@ from rnnnas.config.plain import from_plain as from_plain
 from rnnnas.config.plain import merge as merge
 from rnnnas.config.plain import to_plain as to_plain
 from rnnnas.config.plain import value_of
+from rnnnas.config.recipes import recipe
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.errors import UsageError, nearest
 from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
@@ -57,10 +58,12 @@ def resolve(
     settings: Iterable[str],
     flags: Mapping[str, Any],
     base: Mapping[str, Any] | None = None,
+    tokens: int | None = None,
 ) -> Any:
     """The configuration of a run of `kind`, one of `KINDS`.
 
     Args:
+        tokens: of the training text, for the recipe of a time budget where no preset is named.
         base: what takes the place of the default preset, where neither preset nor file is given.
         settings: 'dotted.key=value' texts; a value is read as TOML, or else as a plain word.
         flags: values by key, None for those not given.
@@ -70,6 +73,11 @@ def resolve(
     """
     cls = KINDS[kind]
     settings = list(settings)
+    seconds = flags.get("seconds")
+    if seconds and tokens and base is None and not kind.startswith(IMAGE):
+        base = {}
+        merge(base, preset_table(DEFAULT_PRESET, kind))
+        merge(base, recipe(kind, tokens, seconds))
     table = compose(kind, preset=preset, file=file, settings=settings, flags=flags, base=base)
     _settle_length(table, kind, file, settings, flags)
     if "capture" in table and kind.startswith(IMAGE):

@@ -114,7 +114,11 @@ class Sizes:
         self.train = len(splits["train"])
 
     def steps(self, config: SearchConfig | TrainConfig) -> int:
-        """Windows that a run works through, all epochs, each taken to be as the first."""
+        """Windows that a run works through, all epochs, each taken to be as the first; of a run
+        with a budget its seconds, which say as much of the time that is left.
+        """
+        if config.seconds:
+            return max(1, round(config.seconds))  # not known yet; they go by the time
         tokens = self.train
         if isinstance(config, SearchConfig) and "alphas.held_out" not in config.idle:
             tokens = int(tokens * (1 - config.alphas.held_out))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rnnnas.cli.common import (
+    STARTED,
     budget_seconds,
     checkpoints,
     device_option,
@@ -51,7 +53,8 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 def study(
     corpus: str, preset: str | None, methods: str | None, seeds: str | None,
     minutes: float | None, seconds: float | None, settings: tuple[str, ...], out: Path | None,
-    jobs: int | None, cluster: Any, partition: str | None, fresh: bool, device: str, dry_run: bool, as_json: bool,
+    jobs: int | None, cluster: Any, partition: str | None, fresh: bool, device: str,
+    dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare search methods with one another and with random cells.
 
@@ -79,8 +82,9 @@ def study(
         from rnnnas.study.budget import budgeted, line
 
         config = budgeted(
-            config, seconds, slots, methods=methods is not None, seeds=seeds is not None
-        )
+            config, seconds, slots, start=time.perf_counter() - STARTED,
+            methods=methods is not None, seeds=seeds is not None,
+        )  # fmt: skip
         click.echo(line(config, seconds), err=True)
     if dry_run:
         from rnnnas.study.estimate import estimate

@@ -10,21 +10,22 @@ from typing import Any
 from rnnnas.errors import UsageError
 from rnnnas.study.plan import StudyConfig
 
-START_SECONDS = 3.0  # of the study itself
 JOB_SECONDS = (
     2.0  # around a job, which its own budget does not cover: it is started, and looked for
 )
 SEARCH_SHARE = 1.2  # a search gets so many times what a training gets
-LEAST, ENOUGH = 12.0, 60.0  # seconds of a training: to be worth starting, and to add seeds
+LEAST = 10.0, 2.0  # seconds of a training to be worth starting, and times its start beside them
+ENOUGH = 60.0  # seconds of a training before there are more seeds and methods
 FEW_METHODS = 2  # where more would leave each too little
 
 
 def budgeted(
-    config: StudyConfig, seconds: float, slots: int, *, methods: bool, seeds: bool
+    config: StudyConfig, seconds: float, slots: int, *, start: float, methods: bool, seeds: bool
 ) -> StudyConfig:
     """A study that ends in `seconds`, `slots` jobs at a time.
 
     Args:
+        start: seconds that the study's own process took to start, as every job's will.
         methods, seeds: whether the user named them; if not, there are as many as get enough time.
 
     Raises:
@@ -35,13 +36,14 @@ def budgeted(
         choices.append(replace(config, seeds=config.seeds[:1]))
     if not methods:
         choices.append(replace(choices[-1], methods=config.methods[:FEW_METHODS]))
-    chosen = next((c for c in choices if _each(c, seconds, slots) >= ENOUGH), choices[-1])
-    each = _each(chosen, seconds, slots)
-    if each < LEAST:
-        least = seconds + (LEAST - each) * _units(chosen, slots)
+    left = seconds - start
+    chosen = next((c for c in choices if _each(c, left, slots) >= ENOUGH), choices[-1])
+    each, enough = _each(chosen, left, slots), LEAST[0] + LEAST[1] * start
+    if each < enough:
+        least = seconds + (enough - each) * _units(chosen, slots)
         raise UsageError(
             f"{seconds:.0f} s are too few for a study of {', '.join(chosen.methods)}: "
-            f"each training would get {max(each, 0):.0f} s",
+            f"each training would get {max(each, 0):.0f} s, and {start:.0f} s pass as one starts",
             f"give {math.ceil(least / 60)} minutes or more, or fewer methods with --methods",
         )
     timed = {
@@ -78,7 +80,7 @@ def _units(config: StudyConfig, slots: int) -> float:
 
 def _each(config: StudyConfig, seconds: float, slots: int) -> float:
     """Seconds that a training gets."""
-    around = START_SECONDS + JOB_SECONDS * sum(_waves(config, slots))
+    around = JOB_SECONDS * sum(_waves(config, slots))
     return (seconds - around) / _units(config, slots)
 
 

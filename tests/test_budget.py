@@ -12,12 +12,17 @@ import torch
 from tiny_home import corpus, home  # noqa: F401  (fixtures)
 
 from rnnnas.config.presets import resolve
-from rnnnas.data.corpus import Corpus
+from rnnnas.config.recipes import recipe
+from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
 from rnnnas.engine import budget
 from rnnnas.engine.budget import Costs, Course, Pace, Plan, Stopwatch, make_plan, read_plan
 from rnnnas.engine.job import Position
-from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.errors import CheckpointError, DataError, UsageError
 from rnnnas.runs.checkpoint import load_content
+from rnnnas.searching import run as searching
+from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.run import job_of, search
+from rnnnas.searching.supernet import SearchJob
 from rnnnas.training import run as training
 from rnnnas.training.run import TrainJob, train
 
@@ -261,3 +266,126 @@ def test_a_time_and_epochs_contradict_each_other() -> None:
         train_config("weights.finetune_epochs=1", seconds=10.0)
     assert train_config(seconds=10.0).windows.limit == 0
     assert train_config("windows.limit=7", seconds=10.0).windows.limit == 7
+
+
+# Searches
+
+
+def search_config(*settings: str, **flags: Any) -> Any:
+    small = ["model.hidden=8", "model.nodes=3", "windows.streams=6", "valid_streams=6"]
+    flags = {"corpus": "tiny", "seed": 3, **flags}
+    return resolve("search", preset="smoke", file=None, settings=[*small, *settings], flags=flags)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("darts-1st", ()), ("random", ()), ("random-ws", ("blackbox.cells=3",)),
+     ("darts-1st", ("derive.by=perturbation", "derive.tune_windows=1"))],
+)  # fmt: skip
+def test_a_search_keeps_its_budget_and_resumes_exactly(
+    method: str,
+    settings: tuple[str, ...],
+    corpus: Corpus,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock()
+    costs = Costs(step=0.1, validation=0.2, end=0.5)
+    monkeypatch.setattr(searching, "search_costs", lambda *_: costs)
+    kinds = (SearchJob, CandidateJob)
+    left: list[int] = []
+    for kind in kinds:
+        step = kind.step
+
+        def slow(self: Any, at: Position, *args: Any, step: Any = step) -> Any:
+            if left and at.step == left[0]:
+                left.pop(0)
+                raise Crash
+            clock.now += 0.1
+            return step(self, at, *args)
+
+        monkeypatch.setattr(kind, "step", slow)
+    config = search_config("save_seconds=1000", *settings, method=method, seconds=6.0)
+
+    def run(name: str) -> dict[str, Any]:
+        watch = Stopwatch(clock=clock)
+        return search(config, corpus, tmp_path / name, device=CPU, quiet=True, stopwatch=watch)
+
+    whole = run("whole")
+    assert 5.0 < whole["spent_seconds"] < 6.6
+    left += [2, 17, whole["steps"] - 1]
+    for _ in range(3):
+        with pytest.raises(Crash):
+            run("cut")
+    resumed = run("cut")
+    assert (resumed["digest"], resumed["steps"]) == (whole["digest"], whole["steps"])
+
+
+def test_cells_that_are_compared_get_the_same_steps_and_as_many_cells_as_fit() -> None:
+    plan = make_plan(100.0, 0.0, Costs(step=0.1, validation=1.0, end=2.0), equal=8)
+    for speed, most in ((0.5, 20), (1.0, 9), (2.0, 5)):
+        clock = FakeClock()
+        pace = Pace(plan, Stopwatch(clock=clock))
+        number = 0
+        while True:
+            assert pace.steps(number) == plan.steps
+            clock.now += 0.1 * speed * plan.steps
+            over = pace.trained(number)
+            clock.now += 1.0 * speed
+            pace.validated(1.0 * speed)
+            number += 1
+            if over:
+                break
+        assert number <= most and pace.total() == number
+        assert clock.now - 1000.0 < 108.0
+
+
+# The length of a run that has no budget
+
+
+def test_a_small_text_is_read_more_often(corpus: Corpus) -> None:  # noqa: F811
+    flags = {"corpus": "tiny", "genotype": "GRU", "seed": 1}
+
+    def job(kind: str, *settings: str, preset: str = "quick") -> Any:
+        sets = ["model.hidden=4", "windows.streams=4", "valid_streams=4", *settings]
+        own = dict(flags) if kind == "train" else {"corpus": "tiny", "seed": 1}
+        sets += ["test_streams=4"] if kind == "train" else []
+        config = resolve(kind, preset=preset, file=None, settings=sets, flags=own)
+        if kind == "train":
+            return TrainJob(config, corpus, CPU)
+        return job_of(config, corpus, CPU)
+
+    for kind, least in (("train", 3320), ("search", 900)):
+        longer = job(kind)
+        counts = [len(longer.lengths(epoch)) for epoch in range(longer.epochs)]
+        assert sum(counts[:-1]) < least <= sum(counts)
+        assert job(kind, "epochs=2").epochs == 2  # what is said is done
+        assert longer.config.least_steps == 0  # and what is done is said
+    assert job("train", preset="ptb-medium").epochs == 6
+
+
+def test_a_text_that_is_too_small_is_refused(
+    home: Path,  # noqa: F811
+) -> None:
+    (home / "small").mkdir()
+    for split, lines in (("train", 100), ("valid", 20), ("test", 20)):
+        text = "\n".join(f"some words {k % 9} of {k % 7} lines" for k in range(lines)) + "\n"
+        (home / "small" / f"{split}.txt").write_text(text, encoding="utf-8")
+    small = add_corpus("small", home / "small", VocabOptions())
+    assert isinstance(small, Corpus)
+    with pytest.raises(DataError, match="too few to learn from"):
+        TrainJob(train_config(corpus="small"), small, CPU)
+    with pytest.raises(DataError, match="too few to learn from"):
+        job_of(search_config(corpus="small"), small, CPU)
+
+
+def test_a_recipe_gives_way_to_what_is_said() -> None:
+    def config(*settings: str, **more: Any) -> Any:
+        flags = {"corpus": "book", "genotype": "LSTM", "seconds": 120.0}
+        options = {"preset": None, "file": None, "tokens": 100_000, **more}
+        return resolve("train", settings=settings, flags=flags, **options)
+
+    assert config().model.hidden == recipe("train", 100_000, 120.0)["model"]["hidden"]
+    assert config("model.hidden=50").model.hidden == 50
+    assert config(preset="ptb-medium").model.hidden == 256
+    assert config(tokens=900_000) != config()

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rnnnas.config.presets import preset_table
 from rnnnas.config.plain import from_plain
+from rnnnas.config.presets import preset_table
 from rnnnas.errors import UsageError
 from rnnnas.study.budget import JOB_SECONDS, budgeted, line
 from rnnnas.study.plan import StudyConfig, final_jobs, first_jobs, search_config, train_config

@@ -24,8 +24,11 @@ Run = TypeVar("Run", bound=AnySearch | AnyTrain)
 
 def fitted(config: Run, corpus: AnyCorpus) -> Run:
     """The settings of a run with the length that fits this corpus; see `text_task.fitted`."""
-    if isinstance(config, SearchConfig | TrainConfig) and isinstance(corpus, Corpus):
-        return cast(Run, text_task.fitted(config, corpus))
+    if isinstance(corpus, Corpus):
+        if isinstance(config, SearchConfig):
+            return cast(Run, text_task.fitted(config, corpus))
+        if isinstance(config, TrainConfig):
+            return cast(Run, text_task.fitted(config, corpus))
     return config
 
 

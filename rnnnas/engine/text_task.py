@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, final
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.text_corpus import Corpus
-from rnnnas.data.text_streams import Streams, epochs_for, window_lengths
+from rnnnas.data.text_streams import Streams, epoch_lengths, epochs_for
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.job import Position
 from rnnnas.engine.task import AlphaBatch, Net
@@ -47,7 +46,7 @@ def fitted(config: Lengths, corpus: Corpus) -> Lengths:
         return config
     if isinstance(config, SearchConfig):
         tokens = len(search_texts(config, corpus)[0])
-    epochs = epochs_for(config.windows, tokens, config.epochs, config.least_steps)
+    epochs = epochs_for(config.windows, tokens, config.seed, config.epochs, config.least_steps)
     return replace(config, epochs=epochs, least_steps=0)
 
 
@@ -59,8 +58,7 @@ class _Text:
     train: Streams
 
     def lengths(self, epoch: int) -> list[int]:
-        rng = random.Random(f"{self.config.seed}/windows/{epoch}")
-        return window_lengths(self.config.windows, self.train.length, rng)
+        return epoch_lengths(self.config.windows, self.train.length, self.config.seed, epoch)
 
     def batch(self, at: Position, steps: int) -> Batch:
         return self.train.window(at.start, steps)

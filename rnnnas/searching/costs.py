@@ -6,6 +6,7 @@ import random
 
 import torch
 
+from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.data.yardsticks import yardsticks
@@ -34,6 +35,7 @@ def search_costs(
             search, where they are known.
     """
     config = job.config
+    assert isinstance(config, SearchConfig)
     most = TIMED_SHARE * config.seconds or DRY_SECONDS
     yardsticks(corpus, "valid", config.valid_streams)  # now, so that the end need not wait for it
     step = measure_step(job, most)

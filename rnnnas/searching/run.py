@@ -117,7 +117,9 @@ def search(
         RnnnasError: as `loop.drive` and `Run.open` say.
     """
     stopwatch = stopwatch or Stopwatch()
-    if minutes is not None and isinstance(config, SearchConfig):
+    if minutes is not None:
+        if not isinstance(config, SearchConfig):
+            raise UsageError("a time budget is for text so far", "leave out `minutes`")
         config = replace(config, seconds=60.0 * minutes)
     check_unchanged(corpus)
     config = fitted(config, corpus)

@@ -124,7 +124,7 @@ class Sizes:
             tokens = int(tokens * (1 - config.alphas.held_out))
         length = tokens // config.windows.streams
         windows = window_lengths(config.windows, length, random.Random(0))
-        epochs = epochs_for(config.windows, tokens, config.epochs, config.least_steps)
+        epochs = epochs_for(config.windows, tokens, 0, config.epochs, config.least_steps)
         return len(windows) * (epochs + config.weights.finetune_epochs)
 
 

@@ -331,6 +331,8 @@ def train(
     """
     stopwatch = stopwatch or Stopwatch()
     if minutes is not None:
+        if not isinstance(config, TrainConfig):
+            raise UsageError("a time budget is for text so far", "leave out `minutes`")
         config = replace(config, seconds=60.0 * minutes)
     check_unchanged(corpus)
     begins = None

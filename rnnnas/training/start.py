@@ -71,8 +71,8 @@ def check_start(start: Start, config: TrainConfig, corpus: Corpus) -> None:
     there, here = to_plain(start.config), to_plain(config)
     keys = ("cell", "genotype", "model")
     free = {"model.path", "model.precision", "model.nodes", "model.partial"}
-    pairs = [{key: plain[key] for key in keys} for plain in (there, here)]
-    if changes := differences(*pairs, free):
+    theirs, ours = ({key: plain[key] for key in keys} for plain in (there, here))
+    if changes := differences(theirs, ours, free):
         raise UsageError(
             f"the weights to start from are those of another network: {'; '.join(changes)}",
             "leave out --genotype, --hidden and --layers, or train from scratch without --from",

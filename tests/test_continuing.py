@@ -205,3 +205,35 @@ def test_the_command_takes_cell_settings_and_corpus_from_the_start(
     assert more["valid_perplexity"] <= first["valid_perplexity"]
     refused = CliRunner().invoke(main, ["train", "--corpus", "tiny"])
     assert refused.exit_code == 2 and "--from" in refused.stderr
+
+
+def test_more_time_extends_a_run_that_had_a_budget(
+    corpus: Corpus,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rnnnas.engine.budget import Costs, Stopwatch, read_plan
+    from rnnnas.training import run as training
+    from rnnnas.training.run import TrainJob
+
+    now, step = [0.0], TrainJob.step
+
+    def slow(self: TrainJob, *args: Any) -> Any:
+        now[0] += 0.1
+        return step(self, *args)
+
+    monkeypatch.setattr(TrainJob, "step", slow)
+    costs = Costs(step=0.1, validation=0.01, end=0.1)
+    monkeypatch.setattr(training, "training_costs", lambda *_: costs)
+
+    def timed(seconds: float) -> dict[str, Any]:
+        watch = Stopwatch(clock=lambda: now[0])
+        return run(train_config(seconds=seconds), corpus, tmp_path / "run", stopwatch=watch)
+
+    first, half = timed(5.0), now[0]
+    assert 4.0 < half <= 5.0 and first["steps"] == pytest.approx(10 * half, abs=1)
+    on = timed(10.0)
+    assert 9.0 < now[0] <= 10.2 and on["steps"] == pytest.approx(10 * now[0], abs=1)
+    plan = read_plan(tmp_path / "run")
+    assert plan is not None and (plan.first, plan.seconds) == (5.0, 10.0)
+    assert timed(10.0)["digest"] == on["digest"] and now[0] <= 10.2  # done: nothing more is run

@@ -161,7 +161,10 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     elif genotype is None:
         raise click.UsageError("Missing option '--genotype' (or '--from').")
     flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
-    config = _resolve("train", options, flags, base)
+    seed = 1 if options["seed"] is None else options["seed"]
+    there = options["out"] or _train_folder(str(options["corpus"]), genotype, start, seed)
+    planned = None if options["fresh"] else _planned(there)
+    config = _resolve("train", options, flags, base, planned)
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
@@ -175,12 +178,7 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
         job = TrainJob(config, corpus, pick_device(options["device"]))
         _dry_run(job, job.config, lambda: training_seconds(job, corpus), options)
         return
-    if start is not None:
-        place = start.parent if start.suffix == ".pt" else start
-        name = f"from-{_safe(place.resolve().name)}"
-    else:
-        name = _safe(Path(str(genotype)).name or str(genotype))
-    default = checkpoints() / f"train-{config.corpus}-{name}-s{config.seed}"
+    default = _train_folder(config.corpus, genotype, start, config.seed)
     more = {} if start is None else {"start": start}
     result = _run(run, config, corpus, options, default, **more)
     if result is None:
@@ -199,6 +197,24 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
         click.echo(f"{result['bits_per_byte']:.3f} bits a byte")
     best = shlex.quote(result["checkpoint"])
     click.echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
+
+
+def _train_folder(corpus: str, genotype: str | None, start: Path | None, seed: int) -> Path:
+    """Where a training lies unless it is said."""
+    if start is not None:
+        place = start.parent if start.suffix == ".pt" else start
+        name = f"from-{_safe(place.resolve().name)}"
+    else:
+        name = _safe(Path(str(genotype)).name or str(genotype))
+    return checkpoints() / f"train-{corpus}-{name}-s{seed}"
+
+
+def _planned(folder: Path) -> float | None:
+    """The first budget of the run in `folder`, None where there is no such run."""
+    from rnnnas.engine.budget import PLAN, read_plan
+
+    plan = read_plan(folder) if (folder / PLAN).exists() else None
+    return None if plan is None else plan.first
 
 
 def _measured(result: Settings, split: str) -> str:
@@ -257,11 +273,18 @@ def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.removesuffix(".json"))
 
 
-def _resolve(kind: str, options: Settings, flags: Settings, base: Settings | None = None) -> Any:
+def _resolve(
+    kind: str,
+    options: Settings,
+    flags: Settings,
+    base: Settings | None = None,
+    planned: float | None = None,
+) -> Any:
     """The run's configuration, or None where --print-config has printed it.
 
     Args:
-        base: settings that take the place of the default preset.
+        base: settings that take the place of the default preset. planned: the budget of the run
+            that is there already.
     """
     if options["corpus"] is None:
         raise click.UsageError("Missing option '--corpus'.")
@@ -286,6 +309,7 @@ def _resolve(kind: str, options: Settings, flags: Settings, base: Settings | Non
         flags={**flags, "seconds": seconds},
         base=base,
         tokens=_tokens(options["corpus"]) if seconds else None,
+        planned=planned,
     )
     for key in given(kind, options["file"], settings):
         if key in config.idle and key not in WITHOUT_RESULT:

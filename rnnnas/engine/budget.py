@@ -58,8 +58,8 @@ class Costs:
 class Plan:
     """What a budget was turned into before the first step.
 
-    seconds: the budget. spent: of it, before the first step. rounds: how many; steps: planned for
-    each. every: validation comes after every so many rounds, and after the last. costs: as they
+    seconds: the budget; first: what it was before the run was extended. spent: of it, before the
+    first step. rounds: how many; steps: planned for each. every: validation comes after every so many rounds, and after the last. costs: as they
     were measured. equal: every round has the planned steps, and there are as many rounds as fit.
     """
 
@@ -70,6 +70,7 @@ class Plan:
     every: int
     costs: Costs
     equal: bool = False
+    first: float = 0.0
 
     def to_plain(self) -> dict[str, Any]:
         """Nested plain values, as plan.json holds them."""
@@ -133,7 +134,7 @@ def make_plan(seconds: float, spent: float, costs: Costs, equal: int = 0) -> Pla
         )
     return Plan(
         seconds=seconds, spent=spent, rounds=rounds, steps=steps, every=every, costs=costs,
-        equal=bool(equal),
+        equal=bool(equal), first=seconds,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 from rnnnas.config.plain import from_plain
 from rnnnas.config.presets import preset_table
 from rnnnas.errors import UsageError
-from rnnnas.study.budget import JOB_SECONDS, budgeted, line
+from rnnnas.study.budget import AROUND, budgeted, line
 from rnnnas.study.plan import StudyConfig, final_jobs, first_jobs, search_config, train_config
 
 
@@ -42,7 +42,7 @@ def lasts(config: StudyConfig, slots: int) -> float:
         free = [max(free)] * slots
         for job in jobs:
             first = free.index(min(free))
-            free[first] += each[job.kind] + JOB_SECONDS
+            free[first] += each[job.kind] + AROUND[0] + AROUND[1] * 4.0
     return max(free)
 
 

@@ -59,8 +59,9 @@ class Plan:
     """What a budget was turned into before the first step.
 
     seconds: the budget; first: what it was before the run was extended. spent: of it, before the
-    first step. rounds: how many; steps: planned for each. every: validation comes after every so many rounds, and after the last. costs: as they
-    were measured. equal: every round has the planned steps, and there are as many rounds as fit.
+    first step. rounds: how many; steps: planned for each. every: validation comes after every so
+    many rounds, and after the last. costs: as they were measured. equal: every round has the
+    planned steps, and there are as many rounds as fit.
     """
 
     seconds: float

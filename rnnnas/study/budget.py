@@ -10,9 +10,9 @@ from typing import Any
 from rnnnas.errors import UsageError
 from rnnnas.study.plan import StudyConfig
 
-JOB_SECONDS = (
-    2.0  # around a job, which its own budget does not cover: it is started, and looked for
-)
+# Around a job, beside its own budget: the interpreter begins and ends, the study looks for it. In
+# seconds, and times what a start takes.
+AROUND = 0.5, 0.5
 SEARCH_SHARE = 1.2  # a search gets so many times what a training gets
 LEAST = 10.0, 2.0  # seconds of a training to be worth starting, and times its start beside them
 ENOUGH = 60.0  # seconds of a training before there are more seeds and methods
@@ -36,9 +36,8 @@ def budgeted(
         choices.append(replace(config, seeds=config.seeds[:1]))
     if not methods:
         choices.append(replace(choices[-1], methods=config.methods[:FEW_METHODS]))
-    left = seconds - start
-    chosen = next((c for c in choices if _each(c, left, slots) >= ENOUGH), choices[-1])
-    each, enough = _each(chosen, left, slots), LEAST[0] + LEAST[1] * start
+    chosen = next((c for c in choices if _each(c, seconds, slots, start) >= ENOUGH), choices[-1])
+    each, enough = _each(chosen, seconds, slots, start), LEAST[0] + LEAST[1] * start
     if each < enough:
         least = seconds + (enough - each) * _units(chosen, slots)
         raise UsageError(
@@ -78,10 +77,10 @@ def _units(config: StudyConfig, slots: int) -> float:
     return SEARCH_SHARE * searches + shorts + finals
 
 
-def _each(config: StudyConfig, seconds: float, slots: int) -> float:
-    """Seconds that a training gets."""
-    around = JOB_SECONDS * sum(_waves(config, slots))
-    return (seconds - around) / _units(config, slots)
+def _each(config: StudyConfig, seconds: float, slots: int, start: float) -> float:
+    """Seconds that a training gets; start: what the start of a process takes."""
+    around = (AROUND[0] + AROUND[1] * start) * sum(_waves(config, slots))
+    return (seconds - start - around) / _units(config, slots)
 
 
 def _timed(stage: Mapping[str, Any], seconds: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tiny_home import corpus, home  # noqa: F401  (fixtures)
 from rnnnas.config.presets import resolve
 from rnnnas.config.recipes import recipe
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
+from rnnnas.distributed import ALONE
 from rnnnas.engine import budget
 from rnnnas.engine.budget import Costs, Course, Pace, Plan, Stopwatch, make_plan, read_plan
 from rnnnas.engine.job import Position
@@ -159,6 +160,16 @@ def test_a_course_reads_every_window_of_every_pass_once() -> None:
         (0, 0, 0), (0, 1, 3), (0, 2, 7), (1, 0, 0), (1, 1, 6), (2, 0, 0), (2, 1, 2), (2, 2, 4),
     ]  # fmt: skip
     assert {(p.step, p.progress) for p in places} == {(k, 0.5) for k in range(8)}
+
+
+def test_a_measurement_that_would_refuse_is_taken_again(tmp_path: Path) -> None:
+    bad, good = (Costs(step=0.1, validation=1.0, end=end) for end in (90.0, 3.0))
+    measured = [good, bad]
+    clock = FakeClock()
+    plan = budget.planned(
+        100.0, tmp_path, Stopwatch(clock=clock), fresh=False, ranks=ALONE, measure=measured.pop
+    )
+    assert plan.costs == good and not measured
 
 
 # Trainings
@@ -389,3 +400,11 @@ def test_a_recipe_gives_way_to_what_is_said() -> None:
     assert config("model.hidden=50").model.hidden == 50
     assert config(preset="ptb-medium").model.hidden == 256
     assert config(tokens=900_000) != config()
+
+
+@pytest.mark.slow
+def test_a_budget_by_the_real_clock(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+    """Loosely: other work may share the machine."""
+    config = train_config(seconds=20.0)
+    result = train(config, corpus, tmp_path / "run", device=CPU, quiet=True)
+    assert 14.0 < result["spent_seconds"] < 30.0

@@ -53,6 +53,14 @@ class Costs:
     validation: float
     end: float
 
+    def least(self, other: Costs) -> Costs:
+        """The smaller of each."""
+        return Costs(
+            step=min(self.step, other.step),
+            validation=min(self.validation, other.validation),
+            end=min(self.end, other.end),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -178,6 +186,10 @@ def planned(
     there = ranks.on_rank_zero(stored)
     if there is None:
         costs = measure()
+        large = ranks.broadcast(costs.end > 0.5 * (seconds - stopwatch.spent()))
+        if large and ranks.broadcast(stopwatch.spent() < 0.5 * seconds):
+            # Other work may have come in between: what is refused is measured twice.
+            costs = costs.least(measure())
         there = ranks.on_rank_zero(
             lambda: make_plan(seconds, stopwatch.spent(), costs, equal).to_plain()
         )

@@ -36,6 +36,7 @@ ROUNDS = (5, 20)  # at least and at most, in a budget of up to 20 * LONGEST_ROUN
 SHORTEST_ROUND, LONGEST_ROUND = 6.0, 600.0  # seconds: after each the state is saved
 VALIDATION_SHARE = 0.1  # of the budget, at most, goes to validations on the way
 TOLERANCE = 0.02  # of the budget: a round keeps its planned steps where the end is off by less
+SLOWDOWN = 0.75, 2.0  # least and most that the end's work is taken to be slower than measured
 MEMORY = 0.5  # weight of the newest round in what a step is taken to cost
 WARM, TIMED = 3, 8  # steps that are discarded, and those that are timed
 TIMED_SHARE = 0.02  # of the budget, at most, goes to the timed steps
@@ -253,10 +254,11 @@ class Pace:
 
     @property
     def slowdown(self) -> float:
-        """How much longer a step takes now than when it was measured; of a search whose alphas rest
-        at first, not below what other work on the machine can explain.
+        """How much longer a step takes now than when it was measured; within bounds, for a search
+        whose alphas rest at first, and for a burst of other work.
         """
-        return max(0.75, self._step_seconds / self.plan.costs.step)
+        low, high = SLOWDOWN
+        return min(max(low, self._step_seconds / self.plan.costs.step), high)
 
     def steps(self, number: int) -> int:
         """Steps of round `number`; decided when it is first asked for."""
@@ -309,7 +311,9 @@ class Pace:
         """
         if self._began is not None:
             took = (self.spent() - self._began) / self.rounds[number]
-            self._step_seconds += MEMORY * (took - self._step_seconds)
+            # A round of few steps tells little.
+            weight = MEMORY * min(1.0, self.rounds[number] / TIMED)
+            self._step_seconds += weight * (took - self._step_seconds)
             self._began = None
         planned = number + 1 >= self.plan.rounds and not self.plan.equal
         over = planned or self._no_time()

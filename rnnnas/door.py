@@ -387,8 +387,11 @@ def resolve_run(
     flags: Mapping[str, Any],
     images: bool,
     settings: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    tokens: int | None = None,
+    planned: float | None = None,
 ) -> Any:
-    """The configuration of a "search" or a "train" run.
+    """The configuration of a "search" or a "train" run; arguments as of `presets.resolve`.
 
     Raises:
         UsageError: naming the key, the value, what is allowed and the nearest known key.
@@ -399,6 +402,9 @@ def resolve_run(
         file=None if file is None else Path(file),
         settings=settings,
         flags=flags,
+        base=base,
+        tokens=tokens,
+        planned=planned,
     )
 
 
@@ -411,10 +417,16 @@ def without_effect(
 
 
 def default_folder(kind: str, config: Any, called: str = "") -> Path:
-    """Where a run lies that is told no folder: checkpoints/KIND-CORPUS-NAME-sSEED."""
-    name = config.method if kind == "search" else Path(called).name or called
-    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name.removesuffix(".json"))
-    return checkpoints_folder() / f"{kind}-{config.corpus}-{safe}-s{config.seed}"
+    """Where a run lies that is told no folder."""
+    name = config.method if kind == "search" else called
+    return run_folder(kind, config.corpus, name, config.seed)
+
+
+def run_folder(kind: str, corpus: str, called: str, seed: int) -> Path:
+    """checkpoints/KIND-CORPUS-NAME-sSEED, with a name that is fit for a folder."""
+    name = (Path(called).name or called).removesuffix(".json")
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    return checkpoints_folder() / f"{kind}-{corpus}-{safe}-s{seed}"
 
 
 def checkpoint_of(model: Any) -> Path:

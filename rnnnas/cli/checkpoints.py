@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rnnnas.cli import complete
-from rnnnas.cli.common import device_option, json_option, pick_device, print_json
+from rnnnas.cli.common import device_option, json_option, pick_device, print_json, say_compared
 from rnnnas.errors import UsageError
 from rnnnas.runs.progress import waiting
 
@@ -127,8 +127,11 @@ def evaluate(
             )  # fmt: skip
             click.echo(f"{name}: {chosen}; validation perplexity "
                        f"{result[name]['valid_perplexity']:.4f}")  # fmt: skip
-    if "word_perplexity" in result:
+    if result["word_perplexity"] != result["perplexity"]:
         click.echo(f"perplexity a word {result['word_perplexity']:.4f}")
+    if "bits_per_byte" in result:
+        click.echo(f"{result['bits_per_byte']:.4f} bits a byte")
+        say_compared(result, result["perplexity"], "this model", "train it longer: --minutes N")
     if "best_perplexity" in result:
         click.echo(f"best any model can reach {result['best_perplexity']:.4f}")
 

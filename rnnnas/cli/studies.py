@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rnnnas.cli import complete
-from rnnnas.cli.common import device_option, json_option, pick_device, print_json
+from rnnnas.cli.common import (
+    STARTED,
+    budget_seconds,
+    device_option,
+    json_option,
+    pick_device,
+    print_json,
+)
 from rnnnas.errors import UsageError
 from rnnnas.home import checkpoints_folder
 from rnnnas.runs.progress import waiting
@@ -24,6 +32,13 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 @click.option("--methods", shell_complete=complete.method_list,
               help="Search methods, e.g. darts-1st,gdas. More extend a study.")  # fmt: skip
 @click.option("--seeds", help="How many search seeds, or which: 4, or 1,2,7. More extend a study.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="A time budget: every search and training gets its share, and of methods and "
+    "seeds that are not given there are as many as fit.",
+)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="The same in seconds.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               shell_complete=complete.key_values,
               help="Override one setting, e.g. short.epochs=2; may be repeated.")  # fmt: skip
@@ -43,8 +58,9 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 @json_option
 def study(
     corpus: str, preset: str | None, methods: str | None, seeds: str | None,
-    settings: tuple[str, ...], out: Path | None, jobs: int | None, cluster: Any,
-    partition: str | None, fresh: bool, device: str, dry_run: bool, as_json: bool,
+    minutes: float | None, seconds: float | None, settings: tuple[str, ...], out: Path | None,
+    jobs: int | None, cluster: Any, partition: str | None, fresh: bool, device: str,
+    dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare search methods with one another and with random cells.
 
@@ -54,6 +70,7 @@ def study(
     \b
     Examples:
       rnnnas study --corpus ptb --preset study-quick
+      rnnnas study --corpus book --minutes 20
       rnnnas study --corpus ptb --methods darts,darts-1st --seeds 3 --jobs 2
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
     """
@@ -67,6 +84,15 @@ def study(
     with waiting(f"opening the corpus {config.corpus}"):
         opened = open_corpus(config.corpus)
     slots = jobs or _slots(device)
+    seconds = budget_seconds(minutes, seconds)
+    if seconds is not None:
+        from rnnnas.studies.budget import budgeted, line
+
+        config = budgeted(
+            config, seconds, slots, start=time.perf_counter() - STARTED,
+            methods=methods is not None, seeds=seeds is not None,
+        )  # fmt: skip
+        click.echo(line(config, seconds), err=True)
     if dry_run:
         from rnnnas.studies.estimate import estimate
 

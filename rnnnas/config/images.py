@@ -57,6 +57,7 @@ class ImageSearchConfig(MethodChoice):
 
     second: ClassVar[Literal["finite", "exact"]] = "exact"
     capture: ClassVar[Literal["off"]] = "off"  # windows of images are never captured
+    seconds: ClassVar[float] = 0.0  # a search on images has no time budget
 
     corpus: str
     method: str = "darts"
@@ -165,6 +166,8 @@ class ImageTrainConfig:
     """
 
     capture: ClassVar[Literal["off"]] = "off"  # as of a search
+    seconds: ClassVar[float] = 0.0  # as of a search
+    starts_from_weights: ClassVar[bool] = False  # a training on images begins from scratch
 
     corpus: str
     genotype: dict[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import dataclasses
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rnnnas.cnn import zoo as images
 from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
@@ -24,6 +24,7 @@ from rnnnas.config.preset_files import preset_names as preset_names
 from rnnnas.config.preset_files import preset_table as preset_table
 from rnnnas.config.preset_files import preset_tables as preset_tables
 from rnnnas.config.preset_files import preset_text as preset_text
+from rnnnas.config.recipes import recipe
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
@@ -34,6 +35,7 @@ DEFAULT_PRESET = "quick"
 DEFAULT_IMAGE_PRESET = "cifar10-quick"
 
 
+Run = TypeVar("Run", SearchConfig, ImageSearchConfig, TrainConfig, ImageTrainConfig)
 AnySearch = SearchConfig | ImageSearchConfig
 
 
@@ -55,10 +57,17 @@ def resolve(
     file: Path | None,
     settings: Iterable[str],
     flags: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    tokens: int | None = None,
+    planned: float | None = None,
 ) -> Any:
     """The configuration of a run of `kind`, one of `KINDS`.
 
     Args:
+        tokens: of the training text, for the recipe of a time budget where no preset is named.
+        planned: the budget that the recipe is for, where it is not this run's: that of a run which
+            is to be extended.
+        base: what takes the place of the default preset, where neither preset nor file is given.
         settings: 'dotted.key=value' texts; a value is read as TOML, or else as a plain word.
         flags: values by key, None for those not given.
 
@@ -66,7 +75,14 @@ def resolve(
         UsageError: naming the key, the value, what is allowed and the nearest known key.
     """
     cls = KINDS[kind]
-    table = compose(kind, preset=preset, file=file, settings=settings, flags=flags)
+    settings = list(settings)
+    seconds = flags.get("seconds")
+    if seconds and tokens and base is None and not kind.startswith(IMAGE):
+        base = {}
+        merge(base, preset_table(DEFAULT_PRESET, kind))
+        merge(base, recipe(kind, tokens, planned or seconds))
+    table = compose(kind, preset=preset, file=file, settings=settings, flags=flags, base=base)
+    _settle_length(table, kind, file, settings, flags)
     if "capture" in table and kind.startswith(IMAGE):
         raise UsageError("the setting 'capture' is for text: runs on images are never captured")
     if isinstance(table.get("genotype"), str):
@@ -82,6 +98,41 @@ def resolve(
             table["cell"] = "derived"
             table["genotype"] = genotype_of(name, table.get("seed", 1)).to_plain()
     return from_plain(cls, table)
+
+
+def _settle_length(
+    table: dict[str, Any], kind: str, file: Path | None, settings: list[str],
+    flags: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Let what was given of epochs, windows and time win over what the preset has of them.
+
+    Raises:
+        UsageError: for a time and a number of epochs.
+    """
+    said = {setting.partition("=")[0].strip() for setting in settings}
+    said |= {key for key, value in flags.items() if value is not None}
+    if table.get("seconds"):
+        if "epochs" in said:
+            raise UsageError(
+                f"a budget of {table['seconds']:g} s decides how many epochs there are",
+                "give a time or --epochs, not both",
+            )
+        if kind.startswith(IMAGE):
+            raise UsageError(
+                "a time budget is for text so far", "give the length of a run on images by --epochs"
+            )
+        if "windows.limit" not in said and "limit" not in _in_file(file, kind, "windows"):
+            table.setdefault("windows", {})["limit"] = 0  # all of the text, as time permits
+    filed = {} if file is None else file_table(file, kind)
+    fixed = {"epochs", "windows.limit"} & said or "epochs" in filed
+    if fixed and "least_steps" in table and "least_steps" not in said | filed.keys():
+        table["least_steps"] = 0
+
+
+def _in_file(file: Path | None, kind: str, group: str) -> Mapping[str, Any]:
+    """What a configuration file holds of a group of settings."""
+    inner = {} if file is None else file_table(file, kind).get(group, {})
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _check_medium(name: str, kind: str) -> None:
@@ -107,10 +158,13 @@ def compose(
     file: Path | None,
     settings: Iterable[str],
     flags: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The settings of `resolve` as they were given, merged and not yet checked."""
     table: dict[str, Any] = {}
-    if preset is not None or file is None:
+    if base is not None and preset is None and file is None:
+        merge(table, base)
+    elif preset is not None or file is None:
         default = DEFAULT_IMAGE_PRESET if kind.startswith(IMAGE) else DEFAULT_PRESET
         merge(table, preset_table(preset or default, kind))
     if file is not None:
@@ -168,3 +222,14 @@ def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
             known = to_plain(group.default_factory())
             keys += [f"{group.name}.{k}" for k, v in inner.items() if known.get(k) != v]
     return list(dict.fromkeys(keys))
+
+
+def with_budget(config: Run, minutes: float) -> Run:
+    """The settings of a run with a time budget.
+
+    Raises:
+        UsageError: for a run on images, which has none.
+    """
+    if not any(f.name == "seconds" for f in dataclasses.fields(config)):
+        raise UsageError("a time budget is for text so far", "leave out `minutes`")
+    return dataclasses.replace(config, seconds=60.0 * minutes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rnnnas.config.method import MethodChoice
 from rnnnas.config.plain import at_least as _at_least
@@ -32,6 +32,20 @@ from rnnnas.optim import AlphaConfig, WeightConfig
 NO_CELL = "say which cell is trained, as --genotype DARTS_V2, LSTM, or a search's run folder"
 WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no result
 
+BY_BUDGET = {"epochs", "least_steps"}  # settings that a time budget takes the place of
+
+
+def check_length(config: SearchConfig | TrainConfig) -> None:
+    """Refuse a length of a run that is none, or said twice."""
+    _at_least(least_steps=(config.least_steps, 0))
+    if config.seconds < 0:
+        raise UsageError(f"seconds = {config.seconds} must not be negative")
+    if config.seconds and config.weights.finetune_epochs:
+        raise UsageError(
+            f"seconds = {config.seconds:g} plans no weights.finetune_epochs",
+            "leave them out, or give --epochs instead of a time",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig(MethodChoice):
@@ -44,6 +58,10 @@ class SearchConfig(MethodChoice):
     seed: decides every random draw; -; 0 or more; one number as good as another
     epochs: passes over the text that the weights are trained on, each at most `windows.limit`
         windows long; passes; 1 or more; 50 as in the DARTS paper
+    least_steps: where so many epochs have fewer steps, there are more epochs; steps; 0 or more, 0
+        for no more; what a preset means on PTB, so that a small text is not left untrained
+    seconds: a time budget that decides on the steps instead of epochs; seconds; 0 or more, 0 for
+        none; epochs are what papers state
     valid_streams: texts read side by side when validation is measured; streams; 2 or more, since a
         search normalises over streams; fast, and short texts still have enough of them
     save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
@@ -68,6 +86,8 @@ class SearchConfig(MethodChoice):
     method: str = "darts"
     seed: int = 1
     epochs: int = 50
+    least_steps: int = 0
+    seconds: float = 0.0
     valid_streams: int = 64
     save_seconds: float = 60.0
     capture: Literal["auto", "on", "off"] = "auto"
@@ -95,6 +115,7 @@ class SearchConfig(MethodChoice):
             if value != only:
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
+        check_length(self)
         _ = self.plan  # refuses stages that do not fit
         if self.windows.streams < 2:
             raise UsageError("windows.streams must be at least 2: search normalises over streams")
@@ -139,7 +160,7 @@ class SearchConfig(MethodChoice):
             )
         if stops and len(self.plan) > 1:
             raise UsageError("stop.eigenvalue compares epochs of one stage: the search has several")
-        if stops and self.stop.every > self.epochs:
+        if stops and not self.seconds and self.stop.every > self.epochs:
             raise UsageError(
                 f"stop.every = {self.stop.every} is more than all {self.epochs} epochs: "
                 "there would be no report"
@@ -169,6 +190,8 @@ class SearchConfig(MethodChoice):
             keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}
         elif not self.derive.tune_windows:
             keys.add("derive.lr")
+        if self.seconds:
+            keys |= BY_BUDGET
         if not self.stop.eigenvalue:
             keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
             keys.remove("stop.eigenvalue")
@@ -200,10 +223,16 @@ class TrainConfig:
     seed: decides every random draw; -; 0 or more; one number as good as another
     epochs: passes over the training text, each at most `windows.limit` windows long; passes; 1 or
         more; enough for a small text, the paper takes 3,600 on PTB
+    least_steps: where so many epochs have fewer steps, there are more epochs; steps; 0 or more, 0
+        for no more; what a preset means on PTB, so that a small text is not left untrained
+    seconds: a time budget that decides on the steps instead of epochs; seconds; 0 or more, 0 for
+        none; epochs are what papers state
     valid_streams: texts read side by side when validation is measured; streams; 1 or more; 10 as in
         the literature
     test_streams: texts read side by side in the test at the end; streams; 1 or more; 1 as in the
         literature, where no stream starts without context
+    start: digest of the checkpoint whose weights the training begins with; -; set by --from; empty,
+        a training begins with drawn weights
     save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
         then costs a minute at most
     capture: whether a window's kernels run as one CUDA graph, "auto" where that pays; it is slower
@@ -215,11 +244,16 @@ class TrainConfig:
     weights: the optimiser of the weights
     """
 
+    starts_from_weights: ClassVar[bool] = True  # `start`
+
     corpus: str
     cell: Literal["derived", "lstm", "gru"] = "derived"
     genotype: dict[str, Any] = field(default_factory=dict)
     seed: int = 1
+    start: str = ""
     epochs: int = 50
+    least_steps: int = 0
+    seconds: float = 0.0
     valid_streams: int = 10
     test_streams: int = 1
     save_seconds: float = 60.0
@@ -251,6 +285,7 @@ class TrainConfig:
             valid_streams=(self.valid_streams, 1),
             test_streams=(self.test_streams, 1),
         )
+        check_length(self)
 
     @property
     def network(self) -> CellGene | Baseline:
@@ -263,6 +298,8 @@ class TrainConfig:
     def idle(self) -> frozenset[str]:
         """Dotted keys of settings that change nothing in the result of this training."""
         keys = {*WITHOUT_RESULT, "model.nodes"}
+        if self.seconds:
+            keys |= BY_BUDGET
         if self.cell != "derived":
             keys.add("noise.dropoutx")
             if self.model.layers == 1:

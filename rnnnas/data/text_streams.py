@@ -74,6 +74,21 @@ def window_lengths(config: WindowConfig, length: int, rng: random.Random) -> lis
     return lengths
 
 
+def epoch_lengths(config: WindowConfig, length: int, seed: int, epoch: int) -> list[int]:
+    """`window_lengths` of one epoch of a run: they depend on its seed and the epoch alone."""
+    return window_lengths(config, length, random.Random(f"{seed}/windows/{epoch}"))
+
+
+def epochs_for(config: WindowConfig, tokens: int, seed: int, epochs: int, least: int) -> int:
+    """Epochs of a text of `tokens` that are no fewer than `epochs`, and hold `least` windows."""
+    number = windows = 0
+    while number < epochs or windows < least:
+        if windows < least:
+            windows += max(len(epoch_lengths(config, tokens // config.streams, seed, number)), 1)
+        number += 1
+    return number
+
+
 class Streams:
     """A token array as B streams of L tokens; what does not fill a row is left off the end.
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 import torch
@@ -167,6 +167,8 @@ class _Loop:
         self._restore(saved)
         self.lr_factor, self.rollbacks = saved["lr_factor"], saved["rollbacks"]
         self.seconds_before = saved["seconds"]
+        if self.at.window == 0 and self.job.epochs:  # of a run that is extended it is less now
+            self.at = replace(self.at, progress=self.at.epoch / self.job.epochs)
         return saved
 
     def _say_where(self, saved: dict[str, Any] | None) -> None:

@@ -74,6 +74,7 @@ class Strategy(ABC):
         self.spaces = spaces
         self.seed = seed
         self.total = total
+        self.most: int | None = None  # cells that there are, where none comes twice
         self.history: list[Scored] = []
 
     @property
@@ -117,6 +118,7 @@ class RandomCells(Strategy):
     def __init__(self, spaces: Spaces, seed: int, total: int) -> None:
         there = math.prod(space.count() for space in spaces.values())
         super().__init__(spaces, seed, min(total, there))
+        self.most = there
 
     def ask(self) -> Genotype:
         draws = self._draws()

@@ -182,6 +182,8 @@ class Progress:
     def expect(self, total: int) -> None:
         """Say how many steps there are, now that it is known better."""
         self._total = total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=max(total, 1))
 
     def finish(self) -> None:
         """Say that no more steps come: those that are done are all there are."""

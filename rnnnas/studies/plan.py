@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rnnnas.config.plain import from_plain, merge, to_plain
 from rnnnas.config.presets import KINDS, compose, resolve
 from rnnnas.config.text import SearchConfig, TrainConfig
-from rnnnas.data.text_streams import window_lengths
+from rnnnas.data.text_streams import epochs_for, window_lengths
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.methods import method_of
@@ -136,13 +136,18 @@ class Sizes:
         self.train = len(splits["train"])
 
     def steps(self, config: SearchConfig | TrainConfig) -> int:
-        """Windows that a run works through, all epochs, each taken to be as the first."""
+        """Windows that a run works through, all epochs, each taken to be as the first; of a run
+        with a budget its seconds, which say as much of the time that is left.
+        """
+        if config.seconds:
+            return max(1, round(config.seconds))  # not known yet; they go by the time
         tokens = self.train
         if isinstance(config, SearchConfig) and "alphas.held_out" not in config.idle:
             tokens = int(tokens * (1 - config.alphas.held_out))
         length = tokens // config.windows.streams
         windows = window_lengths(config.windows, length, random.Random(0))
-        return len(windows) * (config.epochs + config.weights.finetune_epochs)
+        epochs = epochs_for(config.windows, tokens, 0, config.epochs, config.least_steps)
+        return len(windows) * (epochs + config.weights.finetune_epochs)
 
 
 def resolve_study(

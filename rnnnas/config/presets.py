@@ -35,7 +35,7 @@ DEFAULT_PRESET = "quick"
 DEFAULT_IMAGE_PRESET = "cifar10-quick"
 
 
-Run = TypeVar("Run", SearchConfig, ImageSearchConfig, TrainConfig, ImageTrainConfig)
+Run = TypeVar("Run", bound="AnySearch | AnyTrain")
 AnySearch = SearchConfig | ImageSearchConfig
 
 
@@ -232,4 +232,5 @@ def with_budget(config: Run, minutes: float) -> Run:
     """
     if not any(f.name == "seconds" for f in dataclasses.fields(config)):
         raise UsageError("a time budget is for text so far", "leave out `minutes`")
-    return dataclasses.replace(config, seconds=60.0 * minutes)
+    budget: dict[str, Any] = {"seconds": 60.0 * minutes}
+    return dataclasses.replace(config, **budget)

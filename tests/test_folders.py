@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from sample_sources import TEXT, left_behind, three, written
 
 from rnnnas.cli import main
-from rnnnas.data import folders, text_corpus
+from rnnnas.data import earlier, folders, synthetic, text_corpus
 from rnnnas.data.corpus import (
     SPLITS,
     VocabOptions,
@@ -252,3 +255,37 @@ def test_without_an_exchange_replacing_works(
     other = written(tmp_path / "o.txt", TEXT.replace("9", "8"))
     assert add_corpus("own", other, OPTIONS, replace=True).sha256 != first.sha256
     assert left_behind() == ["own"]
+
+
+def test_what_a_killed_preparation_left_goes_at_the_next(tmp_path: Path) -> None:
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    gone, alive = int(child.stdout), os.getpid()
+    for process in (gone, alive):
+        hidden = corpora_folder() / f".own.{process}.partial"
+        written(hidden / folders.MARK, f"{hidden.name}\n{socket.gethostname()}\n{process}\n")
+        written(hidden / "corpus" / "train.bin", "x")
+    add_corpus("own", written(tmp_path / "t.txt"), OPTIONS)
+    assert left_behind() == [f".own.{alive}.partial", "own"]
+
+
+@pytest.mark.slow
+def test_what_is_known_of_the_generated_corpus_is_so() -> None:
+    corpus = open_corpus("hmm")
+    assert corpus.sha256 == earlier._HMM
+    for split in SPLITS:
+        exact = -synthetic.log_likelihoods(synthetic.source(), corpus.splits[split])[1:].mean()
+        assert np.exp(exact) == pytest.approx(earlier._HMM_BEST[split], rel=1e-12)
+
+
+def test_a_generated_corpus_of_the_format_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "LENGTHS", {"train": 9_000, "valid": 900, "test": 900})
+    path = open_corpus("hmm").folder / text_corpus.DESCRIPTION
+    old = json.loads(path.read_text()) | {"format": 1}
+    del old[text_corpus.SEAL]
+    path.write_text(json.dumps(old))
+    check_unchanged(open_corpus("hmm"))
+    old["best_perplexity"]["test"] += 0.1
+    path.write_text(json.dumps(old))
+    with pytest.raises(DataError, match="the perplexity of the true source on test is"):
+        check_unchanged(open_corpus("hmm"))

@@ -273,3 +273,12 @@ def test_ids_and_overrides_reach_the_library(monkeypatch: pytest.MonkeyPatch) ->
     for bad in ("../etc", "a/b/c", "", "a b", "-x", "/abs"):
         with pytest.raises(UsageError):
             fetch_corpus(bad, VocabOptions())
+
+
+def test_a_folder_of_a_datasets_name_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parquet(tmp_path / "some" / "set", everywhere(ROWS))
+    with pytest.raises(UsageError, match="some/set lies here"):
+        fetch_corpus("some/set", VocabOptions())

@@ -52,7 +52,7 @@ def test_images_may_lie_deeper_and_other_files_are_left_out(tmp_path: Path) -> N
     written(tmp_path / "README.md", "pictures of mine")
     source = opened(tmp_path)
     assert source.splits["train"].labels == ["cat", "cat", "dog", "owl"]
-    assert source.note.endswith("ignored files: README.md")
+    assert source.note.endswith("ignored files: README.md, train/cat/notes.bin")
 
 
 def test_text_is_no_image_folder(tmp_path: Path) -> None:

@@ -155,6 +155,13 @@ def test_columns(tmp_path: Path) -> None:
     assert left_behind() == ["own"]
 
 
+def test_a_table_by_its_name_is_not_read_as_text(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.csv", "col a,col b\n" + "x y,some z\n" * 300)
+    with pytest.raises(DataError, match="columns: col a, col b"):
+        added(path)
+    assert added(path, column="col b") == "some z\n" * 300
+
+
 def test_rows_of_several_lines_and_bad_rows(tmp_path: Path) -> None:
     rows = [{"text": f"one {i}\ntwo\n"} for i in range(200)]
     whole = "".join(row["text"] for row in rows)
@@ -197,7 +204,7 @@ def test_addresses_and_wrong_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_odd_names_are_exactly_what_was_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ["a[1]*", "b::c", "zwei Wörter", "~", "日本", "-x", "{y}", "quo'te"]
+    names = ["a[1]*", "b::c", "zwei Wörter 日本", "~", "-x'{y}"]
     for name in names:
         folder = tmp_path / name
         for split in SPLITS:
@@ -230,10 +237,12 @@ def test_chapters_are_joined_in_natural_order(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     folder = written(tmp_path / "book" / "ch1.txt", WHOLE).parent
-    for name in ("ch2", "a.log", "b.jfif", "x.gz", "c.docx"):
+    for name in ("ch2", "a.log", "b.jfif", "x.gz", "c.docx", "ch1.txt.gz"):
         written(folder / name, b"x")
     corpus = add_corpus("own", folder, BYTES)
-    assert "ignored files: a.log, b.jfif, c.docx, ch2, x.gz" in corpus.description["note"]
+    assert (
+        "ignored files: a.log, b.jfif, c.docx, ch1.txt.gz, ch2, x.gz" in corpus.description["note"]
+    )
     (folder / "ch3.txt").symlink_to(folder / "nowhere.txt")
     with pytest.raises(DataError, match="link to a file that is not there"):
         added(folder)
@@ -296,3 +305,21 @@ def test_shown_commands_can_be_pasted(tmp_path: Path, home: Path) -> None:
     words = shlex.split(found.output.partition("name: rnnnas ")[2])
     assert CliRunner().invoke(main, words).exit_code == 0
     assert os.listdir(own.parent) == ["my own.txt"]
+
+
+def test_all_words_different_and_another_language(tmp_path: Path) -> None:
+    different = "".join(f"w{i} v{i}\n" for i in range(1000))
+    path = written(tmp_path / "d.txt", different)
+    with pytest.raises(DataError, match="none of the words occurs twice") as caught:
+        add_corpus("own", path, VocabOptions(kind="words"))
+    assert "--vocab sentencepiece" in caught.value.remedy
+    folder = written(tmp_path / "f" / "train.txt", "the same words again\n" * 100).parent
+    for split in ("valid", "test"):
+        written(folder / f"{split}.txt", different)
+    found = run("own", "--from", str(folder))
+    assert found.exit_code == 0 and "warning: test is mostly unknown words" in found.output
+
+
+def test_one_parquet_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": LINES}), tmp_path / "x.parquet")
+    assert added(tmp_path / "x.parquet") == WHOLE

@@ -224,3 +224,19 @@ def test_absolute_names_in_archives_are_harmless(tmp_path: Path) -> None:
     add_corpus("own", zipped(tmp_path / "z.zip", dict(members)), WORDS)
     assert not outside.exists() and not (tmp_path / "x.valid.txt").exists()
     assert left_behind() == ["own"]
+
+
+def test_an_archive_of_many_members_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members: dict[str, str | bytes] = {f"{n}.txt": "a line of words\n" * 9 for n in range(300)}
+    path = zipped(tmp_path / "z.zip", members)
+    opened = []
+    original = text_sources.zipfile.ZipFile.__init__
+
+    def counted(self: Any, *rest: Any, **named: Any) -> None:
+        opened.append(rest)
+        original(self, *rest, **named)
+
+    monkeypatch.setattr(text_sources.zipfile.ZipFile, "__init__", counted)
+    assert len(add_corpus("own", path, WORDS).splits["train"]) > 9000 and len(opened) == 1

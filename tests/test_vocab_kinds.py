@@ -67,7 +67,7 @@ def test_units_of_every_vocabulary(tmp_path: Path, name: str, kind: str) -> None
 
 
 def test_vocabularies_compare_by_words_and_bytes(tmp_path: Path) -> None:
-    """A model that gives every character its count's share loses the same over any vocabulary."""
+    """The same nats over the whole text are the same numbers, whatever the tokens."""
     path = written(tmp_path / "t.txt", GERMAN + "\n")
     lines = blocks(GERMAN)["test"]
     whole = "".join(f"{line}\n" for line in lines)

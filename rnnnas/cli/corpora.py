@@ -264,6 +264,13 @@ def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
         shares = " / ".join(f"{100 * share:.2f} %" for share in unknown.values())
         click.echo(f"unknown (<unk>): {shares} of train / valid / test")
     if max(unknown.values(), default=0) > UNKNOWN_LIMIT:
+        for split, share in unknown.items():
+            if share >= 0.5:
+                click.echo(
+                    f"warning: {split} is mostly unknown words: is it another language or kind of "
+                    "text than train?",
+                    err=True,
+                )
         click.echo(
             "warning: more than 2 % of a split is <unk>, which a model predicts without knowing "
             "the word; --vocab sentencepiece or bytes has none, --vocab-size sets more words",

@@ -238,6 +238,11 @@ def add_corpus(
         files = parquet_files(source)
         images = image_parquet(source, files, label) if files else image_folder(source)
         if images is not None:
+            if label is not None and not files:
+                raise UsageError(
+                    f"{shown(source)}: the folders are the classes, there is no column",
+                    "Leave out --label.",
+                )
             return _prepare_images(folder, images, options, replace)
     if label is not None:
         raise UsageError("--label is for images in parquet", "Leave it out for text.")
@@ -362,6 +367,11 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
     if chosen == "auto":
         chosen = "words" if kind.pretokenised else "sentencepiece"
     vocab = _vocabulary(source.splits, chosen, options, kind, benchmark)
+    if kind.words and vocab.words and set(vocab.words) <= {EOS, UNK}:
+        raise DataError(
+            f"{shown(source.name)}: none of the {chosen} occurs twice in train",
+            "Take --vocab sentencepiece or bytes, more text, or a --vocab-size.",
+        )
     if chosen == "sentencepiece" and not options.size and vocab.size < pieces_for(0):
         notes.append(f"{vocab.size:,} sentencepieces, all that the training text supports")
     if chosen == "words" and kind.pretokenised:

@@ -16,6 +16,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from rnnnas.data.text_files import shown
 from rnnnas.errors import DataError, UsageError
 
 DESCRIPTION, VOCABULARY = "corpus.json", "vocab.json"
-MARK = ".rnnnas"  # in a hidden folder of ours: its own name
+MARK = ".rnnnas"  # in a hidden folder of ours: its own name, then machine and process
 _INNER, _OLD = "corpus", "replaced"
 _SPLIT_FILES = ("bin", "images", "labels", "spans")
 _FILES = frozenset(
@@ -61,11 +62,11 @@ def hidden_sibling(folder: Path) -> Iterator[Path]:
     """An empty folder, hidden beside `folder`; gone afterwards unless it was renamed."""
     for left in _hidden(folder):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE and not (left / _OLD).exists():
+            if not (left / _OLD).exists() and _is_over(left):
                 shutil.rmtree(left)
     hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        (hidden / MARK).write_text(hidden.name)
+        (hidden / MARK).write_text(f"{hidden.name}\n{socket.gethostname()}\n{os.getpid()}\n")
         inner = hidden / _INNER
         inner.mkdir(mode=0o755)
         inner.chmod(0o755)
@@ -85,9 +86,22 @@ def _hidden(folder: Path) -> list[Path]:
         for path in sorted(folder.parent.iterdir()):
             if path.name.startswith(prefix) and path.name.endswith(suffix):
                 with contextlib.suppress(OSError, ValueError):
-                    if (path / MARK).read_text() == path.name:
+                    if (path / MARK).read_text().split("\n")[0] == path.name:
                         found.append(path)
     return found
+
+
+def _is_over(hidden: Path) -> bool:
+    """Whether the preparation that made a hidden folder has ended, by its process or its age."""
+    lines = (hidden / MARK).read_text().split("\n")
+    if len(lines) > 2 and lines[1] == socket.gethostname() and lines[2].isdecimal():
+        try:
+            os.kill(int(lines[2]), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            pass
+    return time.time() - hidden.stat().st_mtime > _STALE
 
 
 def recover(folder: Path) -> None:

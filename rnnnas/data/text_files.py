@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from rnnnas.data import compressed, encodings
+from rnnnas.data import compressed, encodings, table_kinds
 from rnnnas.errors import DataError
 
 # Bytes. The longest line of WikiText-103 has about 20,000; a million without a line break is a
@@ -46,7 +46,7 @@ _BINARY = (
         "a Git LFS pointer, not the file it stands for",
         "fetch the file itself: git lfs pull",
     ),
-    (b"PAR1", "a parquet file", "give the folder that holds train, validation and test parquet"),
+    (b"PAR1", "a parquet file", "give it a name that ends in .parquet"),
     (b"%PDF", "a PDF document", "save its text as plain UTF-8 text first"),
     (b"\x89PNG", "a PNG image", "give plain UTF-8 text"),
     (b"\xff\xd8\xff", "a JPEG image", "give plain UTF-8 text"),
@@ -147,8 +147,6 @@ def check_head(head: bytes, name: str, *, table: bool = False) -> None:
 
 def _check_table(head: bytes, name: str) -> None:
     """Refuse JSON and CSV, whose marks and names would be learned as if they were text."""
-    from rnnnas.data import columns
-
     begin = head[:200_000].removeprefix(_BOM)
     lines = begin.decode("utf-8", "replace").splitlines()[:6]
     if len(begin) < len(head) or len(lines) == 6:
@@ -156,12 +154,14 @@ def _check_table(head: bytes, name: str) -> None:
     lines = [line for line in lines if line.strip()]
     found, kind = [], ""
     if lines and lines[0].lstrip().startswith("{"):
-        found, kind = columns.json_columns(lines), "JSON lines"
-    elif lines and (len(lines) > 2 or columns.is_table(name)):
-        found, kind = columns.csv_columns(lines), "CSV with a header"
+        found, kind = table_kinds.json_columns(lines), "JSON lines"
+    elif lines and (len(lines) > 2 or table_kinds.is_table(name)):
+        found, kind = table_kinds.csv_columns(lines), "CSV with a header"
+        if not found and table_kinds.is_table(name):
+            found = lines[0].split(table_kinds.delimiter_of(lines[0]))
     if found:
         listed = ", ".join(map(shown, found[:20]))
-        usual = next((c for c in columns.USUAL if c in found), found[0])
+        usual = next((c for c in table_kinds.USUAL if c in found), found[0])
         raise DataError(
             f"{name}: this is {kind}, not plain text; columns: {listed}",
             f"`corpus add` reads one column of it: --column {shown(usual)}",
@@ -197,7 +197,7 @@ def decode_line(row: bytes, name: str, number: int) -> str:
             f"(byte 0x{row[error.start]:02x}; perhaps Latin-1 or Windows-1252)",
             "Convert it first, for example: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
         ) from error
-    return check_line(without_marks(line), name, number)
+    return check_line(without_marks(line) if "\ufeff" in line else line, name, number)
 
 
 _MARK = re.compile(r"\ufeff(?!\s|$)|(?<!\s)\ufeff")
@@ -208,7 +208,7 @@ def without_marks(line: str) -> str:
 
     One that stands alone between spaces stays: WikiText-2 has it as a word.
     """
-    return _MARK.sub("", line) if "\ufeff" in line else line
+    return _MARK.sub("", line)
 
 
 def check_line(line: str, name: str, number: int) -> str:
@@ -277,7 +277,9 @@ def lines_of(blocks: Iterable[bytes], name: str, *, table: bool = False) -> Iter
         for row in rows:
             number += 1
             if len(row) <= LINE_LIMIT or table:
-                yield from decoded((row,))
+                line = decode_line(row, name, number)
+                blank = blank and not line.strip()
+                yield line
             else:
                 yield from decoded(broken_long(row, name, number))
         if table and len(rest) > TABLE_LIMIT:

@@ -14,6 +14,7 @@ import contextlib
 import lzma
 import os
 import re
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rnnnas.data import borders, columns, compressed
+from rnnnas.data import borders, columns, compressed, table_kinds
 from rnnnas.data.borders import SHARES
 from rnnnas.data.borders import SPLITS as SPLITS
 from rnnnas.data.text_files import (
@@ -88,7 +89,7 @@ class Reading:
     def reads(self, name: str) -> bool:
         """Whether a file of a folder or archive is text, by its name."""
         if self.column is not None:
-            return columns.is_table(name)
+            return table_kinds.is_table(name)
         return PurePosixPath(compressed.plain_name(name)).suffix.lower() in SUFFIXES
 
 
@@ -144,7 +145,10 @@ def open_source(path: Path, reading: Reading | None = None) -> Source:
     check_file(path)
     if path.suffix.lower() == ".zip" and not _office(path):
         return _archive(path, reading)
-    text = reading.text(lambda: file_blocks(path), shown(path), path.name)
+    if path.suffix.lower() == ".parquet":
+        text = columns.parquet_text(path.parent, path.name, reading.column)
+    else:
+        text = _file(path, path.name, reading)
     splits, note = borders.cut([text], shown(path))
     return Source(name=path.name, splits=splits, notes=(note,) if note else ())
 
@@ -206,7 +210,14 @@ def _folder(folder: Path, reading: Reading) -> Source:
         wanted = [name for name in found if name.endswith(".parquet")]
         texts = {name: columns.parquet_text(folder, name, reading.column) for name in wanted}
     else:
-        wanted = [name for name in found if reading.reads(name) and (folder / name).is_file()]
+        plain = set(found)  # a.txt.gz beside a.txt is the same text again
+        wanted = [
+            name
+            for name in found
+            if reading.reads(name)
+            and (folder / name).is_file()
+            and (compressed.plain_name(name) == name or compressed.plain_name(name) not in plain)
+        ]
         texts = {name: _file(folder / name, name, reading) for name in wanted}
     left = [name for name in found if name not in texts]
     return _assemble(folder.resolve().name, shown(folder), texts, left, reading)
@@ -214,6 +225,14 @@ def _folder(folder: Path, reading: Reading) -> Source:
 
 def _file(path: Path, name: str, reading: Reading) -> Text:
     return reading.text(lambda: file_blocks(path), shown(path), name)
+
+
+class _Opened:
+    """An archive that stays open as long as its texts are: opening it lists all members anew."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        weakref.finalize(self, archive.close)
 
 
 def _archive(path: Path, reading: Reading) -> Source:
@@ -224,9 +243,9 @@ def _archive(path: Path, reading: Reading) -> Source:
         raise DataError(
             f"{name}: not a zip archive that can be read ({error})", "Check or repeat the download."
         ) from error
-    with archive:
-        # The last of several members of one name wins, as when an archive is unpacked.
-        members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    opened = _Opened(archive)
+    # The last of several members of one name wins, as when an archive is unpacked.
+    members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
     seen = [name for name in sorted(members) if not any(map(hidden, PurePosixPath(name).parts))]
     wanted = [name for name in seen if reading.reads(name) and compressed.plain_name(name) == name]
     total = sum(members[member].file_size for member in wanted)
@@ -245,17 +264,17 @@ def _archive(path: Path, reading: Reading) -> Source:
             )
         if info.flag_bits & 1:
             raise DataError(f"{called}: is encrypted", "Unpack it and give the folder.")
-        texts[member] = _member_text(path, member, called, reading)
+        texts[member] = _member_text(opened, member, called, reading)
     left = [member for member in seen if member not in texts]
     return _assemble(path.name, name, texts, left, reading)
 
 
-def _member_text(path: Path, member: str, called: str, reading: Reading) -> Text:
+def _member_text(opened: _Opened, member: str, called: str, reading: Reading) -> Text:
     """A member's text. zipfile reads no more than the size that the archive declares for it."""
 
     def blocks() -> Iterator[bytes]:
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            with opened.archive.open(member) as file:
                 while block := file.read(BLOCK):
                     yield block
         except _DAMAGED as error:
@@ -274,10 +293,10 @@ def _nothing(called: str, left: Sequence[str], reading: Reading) -> DataError:
     """The error for a folder or archive without a file that is read."""
     if reading.column is not None:
         return DataError(
-            f"{called}: holds no {', '.join(columns.SUFFIXES)} and no parquet",
+            f"{called}: holds no {', '.join(table_kinds.SUFFIXES)} and no parquet",
             "Leave out --column for plain text.",
         )
-    if tables := [name for name in left if columns.is_table(name)]:
+    if tables := [name for name in left if table_kinds.is_table(name)]:
         return DataError(
             f"{called}: holds no text file, but tables ({shown(tables[0])})",
             "Name the column of the text: --column text",

@@ -102,7 +102,8 @@ def search(method: str | None, **options: Any) -> None:
     from rnnnas.nas.genotype import Genotype
 
     click.echo(as_text(Genotype.from_plain(result["genotype"])))
-    whose = "the best cell, briefly trained" if config.from_scratch else "the search network"
+    briefly = config.from_scratch or getattr(config, "races", False)
+    whose = "the best cell, briefly trained" if briefly else "the search network"
     click.echo(f"validation {_measured(result, 'valid')} of {whose}")
     click.echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
     folder = shlex.quote(result["run"])
@@ -240,12 +241,16 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
 
 def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
     from rnnnas.config.plain import to_toml
+    from rnnnas.halving import HalvingJob
     from rnnnas.searching.blackbox import CandidateJob
 
     # Where cells are trained from scratch, one after the other, an epoch of the job is a cell.
-    what = "cell" if isinstance(job, CandidateJob) else "epoch"
+    what = "cell" if isinstance(job, (CandidateJob, HalvingJob)) else "epoch"
     steps = len(job.lengths(0))
     parameters = sum(p.numel() for p in job.net.parameters())
+    if isinstance(job, HalvingJob) and not as_json:
+        for line in job.plan.lines():
+            click.echo(line)
     if as_json:
         sizes = {"parameters": parameters, f"steps_per_{what}": steps, f"{what}s": job.epochs}
         print_json({**sizes, "config": plain})
@@ -273,7 +278,7 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
     """
     from rnnnas.draw.text_svg_dot import as_text
     from rnnnas.nas.genotype import Genotype
-    from rnnnas.study.demo import demo as run
+    from rnnnas.studies.demo import demo as run
 
     result = run(
         corpus,
@@ -286,10 +291,11 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
         print_json(result)
         return
     click.echo("\n" + as_text(Genotype.from_plain(result["genotype"]), "the cell that was found"))
-    click.echo(f"test perplexity on {corpus}, lower is better:")
+    click.echo(f"test perplexity on {corpus}, lower is better, networks trained the same way:")
     for label, key in {
         "the searched cell": "test_perplexity",
-        "a random cell, trained the same way": "random_test_perplexity",
+        f"the mean of {len(result['random_cells'])} random cells": "random_mean_test_perplexity",
+        "an LSTM": "lstm_test_perplexity",
         "a bigram model": "bigram_perplexity",
         "a unigram model": "unigram_perplexity",
     }.items():

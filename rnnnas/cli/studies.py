@@ -51,7 +51,7 @@ def study(
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
     """
     from rnnnas.data.corpus import open_corpus
-    from rnnnas.study.plan import DEFAULT_PRESET, resolve_study
+    from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study
 
     flags: dict[str, Any] = {"corpus": corpus, "methods": _words(methods), "seeds": _seeds(seeds)}
     if partition is not None:
@@ -60,7 +60,7 @@ def study(
     opened = open_corpus(config.corpus)
     slots = jobs or _slots(device)
     if dry_run:
-        from rnnnas.study.estimate import estimate
+        from rnnnas.studies.estimate import estimate
 
         listed = estimate(config, opened, pick_device(device), slots=slots)
         if as_json:
@@ -70,8 +70,9 @@ def study(
             click.echo(f"{job['name']:28} {job['steps']:>9,} steps  {job['seconds']:>9,.0f} s")
         click.echo(f"about {listed['seconds'] / 60:,.0f} minutes, {slots} at a time")
         return
-    from rnnnas.study.execute import study as run
-    from rnnnas.study.report import table
+    from rnnnas.studies.comparison import comparison_table
+    from rnnnas.studies.execute import study as run
+    from rnnnas.studies.report import table
 
     name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
     more = () if device == "auto" else ("--device", device)
@@ -82,7 +83,7 @@ def study(
     if as_json:
         print_json(result)
         return
-    click.echo(table(result))
+    click.echo(comparison_table(result) if config.finals == "all" else table(result))
     click.echo(f"curves: rnnnas board {result['run']}", err=True)
 
 
@@ -90,7 +91,7 @@ def _slots(device: str) -> int:
     """How many jobs run at a time unless it is said: small networks gain little from a second core,
     and several jobs would share one GPU.
     """
-    from rnnnas.study.local_jobs import cores
+    from rnnnas.studies.local_jobs import cores
 
     return 1 if pick_device(device).type == "cuda" else min(cores(), MOST_JOBS)
 

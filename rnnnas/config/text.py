@@ -26,6 +26,7 @@ from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.derive import DeriveConfig
 from rnnnas.nas.early_stopping import StopConfig
 from rnnnas.nas.genotype import CellGene, Genotype
+from rnnnas.nas.halving import SelectConfig
 from rnnnas.nas.latency_price import LatencyConfig
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.space import RECURRENT_OPS
@@ -47,7 +48,8 @@ class SearchConfig(MethodChoice):
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
     cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
-    is read off alphas, and when they have moved enough; capture: see `programs.cuda_graphs_for`.
+    is read off alphas, and when they have moved enough; capture: see `programs.cuda_graphs_for`;
+    select: what decides which cell is returned.
     """
 
     corpus: str
@@ -69,6 +71,7 @@ class SearchConfig(MethodChoice):
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     derive: DeriveConfig = field(default_factory=DeriveConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
 
     def __post_init__(self) -> None:
         assert self.relaxation is not None  # refuses an unknown method or setting of one
@@ -149,7 +152,23 @@ class SearchConfig(MethodChoice):
         if not self.stop.eigenvalue:
             keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
             keys.remove("stop.eigenvalue")
+        halving = method_of(self.method).derive == "halving"
+        if not self.races:
+            keys |= {f"select.{f.name}" for f in dataclasses.fields(SelectConfig)}
+            if not self.from_scratch:
+                keys.remove("select.by")
+        if halving:
+            keys |= {"alphas.text", "blackbox.cells", "blackbox.weights"}
+            keys |= {"blackbox.population", "blackbox.sample"}
+            keys.discard("alphas.held_out")
+        else:
+            keys |= {"blackbox.budget", "blackbox.rung"}
         return keys
+
+    @property
+    def races(self) -> bool:
+        """Whether a race stands behind the search: one from scratch is decided by trainings."""
+        return self.select.by == "race" and not self.from_scratch
 
     @property
     def plan(self) -> tuple[Stage, ...]:

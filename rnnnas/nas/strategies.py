@@ -34,6 +34,9 @@ class BlackboxConfig:
     weights: of an evolution: every cell "scratch", or all "shared", trained under uniformly
     drawn cells before it starts.
     population, sample: P and S of regularised evolution.
+    budget: of a race by halving: what all its trainings cost together, in full trainings of
+    `windows` weight steps each (0: as many as the search's own); the number of cells follows.
+    rung: weight steps of a race's first rung, at least.
     """
 
     cells: int = 0
@@ -42,9 +45,12 @@ class BlackboxConfig:
     weights: Literal["scratch", "shared"] = "scratch"
     population: int = 8
     sample: int = 3
+    budget: float = 16.0
+    rung: int = 100
 
     def __post_init__(self) -> None:
         lows = {"cells": 0, "windows": 0, "targets": 0, "population": 1, "sample": 1}
+        lows |= {"budget": 2, "rung": 1}
         for name, low in lows.items():
             if getattr(self, name) < low:
                 raise UsageError(f"blackbox.{name} = {getattr(self, name)} must be at least {low}")

@@ -11,11 +11,12 @@ from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.errors import CheckpointError, Interrupted, UsageError
 from rnnnas.runs.files import Lock, disk_errors, read_json, remove_temporaries
 from rnnnas.runs.signals import StopRequest
-from rnnnas.study.local_jobs import LocalRunner, Runner, last_words
-from rnnnas.study.plan import Job, Sizes, StudyConfig, command, final_jobs, first_jobs
-from rnnnas.study.record import Record, free_folder
-from rnnnas.study.report import choose, report, show_on_board
-from rnnnas.study.slurm import slurm_runner
+from rnnnas.studies.comparison import comparison
+from rnnnas.studies.local_jobs import LocalRunner, Runner, last_words
+from rnnnas.studies.plan import Job, Sizes, StudyConfig, command, final_jobs, first_jobs
+from rnnnas.studies.record import Record, free_folder
+from rnnnas.studies.report import choose, report, show_on_board
+from rnnnas.studies.slurm import slurm_runner
 
 DIVERGED = 6  # an exit code: the same command would diverge again
 STOPPED = {143, -15}  # ended by SIGTERM from elsewhere, e.g. preempted: no failure
@@ -144,6 +145,8 @@ class Execution:
 
     def _finals_expected(self) -> int:
         config = self.record.config
+        if config.finals == "all":  # they are among the first
+            return 0
         return (len(config.methods) + 1) * len(config.final_seeds)
 
     def _look(self) -> None:
@@ -247,9 +250,12 @@ class Execution:
         return f"{settled}/{len(jobs) + final} jobs, about {minutes}:{seconds:02} left{also}"
 
     def _finish(self) -> dict[str, Any]:
-        result = report(self.record, self.jobs(), self.results)
+        every = self.record.config.finals == "all"
+        told = comparison if every else report
+        result = told(self.record, self.jobs(), self.results)
         if result != self.record.result:
-            show_on_board(self.record.folder, result)
+            if not every:
+                show_on_board(self.record.folder, result)
             self.record.result = result
             self.record.save()
         return {"run": str(self.record.folder), **result}

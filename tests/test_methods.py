@@ -26,12 +26,14 @@ from rnnnas.engine.steps import evaluate
 from rnnnas.nas.methods import METHODS, Method
 from rnnnas.runs.checkpoint import load_content
 from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.cell_training import CellTraining
 from rnnnas.searching.run import search
 from rnnnas.searching.supernet import SearchJob
 
 CPU = torch.device("cpu")
 TINY = ["model.hidden=8", "model.nodes=3", "windows.streams=4", "windows.bptt=4",
-        "windows.limit=3", "valid_streams=64", "epochs=2", "save_seconds=0"]  # fmt: skip
+        "windows.limit=3", "valid_streams=64", "epochs=2", "save_seconds=0",
+        "blackbox.budget=2", "select.windows=4", "select.budget=2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +67,18 @@ def test_every_method_searches_and_resumes_exactly(
     config = config_of(method)
     whole = search(config, corpus, tmp_path / "whole", device=CPU, quiet=True)
     assert "none" not in whole["cell"]
-    kind: Any = CandidateJob if config.from_scratch else SearchJob
-    original, left = kind.step, [1, 4]
+    races = METHODS[method].derive == "halving"
+    kind: Any = CellTraining if races else CandidateJob if config.from_scratch else SearchJob
+    name = "advance" if races else "step"
+    original, left = getattr(kind, name), [1, 4]
 
-    def step(self: Any, at: Position, *args: Any) -> Any:
-        if left and at.step == left[0]:
+    def step(self: Any, *args: Any) -> Any:
+        if left and (self.step if races else args[0].step) == left[0]:
             left.pop(0)
             raise Crash
-        return original(self, at, *args)
+        return original(self, *args)
 
-    monkeypatch.setattr(kind, "step", step)
+    monkeypatch.setattr(kind, name, step)
     for _ in range(2):
         with pytest.raises(Crash):
             search(config, corpus, tmp_path / "cut", device=CPU, quiet=True)
@@ -91,7 +95,7 @@ def own_preset(method: str) -> str:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_by_its_presets(method: str, corpus: Corpus, tmp_path: Path) -> None:
     for preset in {"quick", own_preset(method)}:
-        config = config_of(method, "epochs=1", preset=preset)
+        config = config_of(method, "epochs=1", "blackbox.windows=4", preset=preset)
         assert config.method == method
         result = search(config, corpus, tmp_path / preset, device=CPU, quiet=True)
         assert len(result["genotype"]["recurrent"]["nodes"]) == 3
@@ -99,7 +103,7 @@ def test_every_method_runs_by_its_presets(method: str, corpus: Corpus, tmp_path:
 
 def test_presets_named_after_a_method_use_it() -> None:
     named = [name for name in preset_names() if name.startswith("quick-")]
-    assert len(named) == 5
+    assert len(named) == 6
     for name in named:
         config = resolve("search", preset=name, file=None, settings=[], flags={"corpus": "a"})
         assert config.method == name.removeprefix("quick-")

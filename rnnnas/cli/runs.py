@@ -128,7 +128,8 @@ def search(method: str | None, **options: Any) -> None:
     from rnnnas.nas.genotype import Genotype
 
     click.echo(as_text(Genotype.from_plain(result["genotype"])))
-    whose = "the best cell, briefly trained" if config.from_scratch else "the search network"
+    briefly = config.from_scratch or getattr(config, "races", False)
+    whose = "the best cell, briefly trained" if briefly else "the search network"
     click.echo(f"validation {_measured(result, 'valid')} of {whose}")
     say_compared(
         result, result.get("valid_perplexity"), whose,
@@ -350,15 +351,19 @@ def _dry_run(job: Any, config: Any, seconds: Callable[[], float], options: Setti
     from rnnnas.cli.common import memory_bytes
     from rnnnas.config.plain import to_plain, to_toml
     from rnnnas.searching.blackbox import CandidateJob
+    from rnnnas.searching.halving import HalvingJob
 
     # Where cells are trained from scratch, one after the other, an epoch of the job is a cell.
-    what = "cell" if isinstance(job, CandidateJob) else "epoch"
+    what = "cell" if isinstance(job, (CandidateJob, HalvingJob)) else "epoch"
     steps = len(job.lengths(0))
     parameters = sum(p.numel() for p in job.net.parameters())
     budget = float(getattr(config, "seconds", 0.0))
     taken = budget or seconds()
     memory = memory_bytes(job.device)
     plain = to_plain(config)
+    if isinstance(job, HalvingJob) and not options["as_json"]:
+        for line in job.plan.lines():
+            click.echo(line)
     if options["as_json"]:
         sizes = {"parameters": parameters, f"steps_per_{what}": steps, f"{what}s": job.epochs}
         print_json({"seconds": taken, "memory_bytes": memory, **sizes, "config": plain})
@@ -412,10 +417,11 @@ def demo(
         print_json(result)
         return
     click.echo("\n" + as_text(Genotype.from_plain(result["genotype"]), "the cell that was found"))
-    click.echo(f"test perplexity on {corpus}, lower is better:")
+    click.echo(f"test perplexity on {corpus}, lower is better, networks trained the same way:")
     for label, key in {
         "the searched cell": "test_perplexity",
-        "a random cell, trained the same way": "random_test_perplexity",
+        f"the mean of {len(result['random_cells'])} random cells": "random_mean_test_perplexity",
+        "an LSTM": "lstm_test_perplexity",
         "a bigram model": "bigram_perplexity",
         "a unigram model": "unigram_perplexity",
     }.items():

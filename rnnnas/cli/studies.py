@@ -106,6 +106,7 @@ def study(
         click.echo(f"about {listed['seconds'] / 60:,.0f} minutes, {slots} at a time")
         return
     from rnnnas.studies.execute import study as run
+    from rnnnas.studies.paired_table import paired_table
     from rnnnas.studies.report import table
 
     name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
@@ -117,7 +118,7 @@ def study(
     if as_json:
         print_json(result)
         return
-    click.echo(table(result))
+    click.echo(paired_table(result) if config.finals == "all" else table(result))
     click.echo(f"as a page: rnnnas report {result['run']}", err=True)
     click.echo(f"curves: rnnnas board {result['run']}", err=True)
 

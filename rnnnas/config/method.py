@@ -21,6 +21,7 @@ class MethodChoice:
     # What only searches on text have; their configuration overrides these.
     stops_by_eigenvalue: ClassVar[bool] = False
     derives_by_perturbation: ClassVar[bool] = False
+    races: ClassVar[bool] = False
     method: str
     relax: dict[str, Any]
     alphas: AlphaConfig

@@ -22,6 +22,7 @@ from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas.derive import DeriveConfig
 from rnnnas.nas.early_stopping import StopConfig
 from rnnnas.nas.genotype import CellGene, Genotype
+from rnnnas.nas.halving import SelectConfig
 from rnnnas.nas.latency_price import LatencyConfig
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.space import RECURRENT_OPS
@@ -80,6 +81,7 @@ class SearchConfig(MethodChoice):
     latency: the price of a slow cell
     derive: how the cell is read off the alphas
     stop: early stopping by the eigenvalue of the alphas' Hessian
+    select: what decides which cell is returned
     """
 
     corpus: str
@@ -103,6 +105,7 @@ class SearchConfig(MethodChoice):
     latency: LatencyConfig = field(default_factory=LatencyConfig)
     derive: DeriveConfig = field(default_factory=DeriveConfig)
     stop: StopConfig = field(default_factory=StopConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
 
     def __post_init__(self) -> None:
         _ = self.relaxation  # refuses an unknown method or setting of one
@@ -195,7 +198,23 @@ class SearchConfig(MethodChoice):
         if not self.stop.eigenvalue:
             keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
             keys.remove("stop.eigenvalue")
+        halving = method_of(self.method).derive == "halving"
+        if not self.races:
+            keys |= {f"select.{f.name}" for f in dataclasses.fields(SelectConfig)}
+            if not self.from_scratch:
+                keys.remove("select.by")
+        if halving:
+            keys |= {"alphas.text", "blackbox.cells", "blackbox.weights"}
+            keys |= {"blackbox.population", "blackbox.sample"}
+            keys.discard("alphas.held_out")
+        else:
+            keys |= {"blackbox.budget", "blackbox.rung"}
         return keys
+
+    @property
+    def races(self) -> bool:  # type: ignore[override]  # a setting here
+        """Whether a race stands behind the search: one from scratch is decided by trainings."""
+        return self.select.by == "race" and not self.from_scratch
 
     @property
     def plan(self) -> tuple[Stage, ...]:

@@ -27,7 +27,7 @@ class Method(NamedTuple):
     alphas: what moves them: the hypergradient, REINFORCE (the relaxation is then a `Policy`), or
         nothing, in which case there are none.
     derive: the cell is read off the scores, or it is the best of cells that are tried: "samples"
-        of the policy, "random" ones, or an "evolution" of them.
+        of the policy, "random" ones, an "evolution" of them, or a race by "halving".
     cells: how many are tried.
     weights: they are tried with the search's "shared" weights, or each is trained from "scratch";
         "either" follows `blackbox.weights`.
@@ -38,7 +38,7 @@ class Method(NamedTuple):
     order: Literal["first", "second"] = "first"
     staged: bool = False
     alphas: Literal["gradient", "policy", "none"] = "gradient"
-    derive: Literal["scores", "samples", "random", "evolution"] = "scores"
+    derive: Literal["scores", "samples", "random", "evolution", "halving"] = "scores"
     cells: int = 0
     weights: Literal["shared", "scratch", "either"] = "shared"
 
@@ -78,6 +78,13 @@ METHODS: dict[str, Method] = {
         alphas="none",
         derive="random",
         cells=8,
+        weights="scratch",
+    ),
+    "halving": Method(
+        "uniform.Uniform",
+        "successive halving of random cells, then of one-gene children of the best",
+        alphas="none",
+        derive="halving",
         weights="scratch",
     ),
     "random-ws": Method(

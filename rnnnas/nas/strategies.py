@@ -40,6 +40,10 @@ class BlackboxConfig:
     population: P of regularised evolution; cells; 1 or more; small, since few cells are tried
     sample: S of regularised evolution, cells of which the best has a child; cells; 1 or more;
         small, as the population is
+    budget: what all trainings of a race by halving cost together; full trainings of `windows`
+        weight steps each; 2 or more; the number of cells follows
+    rung: weight steps of a race's first rung, at least; steps; 1 or more; below, the train loss
+        says little of a cell
     """
 
     cells: int = 0
@@ -48,9 +52,12 @@ class BlackboxConfig:
     weights: Literal["scratch", "shared"] = "scratch"
     population: int = 8
     sample: int = 3
+    budget: float = 16.0
+    rung: int = 100
 
     def __post_init__(self) -> None:
         lows = {"cells": 0, "windows": 0, "targets": 0, "population": 1, "sample": 1}
+        lows |= {"budget": 2, "rung": 1}
         for name, low in lows.items():
             if getattr(self, name) < low:
                 raise UsageError(f"blackbox.{name} = {getattr(self, name)} must be at least {low}")

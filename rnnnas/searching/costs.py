@@ -18,6 +18,8 @@ from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.perturbation import Perturbation
 from rnnnas.nas.relax.base import Mixtures
 from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.halving import HalvingJob
+from rnnnas.searching.race_budget import race_seconds
 from rnnnas.searching.supernet import SearchJob
 
 DRY_SECONDS = 1.0  # that steps are timed for where there is no budget
@@ -73,8 +75,10 @@ def search_costs(
     return Costs(step=step, validation=validation, end=end)
 
 
-def search_seconds(job: SearchJob | CandidateJob, corpus: AnyCorpus) -> float:
+def search_seconds(job: SearchJob | CandidateJob | HalvingJob, corpus: AnyCorpus) -> float:
     """Seconds that a search without a budget takes, by a job that is thrown away."""
+    if isinstance(job, HalvingJob):
+        return race_seconds(job)
     steps = job.epochs * len(job.lengths(0))
     if not isinstance(corpus, Corpus):
         return steps * measure_step(job, DRY_SECONDS)

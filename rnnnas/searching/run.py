@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +17,13 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.data.yardsticks import yardsticks
 from rnnnas.distributed import ALONE, Ranks
-from rnnnas.engine.budget import Costs, Pace, Plan, Stopwatch, enter_plan, planned
+from rnnnas.engine.budget import Costs, Course, Pace, Plan, Stopwatch, enter_plan, planned
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.pick_task import check, fitted
 from rnnnas.errors import UsageError
-from rnnnas.nas.genotype import cell_text
+from rnnnas.nas.collapse import collapse_note
+from rnnnas.nas.genotype import Genotype, cell_text
 from rnnnas.nas.latency_price import MICROSECOND
 from rnnnas.nas.methods import method_of
 from rnnnas.runs.checkpoint import content_digest
@@ -27,6 +31,9 @@ from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import Run, open_run
 from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.costs import search_costs
+from rnnnas.searching.halving import HalvingJob
+from rnnnas.searching.race_budget import SHARE, keep_race, timed_race
+from rnnnas.searching.selection import race_behind, race_config
 from rnnnas.searching.supernet import SearchJob
 
 
@@ -36,8 +43,8 @@ def job_of(
     device: torch.device,
     ranks: Ranks = ALONE,
     pace: Pace | None = None,
-) -> SearchJob | CandidateJob:
-    """The job that the method asks for: shared weights, or one cell after the other.
+) -> SearchJob | CandidateJob | HalvingJob:
+    """The job that the method asks for: shared weights, one cell after the other, or a race.
 
     Raises:
         UsageError: where several processes share a search that only one can make, or cannot be
@@ -59,8 +66,19 @@ def job_of(
                 "start it without torchrun or --processes; `rnnnas study --jobs N` runs several",
             )
         )
+    if ranks.size > 1 and config.races:
+        raise ranks.rank_zero_error(
+            UsageError(
+                "select.by = 'race' is for searches in one process: the race itself runs on all "
+                "cores",
+                "start the search without torchrun or --processes, or add --set select.by=alphas",
+            )
+        )
     if config.from_scratch:  # no method for images is
-        return CandidateJob(cast(SearchConfig, config), cast(Corpus, corpus), device, pace)
+        text, own = cast(SearchConfig, config), cast(Corpus, corpus)
+        if method_of(config.method).derive == "halving":
+            return HalvingJob(text, own, device)
+        return CandidateJob(text, own, device, pace)
     return SearchJob(config, corpus, device, ranks, pace)
 
 
@@ -68,19 +86,56 @@ def _plan(
     config: AnySearch, corpus: AnyCorpus, folder: Path, device: torch.device, stopwatch: Stopwatch,
     fresh: bool, ranks: Ranks,
 ) -> Plan | None:  # fmt: skip
-    """The plan of a search with a time budget, None of one without."""
+    """The plan of a search with a time budget, None of one without, and of a race by halving."""
     seconds = config.seconds
-    if not seconds:
+    if not seconds or method_of(config.method).derive == "halving":
         return None
 
     def measure() -> Costs:
-        job = job_of(config, corpus, device, ranks)
+        job = cast(SearchJob | CandidateJob, job_of(config, corpus, device, ranks))
         return search_costs(job, cast(Corpus, corpus), seconds - stopwatch.spent())
 
     cells = cast(SearchConfig, config).cells if config.from_scratch else 0
     return planned(
         seconds, folder, stopwatch, fresh=fresh, ranks=ranks, measure=measure, equal=cells
     )
+
+
+def _timed(
+    config: AnySearch, corpus: AnyCorpus, folder: Path, device: torch.device, stopwatch: Stopwatch,
+    fresh: bool,
+) -> tuple[AnySearch, tuple[float, int] | None]:  # fmt: skip
+    """The settings of a search with a time budget in which a race takes part, and the race's plan.
+
+    A race by halving has all of the time; one behind another method has `SHARE` of it.
+    """
+    halving = method_of(config.method).derive == "halving"
+    if not config.seconds or not (halving or config.races):
+        return config, None
+    text = cast(SearchConfig, config)
+    left = text.seconds - stopwatch.spent()
+    race = text if halving else race_config(text)
+    seconds = left if halving else SHARE * left
+    own = cast(Corpus, corpus)
+    budget, windows = timed_race(race, own, device, folder, seconds, fresh=fresh)
+    if halving:
+        black = replace(text.blackbox, budget=budget, windows=windows)
+        return replace(text, seconds=0.0, blackbox=black), (budget, windows)
+    select = replace(text.select, budget=budget, windows=windows)
+    return replace(text, seconds=(1 - SHARE) * text.seconds, select=select), (budget, windows)
+
+
+def _say_collapse(
+    job: SearchJob | CandidateJob | HalvingJob,
+    genotype: Genotype,
+    measured: Mapping[str, float],
+    beside: Mapping[str, float],
+) -> None:
+    """One line on standard error where the search has collapsed."""
+    network = measured.get("valid_perplexity") if isinstance(job, SearchJob) else None
+    unigram = beside.get("unigram_perplexity") if network is not None else None
+    if note := collapse_note(genotype, network, unigram):
+        print(f"note: {note}", file=sys.stderr)
 
 
 @exact_float32()
@@ -111,7 +166,9 @@ def search(
     (what its products were computed in, and where), digest (SHA-256 of genotype, alphas and
     weights, or of all cells that were trained from scratch with their losses); where latency has a
     price, latency_us, predicted of the cell; where the search was stopped early, stopped_at_epoch
-    and genotype_epoch, the one whose cell it is.
+    and genotype_epoch, the one whose cell it is; where a race decided, origin, what proposed the
+    cell, and random_cells, those that took part; valid_perplexity is then of that cell after its
+    short training.
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -122,6 +179,7 @@ def search(
     check_unchanged(corpus)
     config = fitted(config, corpus)
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
+    config, race_plan = _timed(config, corpus, folder, device, stopwatch, fresh)
     plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks)
     pace = None if plan is None else Pace(plan, stopwatch, ranks)
     # First: what it refuses leaves no run folder behind.
@@ -133,12 +191,18 @@ def search(
     with open_run(ranks, folder, "search", plain, **options) as run:
         if run.result is not None:
             return finished(run, ranks)
+        if race_plan is not None:
+            keep_race(run.folder, *race_plan)
         if plan is not None:
-            enter_plan(plan, run.folder, job.course, quiet=quiet, ranks=ranks)
+            enter_plan(plan, run.folder, cast(Course, job.course), quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and pricing is not None:
             job.set_price(pricing(run.folder))
         title = f"search {config.method} on {config.corpus}"
-        seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
+        if isinstance(job, HalvingJob):
+            assert isinstance(run, Run)  # one process: see `job_of`
+            seconds = job.run(run, title=title, quiet=quiet)
+        else:
+            seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and job.scored is not None:
             seconds = job.choose(cast(Run, run), quiet)  # one process: see `job_of`
         if isinstance(job, SearchJob) and config.derives_by_perturbation:
@@ -148,16 +212,31 @@ def search(
             streams = cast(SearchConfig, config).valid_streams
             known = partial(yardsticks, cast(Corpus, corpus), "valid", streams)
             beside = ranks.on_rank_zero(lambda: known().to_plain())
-        genotype = job.genotype()
-        digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
+        genotype, measured, outcome = job.genotype(), job.measured(), job.outcome()
+        origin: dict[str, Any] = {}
+        if isinstance(job, SearchJob) and config.races:
+            race = race_behind(job, cast(Corpus, corpus))
+            title = f"race behind {config.method} on {config.corpus}"
+            seconds = race.run(cast(Run, run), title=title, quiet=quiet)
+            genotype, measured = race.genotype(), race.measured()
+            outcome |= race.outcome()
+            origin = {"origin": race.origin(), "random_cells": race.random_cells()}
+            if not quiet:
+                print(f"the cell that won the race: {origin['origin']}", file=sys.stderr)
+        elif isinstance(job, HalvingJob):
+            origin = {"origin": job.origin(), "random_cells": job.random_cells()}
+        elif not quiet and ranks.leads:
+            _say_collapse(job, genotype, measured, beside)
+        digest = content_digest({"genotype": genotype.to_plain(), **outcome})
         ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
         result = {
             "run": str(run.folder),
             "genotype": genotype.to_plain(),
             "cell": cell_text(genotype),
             "seconds": round(seconds, 3),
-            **job.measured(),
+            **measured,
             **beside,
+            **origin,
             **({} if pace is None else pace.told()),
             "arithmetic": job.arithmetic,
             "digest": digest,
@@ -169,7 +248,7 @@ def search(
         }
         if isinstance(job, SearchJob) and job.price is not None:
             result["latency_us"] = job.price.of_cells(genotype.cells) / MICROSECOND
-        run.hparams({**plain, "cell": result["cell"]}, job.measured())
+        run.hparams({**plain, "cell": result["cell"]}, measured)
         result = ranks.broadcast(result)  # the seconds differ
         run.finish(result)
         return result

@@ -37,7 +37,7 @@ from rnnnas.nas.reinforce import Reinforce
 from rnnnas.nas.relax.base import Mixture, Mixtures, Spaces
 from rnnnas.nas.relax.policy import Policy, mixtures_of
 from rnnnas.nas.stages import progress_within, stage_at, strongest
-from rnnnas.nas.strategies import Strategy
+from rnnnas.nas.strategies import Scored, Strategy
 from rnnnas.optim import (
     alpha_optimizer,
     inner_step,
@@ -87,6 +87,11 @@ class SearchJob:
             )
         self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
         self.chosen: Genotype | None = None  # of the cells that were tried
+        self.tried: list[Scored] = []  # those cells
+        self.passed: list[Genotype] = []  # what the alphas stood for on the way, for a race
+        self.points = 0  # how often that is noted
+        if isinstance(config, SearchConfig) and config.races and self.method.alphas != "none":
+            self.points = config.select.points
 
     def _build(self, stage: int, spaces: Spaces) -> None:
         """A stage's network, alphas and optimisers, all fresh; those before it are let go."""
@@ -200,6 +205,8 @@ class SearchJob:
         # Not only at the start of an epoch: a search may have fewer epochs than stages.
         while self.stage < stage_at(at.progress, len(self.plan)):
             self._enter(self.stage + 1)
+        while len(self.passed) + 1 <= int(at.progress * self.points):
+            self.passed.append(self.genotype())
         progress = self._progress(at)
         lr = self.task.scaled(scheduled(config.weights, progress), steps) * lr_factor
         place = at
@@ -337,6 +344,7 @@ class SearchJob:
         title = f"try cells of {config.method} on {config.corpus}"
         tried = try_cells(strategy, self.net, self.scored, run, title=title, quiet=quiet)
         self.chosen = tried.best.genotype
+        self.tried = list(strategy.history)
         score = self._score(self.net, self.mixtures_of(self.chosen))
         self.valid_score = score.perplexity
         return tried.seconds
@@ -381,6 +389,7 @@ class SearchJob:
             "drawn": None if self.drawn is None else self.drawn.to_plain(),
             "watch": None if self.eigenvalue_stop is None else self.eigenvalue_stop.rule.state(),
             **({} if self.pace is None else {"pace": self.pace.state()}),
+            "passed": [genotype.to_plain() for genotype in self.passed],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -400,6 +409,7 @@ class SearchJob:
         self.alpha_state = own_state(state["alpha_carry"], self.device, self.ranks)
         self.alpha_start = state["alpha_start"]
         self.valid_score = state["valid_score"]
+        self.passed = [Genotype.from_plain(plain) for plain in state["passed"]]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
         if self.pace is not None:

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rnnnas.config.presets import resolve
-from rnnnas.data.corpus import corpus_info, open_corpus
-from rnnnas.engine.budget import Stopwatch
-from rnnnas.nas.genotype import Genotype
-from rnnnas.nas.zoo import genotype_of
+from rnnnas.data.corpus import Corpus, corpus_info, open_corpus
+from rnnnas.errors import Interrupted, RnnnasError
+from rnnnas.runs.files import read_json
+from rnnnas.runs.signals import StopRequest
 from rnnnas.searching.run import search
+from rnnnas.studies.local_jobs import LocalRunner, last_words
 from rnnnas.training.run import train
 
 PRESET = "demo"
-SHARES = {"search": 0.4, "train": 0.3}  # of a time budget, each; two cells are trained
+SEARCHING = 0.45  # of a time budget
+RANDOMS = 3  # random cells that are trained to the end, the first that the race met
 
 
 def demo(
     corpus_name: str, folder: Path, *, seed: int, device: torch.device,
     say: Callable[[str], None], seconds: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Search on a corpus, train the found cell and a random one the same way, and compare.
+    """Search on a corpus; train the found cell, random ones and an LSTM the same way; compare.
 
     Args:
-        folder: takes the three run folders; what is finished there is not done again.
-        say: gets each headline of what goes on. seconds: a time budget for all of it.
+        folder: takes the run folders; what is finished there is not done again.
+        say: gets each headline of what goes on.
+        seconds: a time budget for all of it; None: what the preset takes.
 
     Returns:
-        genotype, cell (its short text), test_perplexity of the found cell, random_cell and
-        random_test_perplexity, bigram_perplexity and unigram_perplexity on the same test text,
-        runs (folders), parameters (of the trained networks), seconds.
+        genotype, cell (its short text), test_perplexity of the found cell, random_cells (of each
+        cell and test_perplexity) and random_mean_test_perplexity, lstm_test_perplexity,
+        bigram_perplexity and unigram_perplexity, all on the same test text, runs (folders),
+        parameters (of the trained networks), seconds (of this call).
     """
     began = time.perf_counter()
     corpus = open_corpus(corpus_name)
@@ -43,39 +48,96 @@ def demo(
         f"corpus {corpus_name}: {described['train']:,} training tokens, "
         f"vocabulary {described['vocabulary']:,}"
     )
-
-    def settings(kind: str, **flags: Any) -> Any:
-        flags = {"corpus": corpus_name, "seed": seed, **flags}
-        if seconds is not None:
-            flags["seconds"] = SHARES[kind] * seconds
-        return resolve(kind, preset=PRESET, file=None, settings=(), flags=flags)
-
-    watch = None if seconds is None else Stopwatch(began)
     name = f"demo-{corpus.folder.name}-s{seed}" + (f"-{seconds:g}s" if seconds else "")
-    say("1/3 searching a cell")
-    found = search(
-        settings("search"), corpus, folder / f"{name}-search", device=device, stopwatch=watch
-    )
+    say("1/2 searching a cell: many are trained a little, the best of them further")
+    flags: dict[str, Any] = {"corpus": corpus_name, "seed": seed}
+    if seconds is not None:
+        flags["seconds"] = SEARCHING * seconds
+    config = resolve("search", preset=PRESET, file=None, settings=(), flags=flags)
+    found = search(config, corpus, folder / f"{name}-search", device=device)
     say(f"    found: {found['cell']}")
-    runs = {"search": found["run"]}
-    results = {}
-    chosen = Genotype.from_plain(found["genotype"])
-    random_cell = genotype_of("random", seed)
-    steps = (("found", chosen, "2/3 training it"), ("random", random_cell, "3/3 training a random"))
-    for which, genotype, headline in steps:
-        say(f"{headline} ({genotype.to_text()})")
-        config = settings("train", genotype=genotype.to_plain())
-        results[which] = train(config, corpus, folder / f"{name}-{which}", device=device)
-        runs[which] = results[which]["run"]
+    randoms = found["random_cells"][:RANDOMS]
+    cells = {"found": found["cell"], "lstm": "lstm"}
+    cells |= {f"random-{number}": cell for number, cell in enumerate(randoms, 1)}
+    say(f"2/2 training it, an LSTM and {len(randoms)} random cells of the race, all the same way")
+    left = None if seconds is None else (1 - SEARCHING) * seconds
+    results = _trained(cells, corpus, folder, name, seed, device, say, left)
+    tests = {which: float(result["test_perplexity"]) for which, result in results.items()}
+    random_cells = [
+        {"cell": cells[which], "test_perplexity": tests[which]}
+        for which in cells
+        if which.startswith("random")
+    ]
     return {
         "genotype": found["genotype"],
         "cell": found["cell"],
-        "test_perplexity": results["found"]["test_perplexity"],
-        "random_cell": random_cell.to_text(),
-        "random_test_perplexity": results["random"]["test_perplexity"],
+        "test_perplexity": tests["found"],
+        "random_cells": random_cells,
+        "random_mean_test_perplexity": math.fsum(c["test_perplexity"] for c in random_cells)
+        / len(random_cells),
+        "lstm_test_perplexity": tests["lstm"],
         "bigram_perplexity": described["bigram_perplexity"],
         "unigram_perplexity": described["unigram_perplexity"],
         "parameters": results["found"]["parameters"],
-        "runs": runs,
-        "seconds": found["seconds"] + sum(r["seconds"] for r in results.values()),
+        "runs": {"search": found["run"], **{w: r["run"] for w, r in results.items()}},
+        "seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def _trained(
+    cells: Mapping[str, str],
+    corpus: Corpus,
+    folder: Path,
+    name: str,
+    seed: int,
+    device: torch.device,
+    say: Callable[[str], None],
+    seconds: float | None,
+) -> dict[str, dict[str, Any]]:
+    """The result of each cell's training, by its name in `cells`; seconds: for all of them.
+
+    With one thread, or on a GPU, one after the other; else as many side by side as torch has
+    threads, each in a process with its share of the cores.
+    """
+    slots = torch.get_num_threads() if device.type == "cpu" else 1
+    rounds = -(-len(cells) // slots)
+    each = None if seconds is None else seconds / rounds
+    if slots == 1:
+        results = {}
+        for which, cell in cells.items():
+            flags = {"corpus": corpus.name, "seed": seed, "genotype": cell, "seconds": each}
+            config = resolve("train", preset=PRESET, file=None, settings=(), flags=flags)
+            say(f"    {which}: {cell}")
+            results[which] = train(config, corpus, folder / f"{name}-{which}", device=device)
+        return results
+    waiting = {
+        which: (
+            *("train", "--corpus", corpus.name, "--preset", PRESET, "--seed", str(seed)),
+            *("--genotype", cell, "--device", str(device), "--json"),
+            *(() if each is None else ("--seconds", f"{each:.1f}")),
+            *("--out", str((folder / f"{name}-{which}").absolute())),
+        )
+        for which, cell in cells.items()
+    }
+    runner = LocalRunner(folder / f"{name}-search", min(slots, len(waiting)))
+    left, results = list(waiting), {}
+    with StopRequest() as stop:
+        try:
+            while len(results) < len(cells):
+                while left and runner.free():
+                    runner.start({left[0]: waiting[left.pop(0)]})
+                for which, code in runner.ended().items():
+                    if code:
+                        words = last_words(folder / f"{name}-search", which)
+                        raise RnnnasError(f"training {which} failed: {words}")
+                    results[which] = read_json(folder / f"{name}-{which}" / "result.json")
+                    test = results[which]["test_perplexity"]
+                    say(f"    {which}: test perplexity {test:.2f}  ({cells[which]})")
+                stop.check(lambda: None, folder)
+                time.sleep(runner.poll_seconds)
+        except Interrupted:
+            runner.stop()
+            raise
+        finally:
+            runner.kill()
+    return {which: results[which] for which in cells}

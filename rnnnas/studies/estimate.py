@@ -18,7 +18,9 @@ from rnnnas.engine.steps import EVALUATION_STEPS, evaluate, generator
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.relax.base import Mixture, Mixtures
 from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.halving import HalvingJob
 from rnnnas.searching.run import job_of
+from rnnnas.searching.selection import race_config
 from rnnnas.searching.supernet import SearchJob
 from rnnnas.studies.local_jobs import threads_each
 from rnnnas.studies.plan import (
@@ -62,10 +64,12 @@ def _estimate(
         "short": train_seconds(train_config(config, "short"), corpus, device),
         "final": train_seconds(train_config(config, "final"), corpus, device),
     }
-    finals = final_jobs(config, dict.fromkeys((*config.methods, RANDOM), 1), sizes)
+    rows = () if config.finals == "all" else (*config.methods, RANDOM)
+    finals = final_jobs(config, dict.fromkeys(rows, 1), sizes)
     jobs: list[dict[str, Any]] = [
         {
-            "name": job.name if job.kind != "final" else f"final-{job.method.replace(' ', '-')}",
+            # A final training of the best cell, which is not known yet, lacks its name.
+            "name": f"final-{job.method.replace(' ', '-')}" if job in finals else job.name,
             "kind": job.kind,
             "command": ["rnnnas", *job.words],
             "steps": job.steps,
@@ -81,6 +85,11 @@ def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -
     if config.seconds:
         return config.seconds
     job = job_of(config, corpus, device)
+    if isinstance(job, HalvingJob):
+        tokens = len(corpus.splits["valid"])
+        scored = job.course.held_out.length * config.windows.streams
+        passed = _pass_seconds(job, corpus, "valid", config.windows.streams, {}) / tokens * scored
+        return START_SECONDS + job.plan.total_steps * _step(job) + job.plan.scorings * passed
     steps = Sizes(corpus.splits).steps(config) * _step(job)
     seconds = START_SECONDS + steps
     tried: Mixtures = {}  # of a cell that is tried with the shared weights
@@ -98,6 +107,8 @@ def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -
         targets = job.scored.length * config.windows.streams
         valid = _pass_seconds(job, corpus, "valid", config.windows.streams, tried)
         seconds += config.cells * valid * targets / len(corpus.splits["valid"])
+    if config.races:
+        seconds += search_seconds(race_config(config), corpus, device) - START_SECONDS
     return seconds
 
 
@@ -112,7 +123,7 @@ def train_seconds(config: TrainConfig, corpus: Corpus, device: torch.device) -> 
     return START_SECONDS + steps + (job.epochs + 1) * valid + test
 
 
-def _step(job: SearchJob | CandidateJob | TrainJob) -> float:
+def _step(job: SearchJob | CandidateJob | HalvingJob | TrainJob) -> float:
     """Seconds a step, in the middle of the run, where alphas are stepped too."""
     job.begin_epoch(Position())
     start, began = 0, 0.0
@@ -134,7 +145,7 @@ def _step(job: SearchJob | CandidateJob | TrainJob) -> float:
 
 
 def _pass_seconds(
-    job: SearchJob | CandidateJob | TrainJob, corpus: Corpus, split: str, streams: int,
+    job: SearchJob | CandidateJob | HalvingJob | TrainJob, corpus: Corpus, split: str, streams: int,
     mixtures: Mapping[str, Mixture],
 ) -> float:  # fmt: skip
     """Seconds that an evaluation of a split takes, from its first windows."""

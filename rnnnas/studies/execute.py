@@ -144,6 +144,8 @@ class Execution:
 
     def _finals_expected(self) -> int:
         config = self.record.config
+        if config.finals == "all":  # they are among the first
+            return 0
         return (len(config.methods) + 1) * len(config.final_seeds)
 
     def _look(self) -> None:
@@ -247,9 +249,12 @@ class Execution:
         return f"{settled}/{len(jobs) + final} jobs, about {minutes}:{seconds:02} left{also}"
 
     def _finish(self) -> dict[str, Any]:
-        result = report(self.record, self.jobs(), self.results)
+        every = self.record.config.finals == "all"
+        told = paired_report if every else report
+        result = told(self.record, self.jobs(), self.results)
         if result != self.record.result:
-            show_on_board(self.record.folder, result)
+            if not every:
+                show_on_board(self.record.folder, result)
             self.record.result = result
             self.record.save()
         return {"run": str(self.record.folder), **result}

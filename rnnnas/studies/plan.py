@@ -19,8 +19,10 @@ from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.text_streams import epochs_for, window_lengths
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
+from rnnnas.nas.halving import plan_of
 from rnnnas.nas.methods import method_of
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.zoo import BASELINES, ZOO
 
 DEFAULT_PRESET = "study-quick"
 # Stands where a method's name stands for the random cells. No method's name: `random` is one.
@@ -48,6 +50,11 @@ class StudyConfig:
         from 0, each once; no default, since the time grows with each
     random_cells: random cells that are trained, number k with seed k; cells; 0 or more, 0 for as
         many as there are searches; chance gets as many tries as the methods
+    finals: whether the "best" cell of each method by validation gets the final trainings, or "all"
+        do, without short ones before; then fixed cells (LSTM, DARTS_V2 ...) stand beside as rows;
+        one, since final trainings are long
+    fixed: cells that get the same final trainings as those that were found; -; published names,
+        LSTM, GRU; none
     final_seeds: of the trainings of each chosen cell; -; whole numbers from 0, each once; one,
         since final trainings are long
     retries: how often a job that failed is started again; times; 0 or more; once, for what was no
@@ -67,6 +74,8 @@ class StudyConfig:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     random_cells: int = 0
+    finals: Literal["best", "all"] = "best"
+    fixed: tuple[str, ...] = ()
     final_seeds: tuple[int, ...] = (1,)
     retries: int = 1
     search: dict[str, Any] = field(default_factory=_stage)
@@ -87,7 +96,18 @@ class StudyConfig:
         for method, table in self.own.items():
             if not isinstance(table, Mapping):
                 raise UsageError(f"own.{method} is a group of settings, not the value {table!r}")
-            method_of(method)
+            method_of(base(method))
+        for name in self.fixed:
+            if name.upper() not in (*BASELINES, *ZOO):
+                raise UsageError(
+                    f"fixed cell {name!r} is not known",
+                    f"known ones: {', '.join((*BASELINES, *ZOO))}",
+                )
+        if self.fixed and self.finals == "best":
+            raise UsageError(
+                "fixed cells get final trainings beside all others: finals = 'best' has none",
+                "add --set finals=all",
+            )
         stages = {name: getattr(self, name) for name in ("search", "short", "final")}
         own = {f"own.{method}": table for method, table in self.own.items()}
         for where, table in {**stages, **own}.items():
@@ -106,6 +126,11 @@ class StudyConfig:
 
 # Every kind of run that has settings, and their classes.
 ALL_KINDS: dict[str, type] = {**KINDS, "study": StudyConfig}
+
+
+def base(method: str) -> str:
+    """The search method of a row: `halving` of "halving@4"."""
+    return method.partition("@")[0]
 
 
 # What may differ between two starts of one study; of these, methods and seeds only grow.
@@ -142,8 +167,31 @@ class Sizes:
         if config.seconds:
             return max(1, round(config.seconds))  # not known yet; they go by the time
         tokens = self.train
+        if isinstance(config, SearchConfig) and method_of(config.method).derive == "halving":
+            own = config.epochs * self._pass(config, self._searched(config))
+            each = config.blackbox.windows or own
+            plan = plan_of(config.blackbox.budget, each, least=config.blackbox.rung)
+            return plan.total_steps
+        if isinstance(config, SearchConfig) and config.from_scratch and config.blackbox.windows:
+            return config.blackbox.windows * config.cells
         if isinstance(config, SearchConfig) and "alphas.held_out" not in config.idle:
-            tokens = int(tokens * (1 - config.alphas.held_out))
+            tokens = self._searched(config)
+        steps = self._pass(config, tokens) * (config.epochs + config.weights.finetune_epochs)
+        if isinstance(config, SearchConfig) and config.races:
+            each = config.select.windows or config.epochs * self._pass(
+                config, self._searched(config)
+            )
+            plan = plan_of(config.select.budget, each, least=config.select.rung)
+            return steps + plan.total_steps
+        return steps
+
+    def _searched(self, config: SearchConfig) -> int:
+        """Tokens of the text that a search trains on."""
+        return int(self.train * (1 - config.alphas.held_out))
+
+    @staticmethod
+    def _pass(config: SearchConfig | TrainConfig, tokens: int) -> int:
+        """Windows of a pass over so many tokens."""
         length = tokens // config.windows.streams
         windows = window_lengths(config.windows, length, random.Random(0))
         epochs = epochs_for(config.windows, tokens, 0, config.epochs, config.least_steps)
@@ -183,7 +231,7 @@ def resolved_runs(config: StudyConfig) -> dict[str, Any]:
 def search_config(config: StudyConfig, method: str) -> SearchConfig:
     """The settings of a method's first search."""
     preset, settings = _words_of(_search_table(config, method), "search")
-    flags = {"corpus": config.corpus, "method": method, "seed": config.seeds[0]}
+    flags = {"corpus": config.corpus, "method": base(method), "seed": config.seeds[0]}
     resolved: SearchConfig = resolve(
         "search", preset=preset, file=None, settings=settings, flags=flags
     )
@@ -212,13 +260,15 @@ def first_jobs(config: StudyConfig, sizes: Sizes) -> list[Job]:
     """Every search, then every short training, of found cells and then of random ones."""
     searches = []
     for method in config.methods:
-        words = _line("search", config, _search_table(config, method), "--method", method)
+        words = _line("search", config, _search_table(config, method), "--method", base(method))
         steps = sizes.steps(search_config(config, method))
         for seed in config.seeds:
             name = f"search-{method}-s{seed}"
             full = (*words, "--seed", str(seed))
             job = Job(name=name, kind="search", method=method, seed=seed, words=full, steps=steps)
             searches.append(job)
+    if config.finals == "all":
+        return [*searches, *_every_final(config, searches, sizes)]
     steps = sizes.steps(train_config(config, "short"))
 
     def short(method: str, seed: int, genotype: str, after: str | None) -> Job:
@@ -249,6 +299,26 @@ def final_jobs(config: StudyConfig, chosen: Mapping[str, int], sizes: Sizes) -> 
                     words=full, steps=steps, after=f"train-{cell}",
                 )
             )  # fmt: skip
+    return jobs
+
+
+def _every_final(config: StudyConfig, searches: Iterable[Job], sizes: Sizes) -> list[Job]:
+    """The final trainings of every found cell, of the random ones and of the fixed ones."""
+    steps = sizes.steps(train_config(config, "final"))
+    cells = [(RANDOM, k, random_cell(config, k), None) for k in range(1, config.randoms + 1)]
+    cells += [(name, 0, name, None) for name in config.fixed]
+    found = [(job.method, job.seed, f"{{study}}/{job.name}", job.name) for job in searches]
+    jobs = []
+    for method, seed, genotype, after in [*found, *cells]:
+        words = _line("train", config, config.final, "--genotype", genotype)
+        cell = method if method in config.fixed else cell_name(method, seed)
+        jobs += [
+            Job(
+                name=f"final-{cell}-t{own}", kind="final", method=method, seed=seed,
+                words=(*words, "--seed", str(own)), steps=steps, after=after,
+            )
+            for own in config.final_seeds
+        ]  # fmt: skip
     return jobs
 
 

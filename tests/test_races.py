@@ -16,7 +16,6 @@ import torch
 from click.testing import CliRunner
 
 from rnnnas.cli import main
-from rnnnas.config import presets as configs
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import resolve
 from rnnnas.config.text import SearchConfig
@@ -42,7 +41,14 @@ from rnnnas.studies.estimate import search_seconds
 from rnnnas.studies.plan import Sizes
 
 CPU = torch.device("cpu")
-SMALL = ["model.hidden=6", "model.nodes=3", "windows.streams=6", "valid_streams=6", "epochs=1"]
+SMALL = [
+    "model.hidden=6",
+    "model.precision=float32",
+    "model.nodes=3",
+    "windows.streams=6",
+    "valid_streams=6",
+    "epochs=1",
+]
 SMALL += ["windows.limit=6", "weights.schedule=cosine"]
 HALVING = ["method=halving", "blackbox.windows=10", "blackbox.budget=11", "blackbox.rung=2"]
 SHORT = ["method=halving", "blackbox.windows=8", "blackbox.budget=4", "blackbox.rung=2"]
@@ -122,7 +128,8 @@ def test_a_race_resumes_exactly_wherever_it_dies(
     settings = config(*(HALVING if seconds else SHORT), f"save_seconds={seconds}")
     whole = search(settings, corpus, tmp_path / "whole", device=CPU, quiet=True)
     keys = {"run", "genotype", "cell", "seconds", "valid_perplexity", "arithmetic", "digest"}
-    assert set(whole) == keys | {"origin", "random_cells"}
+    beside = {"origin", "random_cells", "unigram_perplexity", "bigram_perplexity"}
+    assert set(whole) == keys | beside
     assert math.isfinite(whole["valid_perplexity"])
     points = [1, 2, 3, 9, 30, 31, 60, 80, 95] if seconds else [1, 2, 9, 24, 30]
     dying(monkeypatch, list(points))
@@ -512,7 +519,7 @@ def test_the_demo_compares_what_was_trained_the_same_way(
             seen.append(to_plain(resolved))
         return resolved
 
-    monkeypatch.setattr(configs, "resolve", small)
+    monkeypatch.setattr("rnnnas.studies.demo.resolve", small)
     said: list[str] = []
     result = demo("tiny", tmp_path, seed=2, device=CPU, say=said.append)
     assert [cell["cell"] for cell in seen] == ["derived", "lstm", *["derived"] * 3]

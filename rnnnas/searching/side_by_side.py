@@ -4,8 +4,9 @@ Small networks gain little from a second thread: two trainings side by side take
 one with two threads, or with any load beside them much less. What a training gives does not depend
 on how many there are, for each has one thread.
 
-A worker is `python -m rnnnas.searching.side_by_side`. It reads one JSON object a line from standard input,
-first what the race is, then trials, and writes one a line. At the end of its input it saves and
+A worker is `python -m rnnnas.searching.side_by_side`. It reads one JSON object a line from standard
+input, first
+what the race is, then trials, and writes one a line. At the end of its input it saves and
 stops: that comes, too, where the process that started it was killed.
 """
 

@@ -12,6 +12,7 @@ from rnnnas.errors import CheckpointError, Interrupted, UsageError
 from rnnnas.runs.files import Lock, disk_errors, read_json, remove_temporaries
 from rnnnas.runs.signals import StopRequest
 from rnnnas.studies.local_jobs import LocalRunner, Runner, last_words
+from rnnnas.studies.paired_table import paired_report
 from rnnnas.studies.plan import Job, Sizes, StudyConfig, command, final_jobs, first_jobs
 from rnnnas.studies.record import Record, free_folder
 from rnnnas.studies.report import choose, report, show_on_board

@@ -51,8 +51,7 @@ class StudyConfig:
     random_cells: random cells that are trained, number k with seed k; cells; 0 or more, 0 for as
         many as there are searches; chance gets as many tries as the methods
     finals: whether the "best" cell of each method by validation gets the final trainings, or "all"
-        do, without short ones before; then fixed cells (LSTM, DARTS_V2 ...) stand beside as rows;
-        one, since final trainings are long
+        do, without short ones before, with fixed cells beside them; one, since they are long
     fixed: cells that get the same final trainings as those that were found; -; published names,
         LSTM, GRU; none
     final_seeds: of the trainings of each chosen cell; -; whole numbers from 0, each once; one,

@@ -255,7 +255,8 @@ def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
         sizes = {"parameters": parameters, f"steps_per_{what}": steps, f"{what}s": job.epochs}
         print_json({**sizes, "config": plain})
         return
-    staged = " in the first stage" if len(getattr(job, "plan", ())) > 1 else ""
+    stages = () if isinstance(job, HalvingJob) else getattr(job, "plan", ())
+    staged = " in the first stage" if len(stages) > 1 else ""
     click.echo(
         f"{parameters:,} parameters{staged}, {steps:,} steps {'an' if what == 'epoch' else 'a'} "
         f"{what}, {job.epochs} {what}s"

@@ -20,14 +20,13 @@ from rnnnas.nas.halving import (
     Round,
     Rung,
     SelectConfig,
-    Structure,
     Trial,
-    features,
     neighbours,
     plan_for,
     plan_of,
 )
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.structure import Structure, features
 from rnnnas.nas.zoo import ZOO
 
 SPACES = {RECURRENT: recurrent_space(8)}

@@ -373,6 +373,9 @@ def test_the_command_says_its_plan_and_its_table(corpus: Corpus, tmp_path: Path)
     assert "15 cells to step 2, 4 on to 5, 2 on to 10" in done.stderr
     assert done.stderr.count("winner") == 1
     assert "of the best cell, briefly trained" in done.stdout
+    shown = CliRunner().invoke(main, [*words, "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    assert "10 steps a cell, 25 cells" in shown.stdout
     sized = CliRunner().invoke(main, [*words, "--dry-run", "--json"])
     assert json.loads(sized.stdout)["cells"] == 25
 

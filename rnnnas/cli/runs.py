@@ -370,7 +370,8 @@ def _dry_run(job: Any, config: Any, seconds: Callable[[], float], options: Setti
         return
     held = "" if memory is None else f", {memory / 1e9:.2g} GB of memory"
     click.echo(("budget " if budget else "about ") + duration(taken) + held)
-    staged = " in the first stage" if len(getattr(job, "plan", ())) > 1 else ""
+    stages = () if isinstance(job, HalvingJob) else getattr(job, "plan", ())
+    staged = " in the first stage" if len(stages) > 1 else ""
     many = "" if budget else f", {job.epochs} {what}s"
     click.echo(
         f"{parameters:,} parameters{staged}, {steps:,} steps {'an' if what == 'epoch' else 'a'} "

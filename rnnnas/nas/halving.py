@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, final
-
-import numpy as np
 
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Gene, Genotype
 from rnnnas.nas.strategies import Spaces, uniform
+from rnnnas.nas.structure import Structure
 
 FIRST, MIDDLE = 0.2, 0.5  # of T: where the first two rungs end
 LEAST = 2  # cells that a rung sends on: the best of a short training is too often not the best
@@ -27,7 +26,6 @@ AGAIN = 2  # cells that are trained once more with fresh draws; each costs T
 THREE = 6.0  # T: from here on there is a rung between the first and the last
 CHILDREN_FROM = 10.0  # T: a smaller budget is spent on more cells instead
 MOST = 22.0  # T: a larger budget is better spent on longer trainings
-_RIDGE = 1.0  # penalty on standardised features
 _ENOUGH = 8  # cells that must be known before structure says anything
 
 
@@ -601,48 +599,3 @@ def neighbours(genotype: Genotype, spaces: Spaces) -> list[Genotype]:
                         cells = {**genotype.cells, name: replace(cell, nodes=nodes)}
                         found.append(Genotype(cells=cells))
     return found
-
-
-def features(genotype: Genotype) -> Mapping[str, float]:
-    """What is counted of a cell's structure: genes by operation, genes on the inputs, the depth of
-    the deepest node and the mean depth.
-    """
-    counts: dict[str, float] = {"inputs": 0.0, "depth": 0.0, "mean depth": 0.0}
-    for cell in genotype.cells.values():
-        depths = [0] * cell.inputs
-        for genes in cell.nodes:
-            for gene in genes:
-                counts[gene.op] = counts.get(gene.op, 0.0) + 1
-                counts["inputs"] += gene.source < cell.inputs
-            depths.append(1 + max(depths[gene.source] for gene in genes))
-        counts["depth"] += max(depths)
-        counts["mean depth"] += sum(depths) / len(cell.nodes)
-    return counts
-
-
-@final
-class Structure:
-    """A ridge regression of losses on the `features` of cells, standardised.
-
-    Args:
-        cells: with their `losses`, all finite.
-    """
-
-    def __init__(self, cells: Sequence[Genotype], losses: Sequence[float]) -> None:
-        table = [features(cell) for cell in cells]
-        self._names = sorted({name for row in table for name in row})
-        x = np.array([[row.get(name, 0.0) for name in self._names] for row in table])
-        y = np.array(losses)
-        self._mean, self._scale = x.mean(0), np.maximum(x.std(0), 1e-9)
-        self._offset = float(y.mean())
-        x = (x - self._mean) / self._scale
-        x[:, x.std(0) < 0.5] = 0.0  # a feature that is the same in all cells says nothing
-        self._gradients = np.linalg.solve(
-            x.T @ x + _RIDGE * np.eye(len(self._names)), x.T @ (y - self._offset)
-        )
-
-    def __call__(self, genotype: Genotype) -> float:
-        """The loss to expect of a cell."""
-        row = features(genotype)
-        x = np.array([row.get(name, 0.0) for name in self._names])
-        return self._offset + float((x - self._mean) / self._scale @ self._gradients)

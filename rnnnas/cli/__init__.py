@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from rnnnas.cli import checkpoints, corpora, runs, show, studies
+from rnnnas.cli import checkpoints, corpora, export, runs, show, studies
 from rnnnas.errors import RnnnasError
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
@@ -112,6 +112,6 @@ def main() -> None:
 
 for _command in (
     runs.demo, runs.search, runs.train, studies.study, checkpoints.evaluate, checkpoints.sample, show.show,
-    corpora.corpus, show.presets, show.board, show.bench,
+    export.export, corpora.corpus, show.presets, show.board, show.bench,
 ):  # fmt: skip
     main.add_command(_command)

@@ -51,11 +51,11 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
     Raises:
         CheckpointError: where the file is missing, damaged, or not a trained cell.
     """
-    _refuse_search(path)
-    return _rebuild(load_content(path), path, device)
+    refuse_search(path)
+    return rebuild(load_content(path), path, device)
 
 
-def _rebuild(content: dict[str, Any], path: Path, device: torch.device) -> Loaded:
+def rebuild(content: dict[str, Any], path: Path, device: torch.device) -> Loaded:
     """The model of a best.pt with this content; raises as `load_checkpoint`."""
     if is_classifier(content):
         raise CheckpointError(
@@ -93,7 +93,7 @@ def _rebuild(content: dict[str, Any], path: Path, device: torch.device) -> Loade
         ) from error
 
 
-def _refuse_search(path: Path) -> None:
+def refuse_search(path: Path) -> None:
     """Raises CheckpointError where `path` is the state of a search, or missing from its folder."""
     about = path.parent / "config.json"
     if (os.path.exists(path) and path.name != "state.pt") or not os.path.isfile(about):
@@ -148,7 +148,7 @@ def evaluate_checkpoint(
         CheckpointError, DataError: as their causes say.
         UsageError: a text, or learning from one, for an image network.
     """
-    _refuse_search(path)
+    refuse_search(path)
     content = load_content(path)
     if is_classifier(content):
         if text is not None or dynamic or cache:
@@ -159,7 +159,7 @@ def evaluate_checkpoint(
         assert not isinstance(corpus, Corpus)
         return accuracy(content, path, split, corpus=corpus, device=device)
     assert not isinstance(corpus, ImageCorpus)
-    loaded = _rebuild(content, path, device)
+    loaded = rebuild(content, path, device)
     config = loaded.config
     bound: float | None = None
     if text is not None:

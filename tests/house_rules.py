@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"evaluation", "searching"},
     {"training"},
     {"bench", "studies"},
-    {"reporting"},
+    {"exporting", "reporting"},
     {"door"},
     {"cli"},
     {"__main__"},

@@ -11,7 +11,17 @@ from typing import Any
 
 import click
 
-from rnnnas.cli import checkpoints, corpora, listing, report, runs, settings, show, studies
+from rnnnas.cli import (
+    checkpoints,
+    corpora,
+    export,
+    listing,
+    report,
+    runs,
+    settings,
+    show,
+    studies,
+)
 from rnnnas.errors import RnnnasError
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
@@ -113,7 +123,7 @@ def main() -> None:
 
 for _command in (
     runs.demo, runs.search, runs.train, studies.study, checkpoints.evaluate, checkpoints.sample,
-    checkpoints.score, listing.runs, show.show, report.report, corpora.corpus, show.presets,
-    settings.settings, show.board, show.bench,
+    checkpoints.score, listing.runs, show.show, report.report, export.export, corpora.corpus,
+    show.presets, settings.settings, show.board, show.bench,
 ):  # fmt: skip
     main.add_command(_command)

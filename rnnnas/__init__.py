@@ -21,7 +21,7 @@ __version__ = "0.2.0"
 _DOOR = {
     "rnnnas.door": (
         "add_corpus", "evaluate", "genotype", "load", "open_corpus", "sample", "search", "show",
-        "study", "train",
+        "load_plugin", "study", "train",
     ),
     "rnnnas.errors": (
         "CheckpointError", "DataError", "DiskError", "DivergedError", "RnnnasError", "UsageError",
@@ -29,12 +29,14 @@ _DOOR = {
     "rnnnas.nas.genotype": ("Genotype",),
 }  # fmt: skip
 _FROM = {name: module for module, names in _DOOR.items() for name in names}
+_ROOMS = {"operations": "rnnnas.nas.operations"}  # modules that are names of the door themselves
 
 if TYPE_CHECKING:
     from rnnnas.door import add_corpus as add_corpus
     from rnnnas.door import evaluate as evaluate
     from rnnnas.door import genotype as genotype
     from rnnnas.door import load as load
+    from rnnnas.door import load_plugin as load_plugin
     from rnnnas.door import open_corpus as open_corpus
     from rnnnas.door import sample as sample
     from rnnnas.door import search as search
@@ -47,18 +49,22 @@ if TYPE_CHECKING:
     from rnnnas.errors import DivergedError as DivergedError
     from rnnnas.errors import RnnnasError as RnnnasError
     from rnnnas.errors import UsageError as UsageError
+    from rnnnas.nas import operations as operations
     from rnnnas.nas.genotype import Genotype as Genotype
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and no others
 
     def __getattr__(name: str) -> Any:
-        if name not in _FROM:
+        if name in _ROOMS:
+            value: Any = import_module(_ROOMS[name])
+        elif name in _FROM:
+            value = getattr(import_module(_FROM[name]), name)
+        else:
             raise AttributeError(f"module 'rnnnas' has no attribute {name!r}")
-        value = getattr(import_module(_FROM[name]), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FROM})
+    return sorted({*globals(), *_FROM, *_ROOMS})

@@ -83,6 +83,17 @@ def _vocab_options(kind: str | None, size: int, lower: bool) -> dict[str, Any]:
     return options if kind is None else {**options, "kind": kind}
 
 
+def load_plugin(*files: Paths) -> None:
+    """Run plug-in files, which register operations or methods; each once in a process.
+
+    Raises:
+        UsageError: where a file cannot be read, or fails, with its line.
+    """
+    from rnnnas.plugins.load import load as run
+
+    run(*files)
+
+
 # Runs
 
 

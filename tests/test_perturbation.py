@@ -13,7 +13,7 @@ from tiny_home import home as home
 from torch import Tensor
 
 from rnnnas.errors import DivergedError
-from rnnnas.nas.genotype import CellGene, Gene, Genotype
+from rnnnas.nas.genotype import Gene, Genotype
 from rnnnas.nas.perturbation import Decision, Perturbation
 from rnnnas.nas.relax.base import Mixtures
 from rnnnas.nas.space import CellSpace, recurrent_space
@@ -71,7 +71,7 @@ def by_hand(spaces: Mapping[str, CellSpace], tables: Tables) -> Genotype:
                 now[name][edge] = 0
             genes = [Gene(picked[name, e], space.edges[e][0]) for e in sorted(ranked[: space.keep])]
             nodes.append(tuple(genes))
-        cells[name] = CellGene(nodes=tuple(nodes), concat=space.concat)
+        cells[name] = space.cell(nodes)
     return Genotype(cells=cells)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rnnnas.cli.common import device_option, json_option, pick_device, print_json
+from rnnnas.cli.common import device_option, json_option, pick_device, plugin_option, print_json
 from rnnnas.errors import UsageError
 
 
@@ -41,6 +41,7 @@ def _given(settings: tuple[str, ...], dynamic: bool) -> dict[str, Any]:
               help="The continuous cache: words seen lately become likelier.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="A setting of --dynamic that is not chosen, e.g. dynamic.lr=1e-4.")  # fmt: skip
+@plugin_option
 @device_option
 @json_option
 def evaluate(
@@ -114,6 +115,7 @@ def evaluate(
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True,
               help="Below 1 safer, above 1 wilder, 0 always the likeliest word.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@plugin_option
 @device_option
 @json_option
 def sample(

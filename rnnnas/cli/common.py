@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +34,29 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object only.")
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+
+
+def _load_plugins(context: click.Context, option: click.Parameter, files: tuple[str, ...]) -> None:
+    """Load what `--plugin` names before the other options are looked at."""
+    from rnnnas.plugins.load import load
+
+    load(*files)
+
+
+plugin_option = click.option(
+    "--plugin", multiple=True, type=click.Path(dir_okay=False), metavar="FILE", is_eager=True,
+    expose_value=False, callback=_load_plugins,
+    help="A Python file of your own that registers operations or methods; may be repeated.",
+)  # fmt: skip
+
+
+def say_cell(cell: Any) -> None:
+    """One line where the fast path does not know a cell, or the space of a search."""
+    from rnnnas.lm.fast.known import reason_against
+
+    if reason := "" if isinstance(cell, str) else reason_against(cell):
+        click.echo(f"note: the cell is computed by torch's operations, hence slower: {reason}",
+                   err=True)  # fmt: skip
 
 
 def say_kernels(device: torch.device, precision: str = "auto") -> None:

@@ -13,7 +13,9 @@ from rnnnas.cli.common import (
     device_option,
     json_option,
     pick_device,
+    plugin_option,
     print_json,
+    say_cell,
     say_kernels,
 )
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
@@ -42,6 +44,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="Run folder. The same command with the same folder resumes."),
             click.option("--fresh", is_flag=True,
                          help="Start anew beside an existing run, which is kept."),
+            plugin_option,
             device_option,
             processes_option,
             click.option("--dry-run", is_flag=True,
@@ -192,6 +195,7 @@ def _run(
     with joined(options["device"]) as (device, ranks):
         if ranks.leads and config.model.path == "fast" and not holds_images(config.corpus):
             say_kernels(device, config.model.precision)
+            say_cell(getattr(config, "cell_space", None) or config.network)
         result = run(
             config,
             corpus,
@@ -208,10 +212,15 @@ def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
     from rnnnas.config.plain import to_plain, to_toml
     from rnnnas.data.corpus import holds_images
     from rnnnas.door import resolve_run, without_effect
+    from rnnnas.plugins.load import require_for
 
     noun = {"train": "training"}.get(kind, kind)
     images = holds_images(options["corpus"])
     file, settings = options["file"], options["settings"]
+    if options["out"] is not None and not options["fresh"]:
+        require_for(options["out"])  # before an operation or a method is unknown
+    if kind == "train":
+        require_for(flags["genotype"])
     config = resolve_run(
         kind, preset=options["preset"], file=file, settings=settings, flags=flags, images=images
     )

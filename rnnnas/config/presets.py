@@ -22,6 +22,7 @@ from rnnnas.config.plain import value_of
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.errors import UsageError, nearest
 from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
+from rnnnas.plugins.load import load
 
 DEFAULT_PRESET = "quick"
 
@@ -196,6 +197,17 @@ def _file_table(file: Path, kind: str) -> dict[str, Any]:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"--config {file} cannot be read as TOML: {error}") from error
+    _load_plugins(table.pop("plugins", {}), file)
     # A preset's own form, [search] and [train] tables, is understood too.
     inner = table.get(kind, table)
     return inner if isinstance(inner, dict) else table
+
+
+def _load_plugins(table: Any, file: Path) -> None:
+    """Load the files that a settings file names in its `[plugins]`, as seen from its folder."""
+    names = table.get("files") if isinstance(table, dict) and set(table) <= {"files"} else None
+    if table == {}:
+        return
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f'[plugins] of {file} must be files = ["my_ops.py", ...]')
+    load(*(file.parent / name for name in names))

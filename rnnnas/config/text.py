@@ -24,7 +24,7 @@ from rnnnas.nas.early_stopping import StopConfig
 from rnnnas.nas.genotype import CellGene, Genotype
 from rnnnas.nas.latency_price import LatencyConfig
 from rnnnas.nas.methods import method_of
-from rnnnas.nas.space import RECURRENT_OPS
+from rnnnas.nas.space import RECURRENT_OPS, CellSpace, Output, recurrent_space
 from rnnnas.nas.stages import Stage, StageConfig, plan
 from rnnnas.nas.strategies import BlackboxConfig
 from rnnnas.optim import AlphaConfig, WeightConfig
@@ -33,12 +33,35 @@ WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceConfig:
+    """Which recurrent cells a search may find; by default those of DARTS.
+
+    ops: the operations, of those that are registered (`rnnnas.operations`), perhaps with `none`.
+    nodes: another name of `model.nodes`, which holds the number; 0 leaves it. edges_per_node: k, or
+    all that a node has where it has fewer. join: what a node takes of its k edges. output: what a
+    cell gives, the mean of its nodes, the last one, or the mean of those that no node takes (ENAS).
+    """
+
+    ops: tuple[str, ...] = RECURRENT_OPS
+    nodes: int = 0
+    edges_per_node: int = 1
+    join: Literal["mean", "sum"] = "mean"
+    output: Output = "mean"
+
+    def __post_init__(self) -> None:
+        if self.nodes < 0:
+            raise UsageError(f"space.nodes = {self.nodes} must be at least 1")
+        if self.edges_per_node < 1:
+            raise UsageError(f"space.edges_per_node = {self.edges_per_node} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig(MethodChoice):
     """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
     cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
-    is read off alphas, and when they have moved enough; capture: see `cuda_graphs.cuda_graphs_for`.
+    is read off alphas, and when they have moved enough; space: which cells may be found; capture: see `cuda_graphs.cuda_graphs_for`.
     """
 
     corpus: str
@@ -48,6 +71,7 @@ class SearchConfig(MethodChoice):
     valid_streams: int = 64
     save_seconds: float = 60.0
     capture: Literal["auto", "on", "off"] = "auto"
+    space: SpaceConfig = field(default_factory=SpaceConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
@@ -62,6 +86,11 @@ class SearchConfig(MethodChoice):
     stop: StopConfig = field(default_factory=StopConfig)
 
     def __post_init__(self) -> None:
+        if self.space.nodes:  # one place holds the number, under the name that it always had
+            model = dataclasses.replace(self.model, nodes=self.space.nodes)
+            object.__setattr__(self, "model", model)
+            object.__setattr__(self, "space", dataclasses.replace(self.space, nodes=0))
+        _ = self.cell_space  # refuses unknown operations
         _ = self.relaxation  # refuses an unknown method or setting of one
         # Settings that the components share with a training but that a search has no place for.
         for name, value, only in (
@@ -147,6 +176,8 @@ class SearchConfig(MethodChoice):
 
     def _idle(self) -> set[str]:
         keys = MethodChoice._idle(self) | {*WITHOUT_RESULT}
+        if self.space.edges_per_node == 1:
+            keys.add("space.join")
         if self.derive.by == "scores":
             keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}
         elif not self.derive.tune_windows:
@@ -157,12 +188,25 @@ class SearchConfig(MethodChoice):
         return keys
 
     @property
+    def cell_space(self) -> CellSpace:
+        """The cells that the search may find.
+
+        Raises:
+            UsageError: for operations that are not registered, or are named twice.
+        """
+        own = self.space
+        return recurrent_space(
+            self.model.nodes, ops=own.ops, edges_per_node=own.edges_per_node, join=own.join,
+            output=own.output,
+        )  # fmt: skip
+
+    @property
     def plan(self) -> tuple[Stage, ...]:
         """The stages; one, unless `stages.ops` or the method ask for more."""
         return plan(
             self.stages,
             staged=method_of(self.method).staged,
-            operations=len(RECURRENT_OPS),
+            operations=len(self.space.ops),
             hidden=self.model.hidden,
             partial=self.model.partial,
             dropouth=self.noise.dropouth,

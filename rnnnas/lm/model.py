@@ -22,6 +22,7 @@ from rnnnas.lm import lstm_gru, search_cell, softmaxes
 from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.fast import derived as fused
 from rnnnas.lm.fast import mixture as fused_mixed
+from rnnnas.lm.fast.known import reason_against
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
 from rnnnas.lm.lstm_gru import Baseline
 from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise, NoiseConfig, draw
@@ -41,7 +42,8 @@ class ModelConfig:
     hidden: H, and D too: the decoder is tied to the embedding. nodes: N of the searched cell (a
     derived cell brings its own). path: "reference" follows the definitions operation by
     operation; "eager" gives the same values at less cost; both can be differentiated twice.
-    "fast" gives the same values and first gradients. layers: each takes
+    "fast" gives the same values and first gradients; a cell that it does not know is computed as by
+    "eager", with the rest of the model fast. layers: each takes
     the outputs of the one below. softmaxes: K of a mixture of softmaxes; 1 is a plain softmax.
     partial: in a search, 1/partial of a state's units go through the operations
     (`lm/search_cell.py`). precision: of the products of our cells and of the plain softmax in
@@ -67,6 +69,15 @@ class ModelConfig:
             )
         if self.path != "fast" and self.precision == "bfloat16":
             raise UsageError("model.precision = 'bfloat16' needs model.path = 'fast'")
+
+
+def cell_path(
+    config: ModelConfig, cell: CellGene | CellSpace | Baseline
+) -> Literal["fast", "eager", "reference"]:
+    """The form in which `cell` is computed: the one that is set, or what stands in for it."""
+    if config.path != "fast" or isinstance(cell, str):
+        return config.path
+    return "eager" if reason_against(cell) else "fast"
 
 
 def low_precision(config: ModelConfig, device: torch.device) -> bool:
@@ -228,7 +239,7 @@ class RecurrentLM(nn.Module):
         low: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs (T, B, H) of layer `k`, counted from 0, and its state after them."""
-        fast = self.config.path == "fast"
+        fast = cell_path(self.config, self.cell) == "fast"
         name = str(k + 1)
         own: Mapping[str, Tensor] = {}
         if name in self.layers:

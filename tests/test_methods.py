@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import importlib.util
-import itertools
 import random
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import test_relax
 import torch
 from click.testing import CliRunner
 
@@ -23,7 +17,7 @@ from rnnnas.config.presets import preset_names, preset_table, resolve
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import evaluate
-from rnnnas.nas.methods import METHODS, Method
+from rnnnas.nas.methods import METHODS
 from rnnnas.runs.checkpoint import load_content
 from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.run import search
@@ -250,62 +244,14 @@ def test_a_staged_run_says_its_stage_and_saves_it(corpus: Corpus, tmp_path: Path
     assert all(f'"stage": {stage}.0' in lines for stage in (1, 2, 3))
 
 
-# The README
-
-
-@pytest.fixture(scope="module")
-def readme() -> str:
-    return (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+# The documents
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_and_its_settings_stand_in_the_readme(readme: str, method: str) -> None:
-    told = readme.partition("\n## Compare methods")[0]  # its table has a row a method too
+def test_every_method_and_its_settings_stand_in_the_documents(method: str) -> None:
+    page = Path(__file__).parents[1] / "docs/methods.md"
+    told = page.read_text(encoding="utf-8").partition("\n## ")[0]
     rows = [line for line in told.splitlines() if line.startswith(f"| `{method}` |")]
     assert len(rows) == 1
     fields = dataclasses.fields(METHODS[method].relaxation)  # type: ignore[arg-type]
     assert all(f"`{field.name}`" in rows[0] for field in fields)
-
-
-def test_the_readme_adds_a_method_that_works(
-    readme: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worked example, as it stands there: the conformance suite and a search by its preset."""
-    section = readme.partition("### Adding a method")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, re.S | re.M)
-    assert [kind for kind, _ in blocks] == ["python", "python", "toml"]
-    code, rows, preset = (text for _, text in blocks)
-    assert sum(text.count("\n") for _, text in blocks) < 40
-    path = tmp_path / "cool.py"
-    path.write_text(code, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("rnnnas.nas.relax.cool", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "rnnnas.nas.relax.cool", module)
-    spec.loader.exec_module(module)
-    table = ast.parse("{" + rows + "}", mode="eval").body
-    assert isinstance(table, ast.Dict)
-    call, promise = table.values
-    assert isinstance(call, ast.Call) and ast.unparse(call.func) == "Method"
-    row = Method(*(ast.literal_eval(argument) for argument in call.args))
-    monkeypatch.setitem(METHODS, "cool", row)
-    monkeypatch.setitem(test_relax.PROMISES, "cool", ast.literal_eval(promise))
-    ran = 0
-    for name, test in vars(test_relax.TestEveryMethod).items():
-        if name.startswith("test_"):
-            axes = [mark.args for mark in getattr(test, "pytestmark", [])]
-            for values in itertools.product(*(choice for _, choice in axes)):
-                given = dict(zip((key for key, _ in axes), values, strict=True))
-                for kind in test_relax.SPACES:
-                    test(test_relax.TestEveryMethod(), method="cool", kind=kind, **given)
-                    ran += 1
-    assert ran >= 40
-    for field in dataclasses.fields(module.Cool):
-        test_relax.test_settings_are_checked("cool", field.name)
-    file = tmp_path / "cool.toml"
-    file.write_text(preset, encoding="utf-8")
-    config = resolve("search", preset=None, file=file, settings=TINY,
-                             flags={"corpus": "tiny"})  # fmt: skip
-    assert config.relaxation == module.Cool(tau_end=0.05)
-    result = search(config, corpus, tmp_path / "run", device=CPU, quiet=True)
-    assert "none" not in result["cell"]

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from rnnnas.errors import UsageError
 from rnnnas.lm import softmaxes
 from rnnnas.lm.cell import masked
-from rnnnas.nas.operations import function_of
 from rnnnas.lm.loss import penalty
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise
 from rnnnas.lm.search_cell import EPSILON
 from rnnnas.nas.architect import PERTURBATION
 from rnnnas.nas.genotype import RECURRENT, CellGene
+from rnnnas.nas.operations import function_of
 from rnnnas.nas.relax.base import Alphas, Mixture, Relaxation
 from rnnnas.nas.space import NONE, CellSpace
 from rnnnas.types import Batch, HiddenState, Loss

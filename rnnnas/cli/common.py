@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import click
 from rnnnas.runs.files import json_plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 
@@ -36,18 +39,20 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
 
 
-def _load_plugins(context: click.Context, option: click.Parameter, files: tuple[str, ...]) -> None:
-    """Load what `--plugin` names before the other options are looked at."""
-    from rnnnas.plugins.load import load
+def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The option `--plugin`, whose files are loaded before the command begins."""
 
-    load(*files)
+    @functools.wraps(command)
+    def loading(*args: Any, plugin: tuple[str, ...], **options: Any) -> None:
+        from rnnnas.plugins.load import load
 
+        load(*plugin)
+        command(*args, **options)
 
-plugin_option = click.option(
-    "--plugin", multiple=True, type=click.Path(dir_okay=False), metavar="FILE", is_eager=True,
-    expose_value=False, callback=_load_plugins,
-    help="A Python file of your own that registers operations or methods; may be repeated.",
-)  # fmt: skip
+    return click.option(
+        "--plugin", multiple=True, type=click.Path(dir_okay=False), metavar="FILE",
+        help="A Python file of your own that registers operations or methods; may be repeated.",
+    )(loading)  # fmt: skip
 
 
 def say_cell(cell: Any) -> None:

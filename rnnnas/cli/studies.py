@@ -77,7 +77,7 @@ def study(
     from rnnnas.studies.report import table
 
     name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
-    more = () if device == "auto" else ("--device", device)
+    more: tuple[str, ...] = () if device == "auto" else ("--device", device)
     for path in plugin_files():
         more += ("--plugin", str(path))
     result = run(

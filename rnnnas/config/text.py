@@ -61,7 +61,8 @@ class SearchConfig(MethodChoice):
     the validation pass (batch statistics need at least 2); save_seconds: between saved states;
     relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
     cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
-    is read off alphas, and when they have moved enough; space: which cells may be found; capture: see `cuda_graphs.cuda_graphs_for`.
+    is read off alphas, and when they have moved enough; space: which cells may be found; capture:
+    see `cuda_graphs.cuda_graphs_for`.
     """
 
     corpus: str

@@ -34,7 +34,8 @@ def as_text(genotype: Genotype, title: str = "") -> str:
     A recurrent cell is a tree that starts at s0: on every branch the operation, then the state it
     makes; '*' marks the states whose mean is the output; the level is the number of operations
     since s0. Its short form, which `read_genotype` accepts, follows. A cell of an image network, or
-    one whose nodes take several edges, is a list of its states, each with what it is. A network of dense blocks is a list of these.
+    one whose nodes take several edges, is a list of its states, each with what it is. A network of
+    dense blocks is a list of these.
     """
     parts = [_wrap(" ".join(title.split()))] if title.strip() else []
     if is_dense(genotype.cells):

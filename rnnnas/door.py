@@ -137,6 +137,8 @@ def search(
     images = is_of_images(opened)
     resolved = resolve_run("search", preset=preset, file=config, flags=flags, images=images)
     folder = Path(out) if out is not None else default_folder("search", resolved)
+    if not images and not quiet:
+        _say_cell(resolved.cell_space)
     result = run(resolved, opened, folder, device=pick_device(device), fresh=fresh, quiet=quiet)
     return SearchResult.of(result)
 
@@ -172,6 +174,8 @@ def train(
         flags["genotype"] = _genotype_setting(genotype)
     images = is_of_images(opened)
     resolved = resolve_run("train", preset=preset, file=config, flags=flags, images=images)
+    if not images and not quiet:
+        _say_cell(resolved.network)
     called = genotype if isinstance(genotype, str | os.PathLike) else "cell"
     folder = Path(out) if out is not None else default_folder("train", resolved, str(called))
     result = run(resolved, opened, folder, device=pick_device(device), fresh=fresh, quiet=quiet)
@@ -399,6 +403,16 @@ def checkpoint_of(model: Any) -> Path:
         )
     path = Path(model)
     return path / "best.pt" if os.path.isdir(path) else path
+
+
+def _say_cell(cell: Any) -> None:
+    """One line to standard error where the fast path does not know a cell, or a search's space."""
+    import sys
+
+    from rnnnas.lm.fast.known import note_of
+
+    if note := note_of(cell):
+        print(note, file=sys.stderr)
 
 
 def _opened(corpus: AnyCorpus | str) -> AnyCorpus:

@@ -57,11 +57,10 @@ def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
 
 def say_cell(cell: Any) -> None:
     """One line where the fast path does not know a cell, or the space of a search."""
-    from rnnnas.lm.fast.known import reason_against
+    from rnnnas.lm.fast.known import note_of
 
-    if reason := "" if isinstance(cell, str) else reason_against(cell):
-        click.echo(f"note: the cell is computed by torch's operations, hence slower: {reason}",
-                   err=True)  # fmt: skip
+    if note := note_of(cell):
+        click.echo(note, err=True)
 
 
 def say_kernels(device: torch.device, precision: str = "auto") -> None:

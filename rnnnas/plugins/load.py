@@ -17,8 +17,8 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.machinery import SourceFileLoader
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def load_installed() -> bool:
     if _SEARCHED[0]:
         return any(plugin.path is None for plugin in _LOADED.values())
     _SEARCHED[0] = True
-    for point in metadata.entry_points(group=GROUP):
+    for point in entry_points(group=GROUP):
         try:
             point.load()
         except Exception as error:

@@ -20,3 +20,13 @@ def reason_against(cell: CellGene | CellSpace) -> str:
     if isinstance(cell, CellSpace) and cell.output != "mean":
         return f"the kernels know the mean of all nodes as output, not {cell.output}"
     return ""
+
+
+def note_of(cell: CellGene | CellSpace | str) -> str:
+    """The line for the user where torch's operations compute a cell; empty where kernels do.
+
+    Args:
+        cell: where it is a name, that of a baseline.
+    """
+    reason = "" if isinstance(cell, str) else reason_against(cell)
+    return reason and f"note: the cell is computed by torch's operations, hence slower: {reason}"

@@ -13,6 +13,7 @@ import torch
 from sample_spaces import OPEN
 from torch import Tensor
 
+from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import resolve
 from rnnnas.config.text import SearchConfig
 from rnnnas.errors import UsageError
@@ -109,6 +110,19 @@ def test_settings_of_no_space_are_refused(setting: str, named: str) -> None:
     assert named in caught.value.cause
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ('space.ops=["tanh", "gelu"]', "no operation 'gelu'"),
+        ("space.edges_per_node=2", "no cells of several edges"),
+    ],
+)
+def test_a_price_on_latency_is_for_what_is_measured(setting: str, named: str) -> None:
+    config_of(setting)
+    with pytest.raises(UsageError, match=named):
+        config_of(setting, "latency.weight=1", "method=darts-1st")
+
+
 def test_two_names_of_the_number_of_nodes() -> None:
     assert config_of("space.nodes=11") == config_of("model.nodes=11")
     assert config_of("space.nodes=11").cell_space.nodes == 11
@@ -119,8 +133,6 @@ def test_two_names_of_the_number_of_nodes() -> None:
 
 
 def test_a_run_from_before_the_settings_goes_on() -> None:
-    from rnnnas.config.plain import to_plain
-
     here = to_plain(config_of())
     before = {key: value for key, value in here.items() if key != "space"}
     assert differences(before, here, ()) == []

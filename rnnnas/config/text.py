@@ -126,6 +126,14 @@ class SearchConfig(MethodChoice):
                 "has no place in it",
                 "take a method with alphas, e.g. --method darts-1st",
             )
+        foreign = sorted(set(self.space.ops) - set(RECURRENT_OPS))
+        if self.latency.weight and (foreign or self.space.edges_per_node > 1):
+            what = f"operation {foreign[0]!r}" if foreign else "cells of several edges a node"
+            raise UsageError(
+                f"a table of latencies has no {what}: latency.weight = {self.latency.weight} has "
+                "no place in this space",
+                "leave it out, or search a space of one edge a node and the default operations",
+            )
         method = method_of(self.method)
         if self.alphas.published_lookahead and self.order != "finite":
             raise UsageError(

@@ -30,30 +30,29 @@ Settings = dict[str, Any]
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that search and train share."""
-    for option in reversed(
-        [
-            click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`."),
-            click.option("--preset", help="A named run; see `presets list`. [default: quick, for "
-                         "images cifar10-quick; with --config none]"),
-            click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
-            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                         help="Override one setting, e.g. weights.lr=10; may be repeated."),
-            click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False),
-                         help="Settings from a TOML file, as --print-config prints them."),
-            click.option("--out", type=click.Path(path_type=Path, file_okay=False),
-                         help="Run folder. The same command with the same folder resumes."),
-            click.option("--fresh", is_flag=True,
-                         help="Start anew beside an existing run, which is kept."),
-            plugin_option,
-            device_option,
-            processes_option,
-            click.option("--dry-run", is_flag=True,
-                         help="Say what would run (sizes, steps, settings) and stop."),
-            click.option("--print-config", is_flag=True,
-                         help="Print the settings as TOML (with --json as JSON) and stop."),
-            json_option,
-        ]
-    ):  # fmt: skip
+    options: list[Callable[..., Any]] = [
+        click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`."),
+        click.option("--preset", help="A named run; see `presets list`. [default: quick, for "
+                     "images cifar10-quick; with --config none]"),
+        click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                     help="Override one setting, e.g. weights.lr=10; may be repeated."),
+        click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False),
+                     help="Settings from a TOML file, as --print-config prints them."),
+        click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+                     help="Run folder. The same command with the same folder resumes."),
+        click.option("--fresh", is_flag=True,
+                     help="Start anew beside an existing run, which is kept."),
+        plugin_option,
+        device_option,
+        processes_option,
+        click.option("--dry-run", is_flag=True,
+                     help="Say what would run (sizes, steps, settings) and stop."),
+        click.option("--print-config", is_flag=True,
+                     help="Print the settings as TOML (with --json as JSON) and stop."),
+        json_option,
+    ]  # fmt: skip
+    for option in reversed(options):
         command = option(command)
     return command
 

@@ -2,6 +2,7 @@
 # package index: they create .venv, install, and run.
 PYTHON ?= python3
 BIN := .venv/bin
+comma := ,
 # Tests run with a thread each, this many at a time.
 JOBS ?= 2
 
@@ -16,13 +17,26 @@ ARITHMETICS := \
 	"RNNNAS_TEST_PRECISION=float32 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41" \
 	"RNNNAS_TEST_PRECISION=float32 ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE"
 
-.PHONY: demo test arithmetic slow lint clean
+# What pip does is shown: on a terminal with a bar for every download.
+# Unpacking is silent: every 20 seconds a line says how far it is.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+define install
+	@(while sleep 20 >/dev/null 2>&1; do \
+		echo "  still installing: $$(du -sm .venv 2>/dev/null | cut -f1) MB so far"; done) & \
+	beat=$$!; $(PIP) $(1); code=$$?; kill $$beat; exit $$code
+endef
+
+.PHONY: demo test gpu-tests arithmetic slow lint clean
 
 demo: .venv/installed
 	$(BIN)/rnnnas demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
+# The kernels for CUDA devices, by Triton's interpreter where there is none: a gigabyte more.
+gpu-tests: .venv/gpu-tests
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal tests/test_device.py
 
 arithmetic: .venv/dev
 	@set -e; for way in $(ARITHMETICS); do \
@@ -40,12 +54,19 @@ lint: .venv/dev
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'rnnnas needs Python 3.11 or newer: make PYTHON=python3.12')"
+	@echo "making .venv: 1.4 GB on disk, some minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(call install,-e .)
 	@touch $@
 
 .venv/dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "adding the tools for tests: 100 MB on disk"
+	$(call install,-e '.[dev]')
+	@touch $@
+
+.venv/gpu-tests: .venv/dev
+	@echo "adding Triton: a gigabyte on disk"
+	$(call install,-e '.[dev$(comma)gpu-tests]')
 	@touch $@
 
 clean:

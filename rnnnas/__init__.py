@@ -20,8 +20,8 @@ __version__ = "0.2.0"
 # Where the names of the door come from: a module, which is imported when one of them is asked for.
 _DOOR = {
     "rnnnas.door": (
-        "add_corpus", "evaluate", "genotype", "load", "open_corpus", "sample", "search", "show",
-        "load_plugin", "study", "train",
+        "add_corpus", "evaluate", "genotype", "list_runs", "load", "load_plugin", "open_corpus",
+        "sample", "score", "search", "show", "study", "train",
     ),
     "rnnnas.errors": (
         "CheckpointError", "DataError", "DiskError", "DivergedError", "RnnnasError", "UsageError",
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from rnnnas.door import add_corpus as add_corpus
     from rnnnas.door import evaluate as evaluate
     from rnnnas.door import genotype as genotype
+    from rnnnas.door import list_runs as list_runs
     from rnnnas.door import load as load
     from rnnnas.door import load_plugin as load_plugin
     from rnnnas.door import open_corpus as open_corpus
     from rnnnas.door import sample as sample
+    from rnnnas.door import score as score
     from rnnnas.door import search as search
     from rnnnas.door import show as show
     from rnnnas.door import study as study

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rnnnas.data.corpus import AnyCorpus, Corpus, ImageCorpus
     from rnnnas.evaluation.image_model import ImageModel
     from rnnnas.evaluation.language_model import LanguageModel
+    from rnnnas.evaluation.line_scores import LineScore
+    from rnnnas.studies.listing import RunInfo
     from rnnnas.studies.result import StudyResult
 
 Paths = str | os.PathLike[str]
@@ -55,32 +57,34 @@ def add_corpus(
     name: str,
     source: Paths,
     *,
-    vocab: str | None = None,
+    vocab: str = "auto",
     vocab_size: int = 0,
     lower: bool = False,
     replace: bool = False,
     column: str | None = None,
+    encoding: str | None = None,
+    label: str | None = None,
     home: Paths | None = None,
 ) -> AnyCorpus:
     """Prepare a corpus of one's own from a text file, a folder, an archive, or images.
 
     Args:
-        vocab: "words", "sentencepiece" ...; by default what suits the text.
-        vocab_size: how many; 0: as many as suit the text.
-        column: the text column of tables.
+        vocab: "auto" (what suits the text), "words", "sentencepiece", "characters", "bytes".
+        vocab_size: how many entries; 0: as many as suit the text.
         replace: put it in place of a corpus of that name with other content.
+        column: the text column of JSON lines, CSV, TSV or parquet files.
+        encoding: of text that is not UTF-8.
+        label: the column of the classes, of images in parquet files.
 
     Raises:
         DataError: where the source cannot be read; with file, line and remedy.
     """
-    options = corpora.VocabOptions(**_vocab_options(vocab, vocab_size, lower))
+    options = corpora.VocabOptions(kind=vocab, size=vocab_size, lower=lower)
     with home_at(None if home is None else os.fspath(home)):
-        return corpora.add_corpus(name, Path(source), options, replace=replace, column=column)
-
-
-def _vocab_options(kind: str | None, size: int, lower: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {"size": size, "lower": lower}
-    return options if kind is None else {**options, "kind": kind}
+        return corpora.add_corpus(
+            name, Path(source), options,
+            replace=replace, column=column, encoding=encoding, label=label,
+        )  # fmt: skip
 
 
 def load_plugin(*files: Paths) -> None:
@@ -293,15 +297,56 @@ def sample(
     """Text that a trained model writes after a prompt; options as of `LanguageModel.stream`."""
     from rnnnas.evaluation.language_model import LanguageModel
 
-    loaded = (
-        model if isinstance(model, LanguageModel) else load(checkpoint_of(model), device=device)
-    )
+    loaded = model if isinstance(model, LanguageModel) else load_language_model(model, device)
+    return loaded.sample(prompt, tokens, **options)
+
+
+def load_language_model(model: TrainResult | Paths, device: str | torch.device) -> LanguageModel:
+    """As `load`, of text only.
+
+    Raises:
+        CheckpointError: where there is none, it is damaged, or an image network.
+    """
+    from rnnnas.evaluation.language_model import LanguageModel
+
+    loaded = load(checkpoint_of(model), device=device)
     if not isinstance(loaded, LanguageModel):
         raise CheckpointError(
-            f"{checkpoint_of(model)} holds an image network, which writes no text",
+            f"{checkpoint_of(model)} holds an image network, which neither reads nor writes text",
             "`rnnnas.load(...).predict(image)` names what an image shows",
         )
-    return loaded.sample(prompt, tokens, **options)
+    return loaded
+
+
+def score(
+    model: LanguageModel | TrainResult | Paths,
+    lines: Sequence[str],
+    *,
+    restart: bool = False,
+    device: str | torch.device = "auto",
+) -> list[LineScore]:
+    """The log-probability and perplexity of each line of a text, as `rnnnas score` prints them.
+
+    Args:
+        restart: read each line as if it were the first; else after those before it.
+    """
+    from rnnnas.evaluation.language_model import LanguageModel
+    from rnnnas.evaluation.line_scores import line_scores
+
+    loaded = model if isinstance(model, LanguageModel) else load_language_model(model, device)
+    return list(line_scores(loaded, lines, restart=restart))
+
+
+def list_runs(folder: Paths | None = None) -> list[RunInfo]:
+    """The runs and studies under `checkpoints/`, or under a folder, the latest first.
+
+    Raises:
+        UsageError: where there is no such folder.
+    """
+    from rnnnas.studies import listing
+
+    where = checkpoints_folder() if folder is None else Path(folder)
+    return [] if folder is None and not where.exists() else listing.list_runs(where)
 
 
 # Cells
@@ -357,8 +402,11 @@ def resolve_run(
     flags: Mapping[str, Any],
     images: bool,
     settings: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    tokens: int | None = None,
+    planned: float | None = None,
 ) -> Any:
-    """The configuration of a "search" or a "train" run.
+    """The configuration of a "search" or a "train" run; arguments as of `presets.resolve`.
 
     Raises:
         UsageError: naming the key, the value, what is allowed and the nearest known key.
@@ -369,6 +417,9 @@ def resolve_run(
         file=None if file is None else Path(file),
         settings=settings,
         flags=flags,
+        base=base,
+        tokens=tokens,
+        planned=planned,
     )
 
 
@@ -381,10 +432,16 @@ def without_effect(
 
 
 def default_folder(kind: str, config: Any, called: str = "") -> Path:
-    """Where a run lies that is told no folder: checkpoints/KIND-CORPUS-NAME-sSEED."""
-    name = config.method if kind == "search" else Path(called).name or called
-    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name.removesuffix(".json"))
-    return checkpoints_folder() / f"{kind}-{config.corpus}-{safe}-s{config.seed}"
+    """Where a run lies that is told no folder."""
+    name = config.method if kind == "search" else called
+    return run_folder(kind, config.corpus, name, config.seed)
+
+
+def run_folder(kind: str, corpus: str, called: str, seed: int) -> Path:
+    """checkpoints/KIND-CORPUS-NAME-sSEED, with a name that is fit for a folder."""
+    name = (Path(called).name or called).removesuffix(".json")
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    return checkpoints_folder() / f"{kind}-{corpus}-{safe}-s{seed}"
 
 
 def checkpoint_of(model: Any) -> Path:

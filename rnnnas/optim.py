@@ -21,13 +21,21 @@ from rnnnas.types import InnerStep
 class WeightConfig:
     """SGD on the weights, and the switch to averaging.
 
-    lr: step size for a window of `bptt` tokens; it scales with a window's length.
-    schedule: of lr over the run. clip: largest gradient norm, 0 for none.
-    nonmono: averaging starts after the epoch whose validation loss is above the least of all
-    but the last `nonmono` epochs before it (NT-ASGD, Merity et al. 2018, algorithm 1);
-    0: never.
-    finetune_epochs: epochs after the others, at the step size `lr` whatever the schedule, that
-    start from the best weights and average from their first step (Merity et al. 2018, section 5).
+    lr: step size for a window of `bptt` tokens, which scales with a window's length; -; above 0; 20
+        as in the DARTS paper
+    schedule: of lr over the run; averaging needs a step size that stays, as in the DARTS paper
+    clip: largest norm of the gradient, which is scaled down to it; -; 0 or more, 0 for no limit;
+        0.25 as in the DARTS paper
+    weight_decay: weight of half the squared norm of the weights; -; 0 or more; none, though presets
+        take the paper's 5e-7 and 8e-7
+    momentum: share of the last step that is added to the next; share; 0 or more; none, as in the
+        DARTS paper on text
+    nonmono: averaging starts after the epoch whose validation loss is above the least of all but
+        the last `nonmono` epochs before it (NT-ASGD, Merity et al. 2018, algorithm 1); epochs; 0 or
+        more, 0 for never; never, since short trainings end before it pays
+    finetune_epochs: epochs after the others, at the step size `lr` whatever the schedule, from the
+        best weights and averaging from their first step (Merity et al. 2018, section 5); epochs; 0
+        or more; none, since they lengthen a training
     """
 
     lr: float = 20.0
@@ -58,10 +66,17 @@ class WeightConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageWeightConfig(WeightConfig):
-    """The same for images, where lr is that of any batch; the defaults are DARTS' (appendix A.1.1).
+    """SGD on the weights of an image network, where lr is that of any batch.
 
-    lr_end: what the schedule falls to at the end of the run. "exponential" multiplies by the same
-    factor every epoch.
+    lr: step size at the beginning; -; above 0; 0.025 as in DARTS (appendix A.1.1)
+    lr_end: what the schedule falls to at the end of the run; -; 0 to `weights.lr`, above 0 for
+        "exponential"; 0 as in the training of DARTS
+    schedule: of lr over the run, where "exponential" multiplies by one factor every epoch; cosine
+        as in DARTS
+    clip: largest norm of the gradient, which is scaled down to it; -; 0 or more, 0 for no limit; 5
+        as in DARTS
+    weight_decay: weight of half the squared norm of the weights; -; 0 or more; 3e-4 as in DARTS
+    momentum: share of the last step that is added to the next; share; 0 or more; 0.9 as in DARTS
     """
 
     lr: float = 0.025
@@ -92,15 +107,25 @@ class ImageWeightConfig(WeightConfig):
 class AlphaConfig:
     """Adam on the alphas.
 
-    warmup: share of the search in [0, 1) during which only weights move.
-    text: what the alphas are trained on: the last `held_out` share of the training text, which
-    the weights then do not see; or the validation text itself, as the DARTS paper does.
-    second_order: how a second-order search differentiates through the weight step; "auto" is the
-    cheapest way that is right (benchmarks/README.md): the finite difference for cells on text, the
-    exact one for images, where the difference is mostly noise.
+    lr: step size; -; above 0; 3e-3 as in the DARTS paper on text
+    betas: decay of the first and of the second moment; share; each 0 to below 1; 0.9 and 0.999 as
+        in the DARTS paper on text
+    weight_decay: weight of half the squared norm of the alphas; -; 0 or more; 1e-3 as in the DARTS
+        paper
+    warmup: share of the search, or of each stage, during which only weights move; share; 0 to below
+        1; none, as in the DARTS paper
+    text: what alphas are trained on, "held-out" for the last `held_out` share of the training text,
+        which weights then do not see, or "valid" for the validation text, as the DARTS paper does;
+        what is held out leaves validation an independent measure
+    held_out: share of the training text that alphas are trained on; share; above 0 and below 1; a
+        tenth costs the weights little
+    second_order: how a second-order search differentiates through the weight step, "exact", or
+        "finite" by a difference of two gradients as the DARTS paper does, "auto" for the cheapest
+        way that is right; exact for images, where the difference is mostly noise, and on text
+        where a CPU multiplies in bfloat16 by compiled kernels, else finite (benchmarks/README.md)
     published_lookahead: whether a second-order search on text takes the published code's look-ahead
-    in place of the gradient of the paper's equation (docs/methods.md says how they differ): for
-    reproductions, no method or preset takes it.
+        in place of the gradient of the paper's equation (docs/methods.md says how they differ); for
+        reproductions, no method or preset takes it
     """
 
     lr: float = 3e-3
@@ -135,7 +160,14 @@ class AlphaConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageAlphaConfig(AlphaConfig):
-    """The same for images: the defaults are DARTS' (appendix A.1.1), which holds out half."""
+    """Adam on the alphas of an image network.
+
+    lr: step size; -; above 0; 3e-4 as in DARTS (appendix A.1.1)
+    betas: decay of the first and of the second moment; share; each 0 to below 1; 0.5 and 0.999 as
+        in DARTS
+    held_out: share of the training images that alphas are trained on; share; above 0 and below 1;
+        half, as in DARTS
+    """
 
     lr: float = 3e-4
     betas: tuple[float, float] = (0.5, 0.999)

@@ -15,6 +15,7 @@ FLOORS: list[set[str]] = [
     {"evaluation", "searching"},
     {"training"},
     {"bench", "studies"},
+    {"reporting"},
     {"door"},
     {"cli"},
     {"__main__"},

@@ -36,7 +36,7 @@ STEPS = (
     ("train", "quick", "DARTS_V1"), ("train", "ptb", "DARTS_V2"), ("train", "wikitext-2", "ENAS"),
     ("search", "quick", ""), ("search", "quick-pc-darts", ""), ("search", "ptb-darts", ""),
 )  # fmt: skip
-ROUNDS, LONGEST = 200, 60.0  # of one product: rounds, and seconds after which they end
+ROUNDS, LONGEST = 40, 60.0  # of one product: rounds, and seconds after which they end
 
 
 class Lie(NamedTuple):

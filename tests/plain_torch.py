@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from rnnnas.lm.fast import cpu_library, mixture
+from rnnnas.lm.fast import cpu_library, mixture, tangent_mixture
 
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device, or where there is no compiler. No dispatch mode sees what kernels do."""
-    for module in (mixture, cpu_library):
+    for module in (mixture, cpu_library, tangent_mixture):
         monkeypatch.setattr(module, "usable", lambda *tensors, low=False: False)
 
 

@@ -47,8 +47,9 @@ def test_products_of_the_papers_settings() -> None:
     rows, hidden = 35 * 256, 300
     forward = 2 * rows * hidden * (2 * hidden * (2 + 36) + recurrent.VOCABULARY)
     assert flops(recurrent.products("first_order", config, CPU)) == 5 * forward
-    config = recurrent._config("second_order", "fast", ())
-    assert flops(recurrent.products("second_order", config, CPU)) == 13 * forward
+    for order, passes in (("finite", 13), ("exact", 15)):
+        config = recurrent._config("second_order", "fast", (f"alphas.second_order={order}",))
+        assert flops(recurrent.products("second_order", config, CPU)) == passes * forward
     config = recurrent._config("train", "fast", ())
     rows, hidden = 35 * 64, 850
     forward = 2 * rows * hidden * (2 * hidden * 10 + recurrent.VOCABULARY)

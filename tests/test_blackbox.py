@@ -109,6 +109,7 @@ def test_a_search_resumes_exactly_wherever_it_dies(
     whole = search(config(*EVERY[name], "save_seconds=1000"), corpus, tmp_path / "whole",
                    device=CPU, quiet=True)  # fmt: skip
     keys = {"run", "genotype", "cell", "seconds", "valid_perplexity", "arithmetic", "digest"}
+    keys |= {"unigram_perplexity", "bigram_perplexity"}
     assert set(whole) == keys and math.isfinite(whole["valid_perplexity"])
     assert Genotype.from_plain(whole["genotype"]).to_text() == whole["cell"]
     scratch = name in ("random", "evolution")

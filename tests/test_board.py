@@ -139,6 +139,20 @@ def test_an_open_reader_drops_what_a_resumed_run_writes_again(tmp_path):
     assert curve(read(tmp_path), "loss") == [(1, 1.0), (2, 2.0)]
 
 
+def test_a_folder_whose_name_is_not_utf8_gets_its_events(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    board = Board(folder)
+    board.scalars({"loss": 1.0}, 1)
+    board.close()
+    (path,) = folder.iterdir()
+    path.rename(tmp_path / path.name)
+    assert curve(read(tmp_path), "loss") == [(1, 1.0)]
+
+
 def test_emptied_files_stay_and_say_nothing(tmp_path):
     assert not has_events(tmp_path)
     for step in (1, 2):

@@ -154,7 +154,15 @@ def test_expected_failures(words: list[str], code: int, message: str, home: Path
 
 def test_dry_run_and_config(home: Path) -> None:
     dry = answer("search", "--corpus", "tiny", *SMALL, "--dry-run")
-    assert set(dry) == {"parameters", "steps_per_epoch", "epochs", "config"}
+    sizes = {"parameters", "steps_per_epoch", "epochs", "config"}
+    assert set(dry) == {*sizes, "seconds", "memory_bytes"}
+    assert dry["seconds"] > 0 and dry["memory_bytes"] > 1e6
+    shown = run("search", "--corpus", "tiny", *SMALL, "--dry-run").stdout.splitlines()
+    assert len(shown) == 2 and "memory" in shown[0] and "parameters" in shown[1]
+    budgeted = run("search", "--corpus", "tiny", *SMALL, "--dry-run", "--minutes", "3").stdout
+    assert budgeted.startswith("budget 3 minutes")
+    verbose = run("search", "--corpus", "tiny", *SMALL, "--dry-run", "--verbose").stdout
+    assert "[windows]" in verbose and verbose.index("parameters") < verbose.index("[windows]")
     assert (dry["steps_per_epoch"], dry["epochs"]) == (4, 2)
     cells = answer("search", "--corpus", "tiny", *SMALL, "--method", "random", "--dry-run")
     assert (cells["steps_per_cell"], cells["cells"]) == (1, 8)

@@ -146,7 +146,6 @@ def test_values_are_toml_or_plain_words() -> None:
         ("valid_streams=1", ["valid_streams = 1", "at least 2"]),
         ("method=dart", ["'dart'", "did you mean 'darts'?"]),
         ("corpus=3", ["corpus = 3", "str"]),
-        ("alphas.second_order=exact", ["alphas.second_order", "'exact'"]),
         ("weights.lr", ["'weights.lr' is not key=value"]),
         ("=3", ["'=3' is not key=value"]),
         ("", ["is not key=value"]),
@@ -260,8 +259,9 @@ def test_settings_that_do_not_go_together_are_named() -> None:
 def test_orders_follow_the_method() -> None:
     assert resolved("search", method="darts").order == "finite"
     assert resolved("search", method="darts-1st").order == "first"
-    exact = resolved("search", "alphas.second_order=exact", "model.path=reference", method="darts")
-    assert exact.order == "exact"
+    for path in ("fast", "reference"):
+        more = ("alphas.second_order=exact", f"model.path={path}")
+        assert resolved("search", *more, method="darts").order == "exact"
     # The first order never looks ahead, so what it would look ahead by does not matter.
     assert resolved("search", "alphas.second_order=exact", method="darts-1st").order == "first"
 

@@ -184,7 +184,7 @@ def test_listing(tmp_path: Path) -> None:
     assert list(listed) == [*known, "hurt", "mine"]
     assert listed["mine"]["prepared"] and listed["mine"]["tokens"] == 400 * 10
     assert not listed["ptb"]["prepared"] and "fetch ptb" in listed["ptb"]["note"]
-    assert "damaged" in listed["hurt"]["note"]
+    assert "is not a description" in listed["hurt"]["note"]
     with pytest.raises(DataError, match="is a file"):
         add_corpus("README.md", tmp_path / "t.txt", WORDS)
 

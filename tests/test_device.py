@@ -21,7 +21,7 @@ from rnnnas.lm.fast.triton_support import padded, table, usable, wide
 from rnnnas.lm.search_cell import unroll_reference
 from rnnnas.nas.space import CellSpace, recurrent_space
 
-pytest.importorskip("triton", reason="needs Triton")
+pytest.importorskip("triton", reason="needs Triton: pip install -e '.[gpu-tests]'")
 CARD = torch.cuda.is_available()
 # Of float64 the interpreter takes products as they are; a card's kernels know float32 only.
 DEVICE = torch.device("cuda" if CARD else "cpu")

@@ -69,15 +69,26 @@ def test_names_of_the_validation_split(name: str) -> None:
     assert list(source.splits["valid"].lines()) == ["a line"]
 
 
-@pytest.mark.parametrize("absent", ["train", "validation", "test"])
-def test_a_missing_split_is_named(tmp_path: Path, absent: str) -> None:
-    splits = everywhere(ROWS)
-    del splits[absent]
-    with pytest.raises(DataError) as caught:
-        add_corpus("x", parquet(tmp_path / "d", splits), VocabOptions())
-    assert f"no {absent.removesuffix('ation')} split" in caught.value.cause
-    assert all(present in caught.value.cause for present in splits)
-    assert list(corpora_folder().iterdir()) == []
+def test_missing_splits_are_held_out_of_train(tmp_path: Path) -> None:
+    rows = [f"row {i} of words , here and there" for i in range(400)]
+    for absent, expected in (
+        (["test"], {"train": 380, "valid": 400, "test": 20}),
+        (["validation"], {"train": 380, "valid": 20, "test": 400}),
+        (["validation", "test"], {"train": 360, "valid": 20, "test": 20}),
+    ):
+        splits = {s: rows for s in everywhere(ROWS) if s not in absent}
+        corpus = add_corpus("x", parquet(tmp_path / str(absent), splits), VocabOptions(),
+                            replace=True)  # fmt: skip
+        lines = {split: corpus.units(split).lines for split in ("train", "valid", "test")}
+        assert lines == expected
+        loaded = {s: datasets.Dataset.from_dict({"text": r}) for s, r in splits.items()}
+        assert {s: len(list(t.lines())) for s, t in source_of(loaded, "x").splits.items()} == lines
+    splits = {"validation": ROWS, "test": ROWS}
+    with pytest.raises(DataError, match=r"no train split \(present: valid, test"):
+        add_corpus("y", parquet(tmp_path / "d", splits), VocabOptions())
+    rows_ = datasets.Dataset.from_dict({"text": ["a line"]})
+    with pytest.raises(DataError, match=r"no train split \(present: validation, test"):
+        source_of({"validation": rows_, "test": rows_}, "x")
 
 
 def test_the_text_column_is_found_or_asked_for(tmp_path: Path) -> None:
@@ -114,8 +125,8 @@ def test_bad_rows_are_refused_with_split_and_row() -> None:
     }
     for says, rows in cases.items():
         table = datasets.Dataset(pa.table({"text": rows}))
-        splits = source_of({"train": good, "validation": good, "test": table}, "x").splits
         with pytest.raises(DataError, match=says) as caught:
+            splits = source_of({"train": good, "validation": good, "test": table}, "x").splits
             list(splits["test"].lines())
         assert caught.value.remedy
     print(f"{len(cases)} kinds of bad rows refused")
@@ -127,10 +138,10 @@ def test_damaged_parquet_is_refused_and_leaves_nothing(
     folder = parquet(tmp_path / "d", everywhere(["some text"] * 100))
     path = folder / "data" / "train-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match="cannot be read as a dataset") as caught:
+    with pytest.raises(DataError, match="not a parquet file that can be read") as caught:
         add_corpus("x", folder, VocabOptions())
-    assert "train-00000-of-00001.parquet" in caught.value.remedy
-    assert list(corpora_folder().iterdir()) == []
+    assert "train-00000-of-00001.parquet" in caught.value.cause
+    assert not corpora_folder().exists()
     assert capfd.readouterr() == ("", "")
 
 
@@ -141,7 +152,7 @@ def test_a_parquet_folder_becomes_a_corpus(tmp_path: Path) -> None:
         ("train", "valid", "test"), 240
     )
     assert [path.name for path in corpora_folder().iterdir()] == ["x"]
-    with pytest.raises(UsageError, match="parquet"):
+    with pytest.raises(DataError, match="no column 'text'"):
         add_corpus("y", Path(__file__), VocabOptions(), column="text")
 
 
@@ -262,3 +273,12 @@ def test_ids_and_overrides_reach_the_library(monkeypatch: pytest.MonkeyPatch) ->
     for bad in ("../etc", "a/b/c", "", "a b", "-x", "/abs"):
         with pytest.raises(UsageError):
             fetch_corpus(bad, VocabOptions())
+
+
+def test_a_folder_of_a_datasets_name_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parquet(tmp_path / "some" / "set", everywhere(ROWS))
+    with pytest.raises(UsageError, match="some/set lies here"):
+        fetch_corpus("some/set", VocabOptions())

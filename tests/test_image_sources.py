@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_images import NAMES, class_folders, png, put
+from PIL import features
+from sample_images import NAMES, class_folders, encoded, pixels, png, put
 from sample_sources import TEXT, written
 
+from rnnnas.data.image_decode import decode
 from rnnnas.data.image_sources import ImageSource, Labelled, image_folder, numbered
 from rnnnas.errors import DataError
 
@@ -50,7 +52,7 @@ def test_images_may_lie_deeper_and_other_files_are_left_out(tmp_path: Path) -> N
     written(tmp_path / "README.md", "pictures of mine")
     source = opened(tmp_path)
     assert source.splits["train"].labels == ["cat", "cat", "dog", "owl"]
-    assert source.note.endswith("ignored files: README.md")
+    assert source.note.endswith("ignored files: README.md, train/cat/notes.bin")
 
 
 def test_text_is_no_image_folder(tmp_path: Path) -> None:
@@ -157,3 +159,36 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     (class_folders(tmp_path) / "train" / "yak").mkdir()
     with pytest.raises(DataError, match="class 'yak' has no training image"):
         numbered(opened(tmp_path))
+
+
+def test_jfif_and_avif_are_images_and_the_rest_is_said(tmp_path: Path) -> None:
+    class_folders(tmp_path, ".", each=2)
+    put(tmp_path / "cat" / "x.jfif", encoded(pixels(1), "JPEG"))
+    kinds = ["x.jfif"]
+    if features.check("avif"):
+        put(tmp_path / "cat" / "y.AVIF", encoded(pixels(2), "AVIF"))
+        kinds.append("y.AVIF")
+    put(tmp_path / "dog" / "z.heic", b"x")
+    put(tmp_path / "dog" / "no-suffix", b"x")
+    source = opened(tmp_path)
+    assert source.splits["train"].labels.count("cat") == 2 + len(kinds)
+    assert "ignored files: dog/no-suffix, dog/z.heic" in source.note
+    for data in source.splits["train"].pictures():
+        assert decode(data, "x")[0].shape == (3, 6, 8)
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match="link to a file that is not there"):
+        image_folder(tmp_path)
+
+
+def test_labels_may_count_from_1(tmp_path: Path) -> None:
+    def split(labels: list[int]) -> Labelled:
+        return Labelled(name="x", labels=labels, place=lambda row: f"row {row}",
+                        pictures=lambda: iter(()))  # fmt: skip
+
+    splits = {"train": split([1, 3, 2, 1]), "test": split([3, 1])}
+    classes, labels = numbered(ImageSource(name="x", splits=splits, classes=()))
+    assert classes == ("1", "2", "3")
+    assert labels["train"].tolist() == [0, 2, 1, 0] and labels["test"].tolist() == [2, 0]
+    bad = {"train": split([1, 2]), "test": split([0])}
+    with pytest.raises(DataError, match="label '0' is none of the 2 classes"):
+        numbered(ImageSource(name="x", splits=bad, classes=()))

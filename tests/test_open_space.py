@@ -123,6 +123,14 @@ def test_a_price_on_latency_is_for_what_is_measured(setting: str, named: str) ->
         config_of(setting, "latency.weight=1", "method=darts-1st")
 
 
+def test_an_exact_second_order_needs_a_path_that_has_it() -> None:
+    exact = ("method=darts", "alphas.second_order=exact", 'space.ops=["tanh", "gelu"]')
+    with pytest.raises(UsageError, match="the kernels do not know gelu") as caught:
+        config_of(*exact)
+    assert "model.path=eager" in caught.value.remedy
+    config_of(*exact, "model.path=eager")
+
+
 def test_two_names_of_the_number_of_nodes() -> None:
     assert config_of("space.nodes=11") == config_of("model.nodes=11")
     assert config_of("space.nodes=11").cell_space.nodes == 11

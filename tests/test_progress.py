@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rnnnas.runs.progress import Pace, Progress
+from rnnnas.runs.progress import Pace, Progress, waiting
 
 
 class Terminal(io.StringIO):
@@ -183,3 +183,81 @@ def test_standard_error_is_the_default_and_no_total_is_no_error(capsys):
         bar.update(0)
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("x\n")
+
+
+@pytest.mark.parametrize("columns", [60, 66, 80, 100])
+def test_the_bar_fits_narrow_terminals(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream, clock = Terminal(), Clock()
+    with Progress("perturbation of a corpus", 50_000, stream=stream, clock=clock) as bar:
+        clock.now += 80_000
+        bar.update(49_999, perplexity=1312.4, tokens_per_second=105400.0, epoch="12/60")
+    for line in re.split(r"[\r\n]", plain(stream.getvalue())):
+        assert len(line) <= columns
+        if "99 %" in line:
+            assert "22:13:20 < " in line and "━" in line
+            assert "ppl" in line and ("epoch" in line) == (columns >= 80)
+            assert ("tok/s" in line) == (columns >= 100)
+
+
+def test_values_that_matter_most_are_shown_where_sixty_columns_are(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    stream, clock = Terminal(), Clock()
+    with Progress("search darts", 50_000, stream=stream, clock=clock) as bar:
+        clock.now += 80
+        bar.update(12_000, perplexity=312.4, tokens_per_second=5400.0, epoch="2/6")
+        last = plain(stream.getvalue()).split("\r")[-1]
+    assert "24 %  0:01:20 < 0:04:13  ppl 312.40  epoch 2/6" in last and len(last) <= 60
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_a_finished_bar_is_at_one_hundred_percent(kind):
+    """More steps than expected, as many as corrected, or fewer: it ended all the same."""
+    for steps in (90, 100, 130):
+        stream, clock = kind(), Clock()
+        with Progress("t", 100, stream=stream, clock=clock) as bar:
+            for done in range(1, steps + 1):
+                clock.now += 11
+                bar.update(done)
+            bar.finish()
+        shown = [int(p) for p in re.findall(r"(\d+) %", plain(stream.getvalue()))]
+        assert shown[-1] == 100 and max(shown) == 100
+        assert f"({shown[-1]} %)" in stream.getvalue() or isinstance(stream, Terminal)
+
+
+def test_a_corrected_total_counts():
+    stream, clock = io.StringIO(), Clock()
+    with Progress("t", 100, stream=stream, clock=clock) as bar:
+        bar.expect(200)
+        clock.now += 11
+        bar.update(50)
+    assert "50/200 steps (25 %)" in stream.getvalue()
+
+
+def test_a_bar_says_what_it_waits_for_at_the_start():
+    stream, clock = io.StringIO(), Clock()
+    with Progress("search x", 10, waits_for="preparing", stream=stream, clock=clock) as bar:
+        assert stream.getvalue() == "search x: preparing ...\n"
+        clock.now += 11
+        bar.update(1)
+    assert stream.getvalue().count("preparing") == 1
+    live = Terminal()
+    with Progress("search x", 10, waits_for="preparing", stream=live, clock=clock) as bar:
+        assert "preparing" in plain(live.getvalue())
+        clock.now += 11
+        bar.update(1, perplexity=3.0)
+        assert "preparing" not in plain(live.getvalue()).split("\r")[-1]
+    with Progress("x", 1, waits_for="preparing", quiet=True, stream=stream) as bar:
+        pass
+    assert stream.getvalue().count("preparing") == 1
+
+
+def test_what_is_waited_for_is_told_after_a_while_only():
+    stream = io.StringIO()
+    with waiting("compiling kernels", stream=stream, after=0) as timer:
+        assert timer is not None
+        timer.join()
+        assert stream.getvalue() == "compiling kernels ...\n"
+    with waiting("opening", stream=stream, after=3600), waiting("x", stream=stream, quiet=True):
+        pass
+    assert stream.getvalue() == "compiling kernels ...\n"

@@ -82,7 +82,12 @@ STEPS = [
     for double in (True, False)
 ]  # fmt: skip
 ORDERS = [("fast", "first", 0.25), ("fast", "finite", 0.25), ("eager", "finite", 0.0)]
-ORDERS += [("eager", "exact", 0.0), ("eager", "exact", 0.25), ("reference", "exact", 0.25)]
+ORDERS += [
+    ("fast", "exact", 0.25),
+    ("eager", "exact", 0.0),
+    ("eager", "exact", 0.25),
+    ("reference", "exact", 0.25),
+]
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])

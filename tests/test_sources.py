@@ -131,15 +131,25 @@ def test_folders_that_are_links_or_closed_are_not_left_out(
 
 
 @pytest.mark.parametrize("absent", SPLITS)
-def test_a_missing_split_is_named(tmp_path: Path, absent: str) -> None:
+def test_a_missing_split_is_held_out_of_train(tmp_path: Path, absent: str) -> None:
     members: dict[str, str | bytes] = {f"{s}.txt": TEXT for s in SPLITS if s != absent}
     for name, text in members.items():
         written(tmp_path / "folder" / name, text)
     for source in (tmp_path / "folder", zipped(tmp_path / "z.zip", members)):
-        with pytest.raises(DataError, match=f"no {absent} split") as caught:
-            add_corpus("own", source, WORDS)
-        assert str(source) in caught.value.cause and absent in caught.value.remedy
-    assert left_behind() == []
+        if absent == "train":
+            with pytest.raises(DataError, match="no train split") as caught:
+                add_corpus("own", source, WORDS)
+            assert str(source) in caught.value.cause and absent in caught.value.remedy
+            assert left_behind() == []
+            continue
+        corpus = add_corpus("own", source, VocabOptions(size=1000))
+        lines = TEXT.splitlines(keepends=True)
+        assert {s: corpus.units(s).lines for s in SPLITS} == dict.fromkeys(SPLITS, 400) | {
+            "train": 380,
+            absent: 20,
+        }
+        assert text_of(corpus, "train") == "".join(lines[:380])
+        assert f"{absent} is the last 5 % of train" in corpus.description["note"]
 
 
 def test_bad_bytes_leave_nothing(tmp_path: Path) -> None:
@@ -214,3 +224,19 @@ def test_absolute_names_in_archives_are_harmless(tmp_path: Path) -> None:
     add_corpus("own", zipped(tmp_path / "z.zip", dict(members)), WORDS)
     assert not outside.exists() and not (tmp_path / "x.valid.txt").exists()
     assert left_behind() == ["own"]
+
+
+def test_an_archive_of_many_members_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members: dict[str, str | bytes] = {f"{n}.txt": "a line of words\n" * 9 for n in range(300)}
+    path = zipped(tmp_path / "z.zip", members)
+    opened = []
+    original = text_sources.zipfile.ZipFile.__init__
+
+    def counted(self: Any, *rest: Any, **named: Any) -> None:
+        opened.append(rest)
+        original(self, *rest, **named)
+
+    monkeypatch.setattr(text_sources.zipfile.ZipFile, "__init__", counted)
+    assert len(add_corpus("own", path, WORDS).splits["train"]) > 9000 and len(opened) == 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sample_sources import TEXT, left_behind, written
 
-from rnnnas.data import text_corpus
+from rnnnas.data import folders, text_corpus
 from rnnnas.data.corpus import (
     SPLITS,
     VocabOptions,
@@ -91,9 +91,20 @@ def test_damaged_descriptions_are_refused(tmp_path: Path) -> None:
             check_unchanged(open_corpus("own"))
         assert str(folder) in str(caught.value)
     path.unlink()
-    with pytest.raises(DataError, match=r"corpus\.json"):
+    # Without a description nobody knows whose files these are.
+    with pytest.raises(
+        DataError, match=r"not a corpus that rnnnas prepared: it has no corpus\.json"
+    ):
         open_corpus("own")
-    # A damaged corpus is put right by adding it again, on demand.
+    with pytest.raises(DataError, match="not a corpus that rnnnas prepared"):
+        add_corpus("own", tmp_path / "t.txt", WORDS, replace=True)
+    assert (folder / "train.bin").exists()
+    # A damaged corpus of ours is put right by adding it again, on demand.
+    path.write_text(json.dumps(good))
+    (folder / "train.bin").write_bytes(b"x")
+    with pytest.raises(DataError, match="own is damaged") as caught:
+        open_corpus("own")
+    assert "--replace" in caught.value.remedy
     assert add_corpus("own", tmp_path / "t.txt", WORDS, replace=True).sha256 == good["sha256"]
 
 
@@ -107,7 +118,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     for name in ("own", "new"):
         with monkeypatch.context() as patched:
-            patched.setattr(text_corpus.os, "fsync", full)
+            patched.setattr(folders.os, "fsync", full)
             with pytest.raises(DiskError, match="No space left") as caught:
                 add_corpus(name, other, WORDS, replace=True)
             assert caught.value.exit_code == 5
@@ -116,12 +127,15 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_left_overs_of_killed_preparations_go(tmp_path: Path) -> None:
     for name, age in ((".own.old.partial", 2 * 24 * 3600), (".own.new.partial", 60)):
-        (corpora_folder() / name).mkdir(parents=True)
+        written(corpora_folder() / name / folders.MARK, name)
+        written(corpora_folder() / name / "corpus" / "train.bin", "x")
         os.utime(corpora_folder() / name, (time.time() - age,) * 2)
+    written(corpora_folder() / ".own.user.partial" / "notes.txt", "mine")
+    os.utime(corpora_folder() / ".own.user.partial", (time.time() - 2 * 24 * 3600,) * 2)
     assert [entry for entry in list_corpora() if entry["name"].startswith(".")] == []
     add_corpus("own", written(tmp_path / "t.txt"), WORDS)
-    # The younger one may belong to a preparation that still runs.
-    assert left_behind() == [".own.new.partial", "own"]
+    # The younger one may belong to a preparation that still runs; the last one is not marked ours.
+    assert left_behind() == [".own.new.partial", ".own.user.partial", "own"]
 
 
 def test_two_preparations_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

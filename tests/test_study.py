@@ -22,7 +22,7 @@ from rnnnas.studies.plan import (
     resolve_study,
 )
 from rnnnas.studies.record import Record
-from rnnnas.studies.report import choose, notes, table
+from rnnnas.studies.report import choose, markdown, notes, table
 
 SIZES = Sizes({"train": range(20_000)})
 CELL = "tanh0 relu1"
@@ -148,7 +148,11 @@ def test_a_study_goes_through_and_says_what_it_gave(tmp_path: Path) -> None:
     text = table(result)
     assert "115.00 ± 7.07" in text and "[51.47, 178.53]" in text
     assert "too few to mean anything" in text and "2 seeds tell large differences only" in text
-    assert len(list((folder / "summary").glob("*/events.*"))) == 2
+    rows = [line for line in markdown(result).splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + len(
+        result["methods"]
+    ) and "| 115.00 ± 7.07 | [51.47, 178.53] |" in " ".join(rows)
+    assert len(list((folder / "summary").glob("*/events.*"))) == 3  # a method each, and the summary
 
 
 def test_wherever_a_study_dies_it_goes_on_and_ends_the_same(tmp_path: Path) -> None:

@@ -171,3 +171,20 @@ def test_a_text_folder_with_a_text_column_stays_text(tmp_path: Path) -> None:
         add_corpus("captions", tmp_path, VocabOptions())
     corpus = add_corpus("captions", tmp_path, VocabOptions(), column="caption")
     assert not isinstance(corpus, ImageCorpus)
+
+
+def test_the_column_of_the_classes_can_be_named(tmp_path: Path) -> None:
+    made = rows(60)
+    columns = {"img": made["img"], "fine_label": made["label"], "coarse_label": [0, 1] * 30}
+    for split in ("train", "test"):
+        table(tmp_path / "d" / f"{split}.parquet", columns, None)
+    with pytest.raises(DataError, match="no label column; columns: img, fine_label") as caught:
+        add_corpus("x", tmp_path / "d", VocabOptions())
+    assert caught.value.remedy.endswith("--label fine_label")
+    for label, classes in (("fine_label", 3), ("coarse_label", 2)):
+        corpus = add_corpus("x", tmp_path / "d", VocabOptions(), label=label, replace=True)
+        assert isinstance(corpus, ImageCorpus) and len(corpus.classes) == classes
+    with pytest.raises(DataError, match="no label column 'target'"):
+        add_corpus("x", tmp_path / "d", VocabOptions(), label="target")
+    with pytest.raises(UsageError, match="--label is for images"):
+        add_corpus("y", written(tmp_path / "t.txt"), VocabOptions(), label="target")

@@ -65,11 +65,13 @@ def test_a_corpus_opens_with_its_counts(kind: str, name: str, old: Path) -> None
     info = result_of("corpus", "info", name, "--json")
     recorded = dict(RECORDED[kind])
     del recorded["name"]
+    note = recorded.pop("note")
     assert {key: info[key] for key in recorded} == recorded
+    assert info["note"].startswith(note) and "an earlier version" in info["note"]
 
 
 def test_a_preset_file_resolves_to_the_same_settings(old: Path) -> None:
-    """Settings that are new may join them; none is lost or changed."""
+    """Settings that are new may join them; none is gone or changed."""
     words = [*SEARCH, "--config", str(old / "preset.toml"), "--print-config"]
     resolved = result_of(*words)
     recorded = json.loads((old / "search/config.json").read_text(encoding="utf-8"))["config"]

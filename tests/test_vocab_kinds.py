@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -65,6 +66,22 @@ def test_units_of_every_vocabulary(tmp_path: Path, name: str, kind: str) -> None
     assert open_corpus("own").vocab.to_plain() == corpus.vocab.to_plain()
 
 
+def test_vocabularies_compare_by_words_and_bytes(tmp_path: Path) -> None:
+    """The same nats over the whole text are the same numbers, whatever the tokens."""
+    path = written(tmp_path / "t.txt", GERMAN + "\n")
+    lines = blocks(GERMAN)["test"]
+    whole = "".join(f"{line}\n" for line in lines)
+    nats = np.log(3.0) * len(whole)  # of the text, whatever its tokens
+    for kind in ("auto", "words", "characters", "bytes"):
+        units = add_corpus(kind, path, VocabOptions(kind=kind)).units("test")
+        mean = nats / units.tokens
+        words = np.exp(nats / (len(whole.split()) + len(lines)))
+        assert units.word_perplexity(mean) == pytest.approx(words, rel=1e-12)
+        bits = nats / np.log(2) / len(whole.encode())
+        assert units.bits_per_byte(mean) == pytest.approx(bits, rel=1e-12)
+    assert units.word_perplexity(1e9) == np.inf
+
+
 def test_words_of_raw_text_have_no_punctuation(tmp_path: Path) -> None:
     corpus = add_corpus("own", written(tmp_path / "t.txt", ENGLISH), VocabOptions(kind="words"))
     assert {"Society", "￭,", "well", "￭-￭", "known", "￭'s"} <= set(corpus.vocab.words)
@@ -78,6 +95,12 @@ def test_words_of_raw_text_have_no_punctuation(tmp_path: Path) -> None:
 def test_pretokenised_text_stays_words(tmp_path: Path) -> None:
     corpus = add_corpus("own", written(tmp_path / "t.txt", PLAIN), VocabOptions())
     assert corpus.vocab.kind == "words" and not corpus.vocab.tokenizer
+    assert "<unk> in the text itself counts as the unknown word" in corpus.description["note"]
+    marked = written(tmp_path / "m.txt", PLAIN.replace("more .", "more . <eos>"))
+    other = add_corpus("marked", marked, VocabOptions())
+    assert "<eos> in the text itself is a word like others" in other.description["note"]
+    assert other.vocab.decode(other.splits["test"]).endswith("more . <eos>\n")
+    assert other.units("test").lines == 20
     assert "no." in corpus.vocab.words and corpus.description["pretokenised"] is True
     assert corpus.units("test").words == sum(map(len, map(str.split, PLAIN.split("\n")[380:])))
 

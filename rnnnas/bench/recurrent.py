@@ -26,10 +26,11 @@ from rnnnas.data.text_streams import Streams
 from rnnnas.engine.cuda_graphs import PATIENCE, cuda_graphs_for, synchronise
 from rnnnas.engine.steps import evaluate, weight_step
 from rnnnas.errors import UsageError
+from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.fast.matmul import multiply
 from rnnnas.lm.loss import CHUNK, cross_entropy, cross_entropy_reference
 from rnnnas.lm.model import RecurrentLM, low_precision
-from rnnnas.nas.architect import Architect
+from rnnnas.nas.architect import Architect, order_for
 from rnnnas.nas.zoo import ZOO
 from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
 from rnnnas.types import Batch
@@ -122,9 +123,10 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
             second=kind == "second_order", lr=lr, clip=clip,
             weight_decay=config.weights.weight_decay,
         )  # fmt: skip
-    precise = net.in_float32() if config.order == "finite" else None
+    order = order_for(net, config.order, config.alphas.second_order)
+    precise = net.in_float32() if order == "finite" else None
     replay = None if cuda_graphs is None else cuda_graphs.run
-    architect = Architect(net, alphas, method, adam, config.order, precise=precise, replay=replay)
+    architect = Architect(net, alphas, method, adam, order, precise=precise, replay=replay)
 
     def iterate() -> None:
         architect.step(
@@ -263,6 +265,15 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
                     total[Product(k, m * times, n, low)] += count
         return total
 
+    def tangents(rounded: bool) -> Counter[Product]:
+        """Of the derivative along a direction: with [s' s] [W; V], and back with [p' p] [W V]^T."""
+        total: Counter[Product] = Counter()
+        for found, times in ((at_once(rounded), 1), (each_step(rounded), steps)):
+            for (m, k, n, low, matrices), count in found.items():
+                shapes = ((m, k, n), (m, 2 * k, n), (m, n, k), (m, 2 * n, k))
+                total += {Product(*one, low, matrices): count * times for one in shapes}
+        return total
+
     if kind == "eval":
         return window(back=False, weights=False, rounded=False)
     step = window(back=True, weights=True, rounded=low)
@@ -270,9 +281,18 @@ def products(kind: Kind, config: Any, device: torch.device) -> Counter[Product]:
         return step
     if kind == "first_order":
         return step + window(back=True, weights=False, rounded=low)
-    # The inner gradient and the direction, then the two ends of the difference, without rounding.
-    ends = window(back=True, weights=False, rounded=False)
+    # The inner gradient and the direction, then the mixed derivative.
+    if _exact(config, low, device):
+        return step + step + step + tangents(low)
+    ends = window(back=True, weights=False, rounded=False)  # of the difference: without rounding
     return step + step + step + ends + ends
+
+
+def _exact(config: Any, low: bool, device: torch.device) -> bool:
+    """Whether a second-order iteration of the fast path takes the exact order."""
+    cheap = low and device.type == "cpu" and cpu_library.built().library is not None
+    asked: str = config.alphas.second_order
+    return asked == "exact" or (asked == "auto" and cheap)
 
 
 def limit(shapes: Counter[Product], device: torch.device) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from rnnnas.cli import checkpoints, corpora, runs, show, studies
+from rnnnas.cli import checkpoints, corpora, listing, report, runs, settings, show, studies
 from rnnnas.errors import RnnnasError
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
@@ -106,12 +106,14 @@ def main() -> None:
     A first run on the text that every Python carries:
       rnnnas search --corpus pydocs --out checkpoints/first
       rnnnas train  --corpus pydocs --genotype checkpoints/first --out checkpoints/first-train
-      rnnnas eval   --checkpoint checkpoints/first-train/best.pt
+      rnnnas eval   checkpoints/first-train
+      rnnnas sample checkpoints/first-train
     """
 
 
 for _command in (
     runs.demo, runs.search, runs.train, studies.study, checkpoints.evaluate, checkpoints.sample,
-    show.show, corpora.corpus, show.presets, show.board, show.bench,
+    checkpoints.score, listing.runs, show.show, report.report, corpora.corpus, show.presets,
+    settings.settings, show.board, show.bench,
 ):  # fmt: skip
     main.add_command(_command)

@@ -1,14 +1,45 @@
-"""eval and sample."""
+"""eval, sample and score."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rnnnas.cli.common import device_option, json_option, pick_device, plugin_option, print_json
+from rnnnas.cli import complete
+from rnnnas.cli.common import (
+    device_option,
+    json_option,
+    pick_device,
+    plugin_option,
+    print_json,
+    say_compared,
+)
 from rnnnas.errors import UsageError
+from rnnnas.runs.progress import waiting
+
+
+def _checkpoint_arguments(command: Callable[..., None]) -> Callable[..., None]:
+    """CHECKPOINT, which may be given as --checkpoint, too."""
+    option = click.option("--checkpoint", "named", type=click.Path(path_type=Path),
+                          shell_complete=complete.trained, help="As CHECKPOINT.")  # fmt: skip
+    argument = click.argument("checkpoint", required=False, type=click.Path(path_type=Path),
+                              shell_complete=complete.trained)  # fmt: skip
+    return argument(option(command))
+
+
+def _one(checkpoint: Path | None, named: Path | None) -> Path:
+    """The checkpoint that was given, in either way."""
+    if checkpoint is not None and named is not None and checkpoint != named:
+        raise UsageError(f"{checkpoint} and --checkpoint {named} are two", "give one of them")
+    given = checkpoint or named
+    if given is None:
+        raise UsageError(
+            "no checkpoint is named", "give the best.pt of a training, or its run folder"
+        )
+    return given
 
 
 def _given(settings: tuple[str, ...], dynamic: bool) -> dict[str, Any]:
@@ -30,8 +61,7 @@ def _given(settings: tuple[str, ...], dynamic: bool) -> dict[str, Any]:
 
 
 @click.command("eval")
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path),
-              help="The best.pt of a training, or its run folder.")  # fmt: skip
+@_checkpoint_arguments
 @click.option("--split", type=click.Choice(["train", "valid", "test"]),
               help="Of the corpus it was trained on.  [default: test]")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="Evaluate this file instead.")
@@ -45,10 +75,12 @@ def _given(settings: tuple[str, ...], dynamic: bool) -> dict[str, Any]:
 @device_option
 @json_option
 def evaluate(
-    checkpoint: Path, split: str | None, text: Path | None, dynamic: bool, cache: bool,
-    settings: tuple[str, ...], device: str, as_json: bool,
+    checkpoint: Path | None, named: Path | None, split: str | None, text: Path | None,
+    dynamic: bool, cache: bool, settings: tuple[str, ...], device: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Perplexity of a checkpoint, or of an image network its accuracy.
+    """Perplexity of a CHECKPOINT, or of an image network its accuracy.
+
+    CHECKPOINT is the best.pt of a training, or its run folder.
 
     Settings of --dynamic and --cache are chosen on the validation text, once, and kept beside the
     checkpoint; but for those of --dynamic that --set gives. Published rates of decay (lamb) are for
@@ -56,9 +88,9 @@ def evaluate(
 
     \b
     Examples:
-      rnnnas eval --checkpoint checkpoints/qt/best.pt
-      rnnnas eval --checkpoint checkpoints/qt/best.pt --text story.txt
-      rnnnas eval --checkpoint checkpoints/qt/best.pt --dynamic --cache
+      rnnnas eval checkpoints/qt
+      rnnnas eval checkpoints/qt --text story.txt
+      rnnnas eval checkpoints/qt --dynamic --cache
     """
     from rnnnas.door import checkpoint_of
     from rnnnas.evaluation.run import evaluate_checkpoint
@@ -68,10 +100,12 @@ def evaluate(
             f"--split {split} and --text are two texts",
             "leave one out: --text is a text of its own",
         )
-    result = evaluate_checkpoint(
-        checkpoint_of(checkpoint), split or "test", text=text, device=pick_device(device),
-        dynamic=dynamic, cache=cache, given=_given(settings, dynamic),
-    )  # fmt: skip
+    found = checkpoint_of(_one(checkpoint, named))
+    with waiting("evaluating", quiet=dynamic or cache):  # which show how far they are
+        result = evaluate_checkpoint(
+            found, split or "test", text=text, device=pick_device(device), dynamic=dynamic,
+            cache=cache, given=_given(settings, dynamic),
+        )  # fmt: skip
     if result.get("leak"):
         click.echo(
             f"warning: perplexity {result['perplexity']:.2f} lies below the "
@@ -101,39 +135,109 @@ def evaluate(
             )  # fmt: skip
             click.echo(f"{name}: {chosen}; validation perplexity "
                        f"{result[name]['valid_perplexity']:.4f}")  # fmt: skip
-    if "word_perplexity" in result:
+    if result["word_perplexity"] != result["perplexity"]:
         click.echo(f"perplexity a word {result['word_perplexity']:.4f}")
+    if "bits_per_byte" in result:
+        click.echo(f"{result['bits_per_byte']:.4f} bits a byte")
+        say_compared(result, result["perplexity"], "this model", "train it longer: --minutes N")
     if "best_perplexity" in result:
         click.echo(f"best any model can reach {result['best_perplexity']:.4f}")
 
 
 @click.command()
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path),
-              help="The best.pt of a training, or its run folder.")  # fmt: skip
+@_checkpoint_arguments
 @click.option("--prompt", default="", help="Text to go on from.")
-@click.option("--tokens", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--tokens", type=click.IntRange(1), default=100, show_default=True,
+              help="How many are drawn at most.")  # fmt: skip
+@click.option("--lines", type=click.IntRange(0), default=0, show_default=True,
+              help="Stop after so many lines; 0: after --tokens.")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True,
               help="Below 1 safer, above 1 wilder, 0 always the likeliest word.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True,
+              help="Draw from the k likeliest tokens; 0: from all.")  # fmt: skip
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0,
+              show_default=True,
+              help="Draw from the likeliest tokens of this probability together.")  # fmt: skip
+@click.option("--unknown", is_flag=True, help="Let the model write <unk>.")
+@click.option("--count", type=click.IntRange(1), default=1, show_default=True,
+              help="Samples, each with a seed of its own from --seed on.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
+              help="Decides every draw.")  # fmt: skip
 @plugin_option
 @device_option
 @json_option
 def sample(
-    checkpoint: Path, prompt: str, tokens: int, temperature: float, seed: int, device: str,
-    as_json: bool,
+    checkpoint: Path | None, named: Path | None, prompt: str, count: int, seed: int, device: str,
+    as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Text written by a trained model.
+    """Text written by the trained model of CHECKPOINT, as it is drawn.
 
     \b
-    Example:
-      rnnnas sample --checkpoint checkpoints/qt/best.pt --prompt "the company" --tokens 50
+    Examples:
+      rnnnas sample checkpoints/qt --prompt "the company" --tokens 50
+      rnnnas sample checkpoints/qt --lines 1 --count 5 --temperature 0.8 --top-p 0.9
     """
-    from rnnnas.door import sample as run
+    from rnnnas.door import load_language_model
 
-    text = run(
-        checkpoint, prompt, tokens, temperature=temperature, seed=seed, device=pick_device(device)
-    )
+    model = load_language_model(_one(checkpoint, named), pick_device(device))
+    seeds = range(seed, seed + count)
     if as_json:
-        print_json({"text": text})
-    else:
-        click.echo(text)
+        texts = [model.sample(prompt, seed=one, **options) for one in seeds]
+        print_json({"text": texts[0], "samples": texts})
+        return
+    for one in seeds:
+        if count > 1:
+            click.echo(f"--- {one - seed + 1}, seed {one}", err=True)
+        last = prompt
+        click.echo(prompt, nl=False)
+        for piece in model.stream(prompt, seed=one, **options):
+            click.echo(piece, nl=False)
+            last = piece or last
+        if not last.endswith("\n"):
+            click.echo()
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path),
+              shell_complete=complete.trained,
+              help="The best.pt of a training, or its run folder.")  # fmt: skip
+@click.option("--restart", is_flag=True,
+              help="Read every line as if it were the first of a text.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+@plugin_option
+@device_option
+def score(file: Path, checkpoint: Path, restart: bool, as_json: bool, device: str) -> None:
+    """Log-probability and perplexity of every line of FILE, as tab-separated values.
+
+    Columns: line number, log-probability in nats (of the line and its end), tokens scored, of them
+    unknown words, perplexity a token, the line. A last line has the sum of all.
+
+    \b
+    Examples:
+      rnnnas score story.txt --checkpoint checkpoints/qt
+      rnnnas score sentences.txt --checkpoint checkpoints/qt --restart --json
+    """
+    from rnnnas.data.text_files import read_lines
+    from rnnnas.door import load_language_model
+    from rnnnas.evaluation.line_scores import LineScore, line_scores, total
+
+    model = load_language_model(checkpoint, pick_device(device))
+    scored: list[LineScore] = []
+
+    def each() -> Iterator[LineScore]:
+        for one in line_scores(model, read_lines(file), restart=restart):
+            scored.append(one)
+            yield one
+        yield total(scored)
+
+    if not as_json:
+        click.echo("line\tlog_prob\ttokens\tunknown\tperplexity\ttext")
+    for one in each():
+        if as_json:
+            print_json(one.to_plain())
+            continue
+        number = "all" if one.line is None else str(one.line)
+        text = (one.text or "").replace("\t", " ")
+        figures = f"{one.log_prob:.6f}\t{one.tokens}\t{one.unknown}\t{one.perplexity:.4f}"
+        click.echo(f"{number}\t{figures}\t{text}")

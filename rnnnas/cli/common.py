@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnnas.errors import UsageError
 from rnnnas.runs.files import json_plain
+from rnnnas.runs.progress import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
+
+STARTED = time.perf_counter()  # of the command: a budget covers its start, too
 
 
 def print_json(value: object) -> None:
@@ -63,6 +70,13 @@ def say_cell(cell: Any) -> None:
         click.echo(note, err=True)
 
 
+def budget_seconds(minutes: float | None, seconds: float | None) -> float | None:
+    """The budget that --minutes or --seconds gives. Raises UsageError for both."""
+    if minutes is not None and seconds is not None:
+        raise UsageError("--minutes and --seconds are one budget", "give one of them")
+    return seconds if minutes is None else 60.0 * minutes
+
+
 def say_kernels(device: torch.device, precision: str = "auto") -> None:
     """One line where the recurrent cells have to do without their compiled kernels, and one where
     `precision` asks for what the processor can only imitate.
@@ -74,8 +88,47 @@ def say_kernels(device: torch.device, precision: str = "auto") -> None:
         click.echo(f"note: without kernels for CUDA, hence slower: {reason}", err=True)
     if device.type != "cpu":
         return
-    if reason := built().reason:
+    with waiting("compiling the kernels, once for this processor"):
+        reason = built().reason
+    if reason:
         click.echo(f"note: without compiled kernels, hence slower: {reason}", err=True)
     if precision == "bfloat16" and not has_bfloat16():
         click.echo("note: this processor has no bfloat16 products: imitating them is many times "
                    "slower than model.precision=float32", err=True)  # fmt: skip
+
+
+def say_compared(result: dict[str, Any], perplexity: float | None, whose: str, remedy: str) -> None:
+    """Hold a perplexity against the n-grams' of the same tokens, where the result has them."""
+    from rnnnas.data.yardsticks import Yardsticks, compared
+
+    if "bigram_perplexity" not in result:
+        return
+    given = Yardsticks(unigram=result["unigram_perplexity"], bigram=result["bigram_perplexity"])
+    value = math.inf if perplexity is None else perplexity
+    for line in compared(value, given, whose=whose, remedy=remedy):
+        click.echo(line, err=line.startswith("WARNING"))
+
+
+def duration(seconds: float) -> str:
+    """'40 seconds', '12 minutes', '3.5 hours', '2 days' for people."""
+    for size, unit in ((172_800, 86_400), (7_200, 3_600), (120, 60)):
+        if seconds >= size:
+            name = {86_400: "days", 3_600: "hours", 60: "minutes"}[unit]
+            return f"{seconds / unit:.2g} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """The most memory that this process has held: of a card its own, else of the machine; None
+    where the system does not say.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(held) * (1 if sys.platform == "darwin" else 1024)

@@ -1,13 +1,18 @@
-"""corpus: list, info, add, fetch."""
+"""corpus: list, info, add, fetch, rm."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import json_option, print_json
+from rnnnas.data.text_files import shown
+from rnnnas.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,16 +49,16 @@ def corpus_list(as_json: bool) -> None:
         print_json({"corpora": rows})
         return
     for row in rows:
-        size = f"{'damaged' if row['prepared'] else 'not prepared':>19}"
+        size = f"{'unreadable' if row['prepared'] else 'not prepared':>19}"
         if row["tokens"] is not None:
             size = f"{row['tokens']:>12,} tokens"
         elif "images" in row:
             size = f"{row['images']:>12,} images"
-        click.echo(f"{row['name']:16} {size}  {row['note']}".rstrip())
+        click.echo(f"{row['name']:16} {size}  {shown(row['note'])}".rstrip())
 
 
 @corpus.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.corpora)
 @json_option
 def info(name: str, as_json: bool) -> None:
     """Sizes and content hash of a corpus; of a text, the perplexities of simple models.
@@ -107,7 +112,7 @@ def _say_images(described: dict[str, Any]) -> None:
     click.echo(f"{'size':10} {said}")
     classes = described["classes"]
     more = ", ..." if len(classes) > 20 else ""
-    click.echo(f"{'classes':10} {len(classes):>12,} ({', '.join(classes[:20])}{more})")
+    click.echo(f"{'classes':10} {len(classes):>12,} ({', '.join(map(shown, classes[:20]))}{more})")
     for key in ("mean", "std"):
         click.echo(f"{key:10} {' '.join(f'{value:.4f}' for value in described[key])}")
     _say_origin(described)
@@ -118,7 +123,7 @@ def _say_origin(described: dict[str, Any]) -> None:
     if described.get("canonical") and not described["note"].startswith("the canonical words"):
         click.echo("the canonical text of the benchmark, byte for byte")
     if described["note"]:
-        click.echo(f"note: {described['note']}")
+        click.echo(f"note: {shown(described['note'])}")
 
 
 def _vocabulary_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -132,7 +137,8 @@ def _vocabulary_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--vocab-size", type=click.IntRange(0), default=0,
                          help="Entries of the vocabulary. [default: by kind and text]"),
             click.option("--lower", is_flag=True, help="Lower-case the text first."),
-            click.option("--column", help="Text column of a dataset, where it is not obvious."),
+            click.option("--column", help="Column of the text, of JSON lines, CSV or a dataset."),
+            click.option("--label", help="Column of the classes, of a dataset of images."),
             click.option("--replace", is_flag=True, help="Replace a corpus of other content."),
             json_option,
         ]
@@ -141,15 +147,33 @@ def _vocabulary_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+class _SourcePath(click.Path):
+    """A path of the disk, exactly as it was typed; a web address is told what to do with it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not str(value).strip():
+            raise UsageError("--from is empty", "Give a text file, a folder or a zip archive.")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(value)) and not Path(value).exists():
+            file = str(value).rstrip("/").rpartition("/")[2] or "FILE"
+            raise UsageError(
+                f"{shown(value)} is a web address, and `corpus add` reads files",
+                f"Download it first: curl -L -o {shlex.quote(shown(file))} "
+                f"{shlex.quote(shown(value))}; datasets of the hub: rnnnas corpus fetch OWNER/NAME",
+            )
+        return super().convert(value, param, ctx)
+
+
 @corpus.command()
 @click.argument("name")
-@click.option("--from", "source", required=True, type=click.Path(path_type=Path),
+@click.option("--from", "source", required=True, type=_SourcePath(path_type=Path),
               help="A text file, a folder, a zip, or a folder of parquet files or of images.",
               )  # fmt: skip
+@click.option("--encoding", help="Of text that is not UTF-8, such as utf-16 or latin-1; mixed: "
+              "UTF-8, and Windows-1252 where a line is not.")  # fmt: skip
 @_vocabulary_options
 def add(
-    name: str, source: Path, vocab: str, vocab_size: int, lower: bool, column: str | None,
-    replace: bool, as_json: bool,
+    name: str, source: Path, encoding: str | None, vocab: str, vocab_size: int, lower: bool,
+    column: str | None, label: str | None, replace: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prepare a corpus from your own text or images.
 
@@ -167,17 +191,20 @@ def add(
     from rnnnas.data.corpus import VocabOptions, add_corpus
 
     options = VocabOptions(kind=vocab, size=vocab_size, lower=lower)
-    _report(add_corpus(name, source, options, replace=replace, column=column), as_json)
+    added = add_corpus(
+        name, source, options, replace=replace, column=column, encoding=encoding, label=label
+    )
+    _report(added, as_json)
 
 
 @corpus.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.corpora)
 @click.option("--config", "dataset_config", help="Configuration of the dataset on the hub.")
 @click.option("--revision", help="Branch or commit of the dataset on the hub.")
 @_vocabulary_options
 def fetch(
     name: str, dataset_config: str | None, revision: str | None, vocab: str, vocab_size: int,
-    lower: bool, column: str | None, replace: bool, as_json: bool,
+    lower: bool, column: str | None, label: str | None, replace: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Download and prepare ptb, wikitext-2, wikitext-103, cifar10, or a dataset by its hub id.
 
@@ -190,9 +217,29 @@ def fetch(
 
     options = VocabOptions(kind=vocab, size=vocab_size, lower=lower)
     fetched = fetch_corpus(
-        name, options, config=dataset_config, revision=revision, column=column, replace=replace
-    )
+        name, options, config=dataset_config, revision=revision, column=column, label=label,
+        replace=replace,
+    )  # fmt: skip
     _report(fetched, as_json)
+
+
+@corpus.command()
+@click.argument("name")
+@json_option
+def rm(name: str, as_json: bool) -> None:
+    """Remove a prepared corpus. A folder that holds anything else is left as it is.
+
+    \b
+    Example:
+      rnnnas corpus rm mine
+    """
+    from rnnnas.data.corpus import remove_corpus
+
+    folder = remove_corpus(name)
+    if as_json:
+        print_json({"name": name, "removed": str(folder)})
+    else:
+        click.echo(f"removed {folder}")
 
 
 def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
@@ -217,6 +264,13 @@ def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
         shares = " / ".join(f"{100 * share:.2f} %" for share in unknown.values())
         click.echo(f"unknown (<unk>): {shares} of train / valid / test")
     if max(unknown.values(), default=0) > UNKNOWN_LIMIT:
+        for split, share in unknown.items():
+            if share >= 0.5:
+                click.echo(
+                    f"warning: {split} is mostly unknown words: is it another language or kind of "
+                    "text than train?",
+                    err=True,
+                )
         click.echo(
             "warning: more than 2 % of a split is <unk>, which a model predicts without knowing "
             "the word; --vocab sentencepiece or bytes has none, --vocab-size sets more words",

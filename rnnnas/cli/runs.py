@@ -9,36 +9,59 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import (
+    STARTED,
+    budget_seconds,
     device_option,
+    duration,
     json_option,
     pick_device,
     plugin_option,
     print_json,
     say_cell,
+    say_compared,
     say_kernels,
 )
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
 from rnnnas.home import checkpoints_folder
 from rnnnas.nas.methods import METHODS
+from rnnnas.runs.progress import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Settings = dict[str, Any]
 
+# Options that stand for a setting.
+SHORT = {"epochs": "epochs", "hidden": "model.hidden", "layers": "model.layers", "lr": "weights.lr"}
+
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that search and train share."""
     options: list[Callable[..., Any]] = [
-        click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`."),
-        click.option("--preset", help="A named run; see `presets list`. [default: quick, for "
+        click.option("--corpus", shell_complete=complete.corpora,
+                     help="A prepared corpus; see `corpus list`. [default: --config's]"),
+        click.option("--preset", shell_complete=complete.presets,
+                     help="A named run; see `presets list`. [default: quick, for "
                      "images cifar10-quick; with --config none]"),
         click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
+        click.option("--minutes", type=click.FloatRange(0, min_open=True),
+                     help="A time budget: the steps follow from this device's speed."),
+        click.option("--seconds", type=click.FloatRange(0, min_open=True),
+                     help="The same in seconds."),
+        click.option("--epochs", type=click.IntRange(1), help="Passes over the corpus."),
+        click.option("--hidden", type=click.IntRange(1), help="Units: model.hidden."),
+        click.option("--layers", type=click.IntRange(1), help="Layers: model.layers."),
+        click.option("--lr", type=click.FloatRange(0, min_open=True),
+                     help="Step size: weights.lr."),
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                     help="Override one setting, e.g. weights.lr=10; may be repeated."),
+                     shell_complete=complete.key_values,
+                     help="Override one setting, e.g. weights.lr=10; may be repeated. "
+                     "`rnnnas settings` lists them."),
         click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False),
-                     help="Settings from a TOML file, as --print-config prints them."),
+                     help="Settings from a TOML file, as --print-config prints them; corpus, "
+                     "method and genotype may stand there, too."),
         click.option("--out", type=click.Path(path_type=Path, file_okay=False),
                      help="Run folder. The same command with the same folder resumes."),
         click.option("--fresh", is_flag=True,
@@ -47,9 +70,10 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         device_option,
         processes_option,
         click.option("--dry-run", is_flag=True,
-                     help="Say what would run (sizes, steps, settings) and stop."),
+                     help="Say what would run (time, memory, sizes, steps) and stop."),
+        click.option("--verbose", is_flag=True, help="With --dry-run: all settings, too."),
         click.option("--print-config", is_flag=True,
-                     help="Print the settings as TOML (with --json as JSON) and stop."),
+                     help="Print the settings as TOML with comments, or --json, and stop."),
         json_option,
     ]  # fmt: skip
     for option in reversed(options):
@@ -61,7 +85,8 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     epilog="\b\nMethods:\n" + "\n".join(f"  {n:13} {m.about}" for n, m in METHODS.items())
 )
 @_run_options
-@click.option("--method", help="One of the methods below. [default: the preset's]")
+@click.option("--method", shell_complete=complete.methods,
+              help="One of the methods below. [default: the preset's]")  # fmt: skip
 def search(method: str | None, **options: Any) -> None:
     """Search a recurrent cell on a text, or the two cells of an image network on images.
 
@@ -70,8 +95,6 @@ def search(method: str | None, **options: Any) -> None:
       rnnnas search --corpus ptb --preset quick --seed 1 --out checkpoints/q
       rnnnas search --corpus cifar10 --preset cifar10-quick --out checkpoints/c
     """
-    from rnnnas.config.plain import to_plain
-
     flags = {"corpus": options["corpus"], "seed": options["seed"], "method": method}
     config = _resolve("search", options, flags)
     if config is None or _shared_out(options):
@@ -81,10 +104,13 @@ def search(method: str | None, **options: Any) -> None:
     from rnnnas.searching.run import job_of
     from rnnnas.searching.run import search as run
 
-    corpus = open_any(config.corpus)
+    with waiting(f"opening the corpus {config.corpus}", quiet=not _speaks()):
+        corpus = open_any(config.corpus)
     if options["dry_run"]:
-        device = pick_device(options["device"])
-        _dry_run(job_of(config, corpus, device), to_plain(config), options["as_json"])
+        from rnnnas.searching.costs import search_seconds
+
+        job = job_of(config, corpus, pick_device(options["device"]))
+        _dry_run(job, job.config, lambda: search_seconds(job, corpus), options)
         return
     default = default_folder("search", config)
     if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
@@ -106,6 +132,10 @@ def search(method: str | None, **options: Any) -> None:
     click.echo(as_text(Genotype.from_plain(result["genotype"])))
     whose = "the best cell, briefly trained" if config.from_scratch else "the search network"
     click.echo(f"validation {_measured(result, 'valid')} of {whose}")
+    say_compared(
+        result, result.get("valid_perplexity"), whose,
+        "such a search says little of cells; search longer with --minutes N or --epochs N",
+    )  # fmt: skip
     click.echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
     folder = shlex.quote(result["run"])
     click.echo(f"train it: rnnnas train --corpus {config.corpus} --genotype {folder}", err=True)
@@ -113,39 +143,55 @@ def search(method: str | None, **options: Any) -> None:
 
 @click.command()
 @_run_options
+@click.option("--from", "start", type=click.Path(path_type=Path),
+              help="A best.pt or a training's folder: go on from its weights and settings, on its "
+                   "corpus or one of the same vocabulary.")  # fmt: skip
 @click.option(
     "--genotype",
-    required=True,
+    shell_complete=complete.cells,
     help="A published cell (DARTS_V2), a JSON file, a search's run folder, 'random', "
     "'random:SEED', LSTM, GRU, or the cell itself ('sigmoid0 relu1 tanh1').",
 )
-def train(genotype: str, **options: Any) -> None:
+def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     """Train a cell from scratch and report its perplexity, or on images its accuracy.
 
     \b
     Examples:
       rnnnas train --corpus ptb --genotype checkpoints/q --out checkpoints/qt
       rnnnas train --corpus ptb --genotype DARTS_V2 --preset ptb
+      rnnnas train --corpus book --genotype LSTM --minutes 10
+      rnnnas train --from checkpoints/qt --minutes 10 --out checkpoints/qt-more
       rnnnas train --corpus cifar10 --genotype DARTS_V2 --preset cifar10-quick
     """
-    from rnnnas.config.plain import to_plain
+    base = None
+    if start is not None:
+        from rnnnas.training.start import read_start
 
+        begins = read_start(start)
+        base = begins.settings()
+        options["corpus"] = options["corpus"] or begins.corpus
+    elif genotype is None and options["file"] is None and not options["settings"]:
+        raise click.UsageError("Missing option '--genotype' (or '--from').")
     flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
-    config = _resolve("train", options, flags)
+    there = options["out"] or _train_folder(options, genotype, start)
+    planned = None if options["fresh"] else _planned(there)
+    config = _resolve("train", options, flags, base, planned)
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
-    from rnnnas.door import default_folder
     from rnnnas.training.run import TrainJob
     from rnnnas.training.run import train as run
 
-    corpus = open_any(config.corpus)
+    with waiting(f"opening the corpus {config.corpus}", quiet=not _speaks()):
+        corpus = open_any(config.corpus)
     if options["dry_run"]:
-        device = pick_device(options["device"])
-        _dry_run(TrainJob(config, corpus, device), to_plain(config), options["as_json"])
+        from rnnnas.training.costs import training_seconds
+
+        job = TrainJob(config, corpus, pick_device(options["device"]))
+        _dry_run(job, job.config, lambda: training_seconds(job, corpus), options)
         return
-    default = default_folder("train", config, genotype)
-    result = _run(run, config, corpus, options, default)
+    more = {} if start is None else {"start": start}
+    result = _run(run, config, corpus, options, there, **more)
     if result is None:
         return
     if options["as_json"]:
@@ -154,8 +200,37 @@ def train(genotype: str, **options: Any) -> None:
     click.echo(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s")
     click.echo(f"validation {_measured(result, 'valid')}")
     click.echo(f"test       {_measured(result, 'test')}")
+    say_compared(
+        result, result.get("test_perplexity"), "this model",
+        "train longer, on with --epochs N or --minutes N, or with fewer units by --hidden N",
+    )  # fmt: skip
+    if "bits_per_byte" in result:
+        click.echo(f"{result['bits_per_byte']:.3f} bits a byte")
     best = shlex.quote(result["checkpoint"])
     click.echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
+
+
+def _train_folder(options: Settings, genotype: str | None, start: Path | None) -> Path:
+    """Where a training lies unless it is said."""
+    from rnnnas.config.presets import corpus_of
+    from rnnnas.door import run_folder
+
+    corpus = corpus_of(
+        "train", flag=options["corpus"], settings=options["settings"], file=options["file"]
+    )
+    called = genotype or _file_name(options)
+    if start is not None:
+        place = start.parent if start.suffix == ".pt" else start
+        called = f"from-{place.resolve().name}"
+    return run_folder("train", corpus, called, 1 if options["seed"] is None else options["seed"])
+
+
+def _planned(folder: Path) -> float | None:
+    """The first budget of the run in `folder`, None where there is no such run."""
+    from rnnnas.engine.budget import PLAN, read_plan
+
+    plan = read_plan(folder) if (folder / PLAN).exists() else None
+    return None if plan is None else plan.first
 
 
 def _measured(result: Settings, split: str) -> str:
@@ -180,16 +255,23 @@ def _shared_out(options: Settings) -> bool:
     return True
 
 
+def _file_name(options: Settings) -> str:
+    """What a training is called that has its cell from --config or --set."""
+    return options["file"].stem if options["file"] is not None else "cell"
+
+
 def _speaks() -> bool:
     """Whether this process is the one that reports, where several share a run."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _run(
-    run: Callable[..., Settings], config: Any, corpus: Any, options: Settings, default: Path
-) -> Settings | None:
+    run: Callable[..., Settings], config: Any, corpus: Any, options: Settings, default: Path,
+    **more: Any,
+) -> Settings | None:  # fmt: skip
     """The result of a search or a training; None on ranks that report nothing."""
     from rnnnas.data.corpus import holds_images
+    from rnnnas.engine.budget import Stopwatch
 
     with joined(options["device"]) as (device, ranks):
         if ranks.leads and config.model.path == "fast" and not holds_images(config.corpus):
@@ -202,66 +284,120 @@ def _run(
             device=device,
             fresh=options["fresh"],
             ranks=ranks,
+            **({} if holds_images(config.corpus) else {"stopwatch": Stopwatch(STARTED)}),
+            **more,
         )
         return result if ranks.leads else None
 
 
-def _resolve(kind: str, options: Settings, flags: Settings) -> Any:
-    """The run's configuration, or None where --print-config has printed it."""
-    from rnnnas.config.plain import to_plain, to_toml
-    from rnnnas.data.corpus import holds_images
-    from rnnnas.door import resolve_run, without_effect
-    from rnnnas.plugins.load import require_for
+def _resolve(
+    kind: str,
+    options: Settings,
+    flags: Settings,
+    base: Settings | None = None,
+    planned: float | None = None,
+) -> Any:
+    """The run's configuration, or None where --print-config has printed it.
+
+    Args:
+        base: settings that take the place of the default preset.
+        planned: the budget, in seconds, of the run that is there already.
+    """
+    with waiting("starting PyTorch", quiet=not _speaks()):
+        from rnnnas.config.catalogue import commented
+        from rnnnas.config.plain import to_plain
+        from rnnnas.config.presets import corpus_of
+        from rnnnas.data.corpus import holds_images
+        from rnnnas.door import resolve_run, without_effect
+        from rnnnas.plugins.load import require_for
 
     noun = {"train": "training"}.get(kind, kind)
-    images = holds_images(options["corpus"])
-    file, settings = options["file"], options["settings"]
+    file, settings = options["file"], list(options["settings"])
+    for option, key in SHORT.items():
+        if options[option] is not None:
+            settings.append(f"{key}={options[option]}")
+    corpus = corpus_of(kind, flag=options["corpus"], settings=settings, file=file)
+    images = holds_images(corpus)
+    seconds = budget_seconds(options["minutes"], options["seconds"])
     if options["out"] is not None and not options["fresh"]:
         require_for(options["out"])  # before an operation or a method is unknown
-    if kind == "train":
+    if flags.get("genotype") is not None:
         require_for(flags["genotype"])
     config = resolve_run(
-        kind, preset=options["preset"], file=file, settings=settings, flags=flags, images=images
+        kind,
+        preset=options["preset"],
+        file=file,
+        settings=settings,
+        flags={**flags, "seconds": seconds},
+        images=images,
+        base=base,
+        tokens=_tokens(corpus) if seconds else None,
+        planned=planned,
     )
     for key in without_effect(config, kind, file, settings, images):
         click.echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
-        plain = to_plain(config)
         if options["as_json"]:
-            print_json(plain)
+            print_json(to_plain(config))
         else:
-            click.echo(to_toml(plain), nl=False)
+            click.echo(commented(config), nl=False)
         return None
     return config
 
 
-def _dry_run(job: Any, plain: Settings, as_json: bool) -> None:
-    from rnnnas.config.plain import to_toml
+def _tokens(corpus: str) -> int | None:
+    """Training tokens of a corpus of text; None for images."""
+    from rnnnas.data.corpus import Corpus, open_any
+
+    opened = open_any(corpus)
+    return len(opened.splits["train"]) if isinstance(opened, Corpus) else None
+
+
+def _dry_run(job: Any, config: Any, seconds: Callable[[], float], options: Settings) -> None:
+    """Say what a run would take and be. seconds: what it takes, where it has no budget."""
+    from rnnnas.cli.common import memory_bytes
+    from rnnnas.config.plain import to_plain, to_toml
     from rnnnas.searching.blackbox import CandidateJob
 
     # Where cells are trained from scratch, one after the other, an epoch of the job is a cell.
     what = "cell" if isinstance(job, CandidateJob) else "epoch"
     steps = len(job.lengths(0))
     parameters = sum(p.numel() for p in job.net.parameters())
-    if as_json:
+    budget = float(getattr(config, "seconds", 0.0))
+    taken = budget or seconds()
+    memory = memory_bytes(job.device)
+    plain = to_plain(config)
+    if options["as_json"]:
         sizes = {"parameters": parameters, f"steps_per_{what}": steps, f"{what}s": job.epochs}
-        print_json({**sizes, "config": plain})
+        print_json({"seconds": taken, "memory_bytes": memory, **sizes, "config": plain})
         return
+    held = "" if memory is None else f", {memory / 1e9:.2g} GB of memory"
+    click.echo(("budget " if budget else "about ") + duration(taken) + held)
     staged = " in the first stage" if len(getattr(job, "plan", ())) > 1 else ""
+    many = "" if budget else f", {job.epochs} {what}s"
     click.echo(
         f"{parameters:,} parameters{staged}, {steps:,} steps {'an' if what == 'epoch' else 'a'} "
-        f"{what}, {job.epochs} {what}s"
+        f"{what}{many}"
     )
-    click.echo(to_toml(plain), nl=False)
+    if options["verbose"]:
+        click.echo(to_toml(plain), nl=False)
 
 
 @click.command()
 @click.option("--corpus", default="pydocs", show_default=True, help="See `corpus list`.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
               help="Decides every random draw.")  # fmt: skip
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="A time budget for all of it.  [default: none: about three minutes]",
+)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="The same in seconds.")
 @device_option
 @json_option
-def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
+def demo(
+    corpus: str, seed: int, minutes: float | None, seconds: float | None, device: str, as_json: bool
+) -> None:  # fmt: skip
     """Search, train and compare in three minutes, on the text that every Python carries.
 
     \b
@@ -277,6 +413,7 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
         checkpoints_folder(),
         seed=seed,
         device=pick_device(device),
+        seconds=budget_seconds(minutes, seconds),
         say=lambda text: click.echo(text, err=True),
     )
     if as_json:
@@ -291,10 +428,15 @@ def demo(corpus: str, seed: int, device: str, as_json: bool) -> None:
         "a unigram model": "unigram_perplexity",
     }.items():
         click.echo(f"  {label:36} {result[key]:8.2f}")
+    say_compared(
+        result, result["test_perplexity"], "the searched cell",
+        "give the demo more time with --minutes N",
+    )  # fmt: skip
     found, folder = (shlex.quote(result["runs"][name]) for name in ("found", "search"))
     click.echo(
         f"\n{result['seconds']:.0f} s. One seed of a small run says little about cells; "
         "`rnnnas presets list` has longer ones.\nWhere to look next:\n"
+        f"  rnnnas report {folder} --open   the search as one page\n"
         f"  rnnnas board                              curves, alphas and cells in TensorBoard\n"
         f"  rnnnas show {folder} --format svg --out cell.svg\n"
         f'  rnnnas sample --checkpoint {found} --prompt "The"\n'

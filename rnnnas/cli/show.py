@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import (
     device_option,
     json_option,
@@ -22,24 +23,32 @@ from rnnnas.home import checkpoints_folder, home
 if TYPE_CHECKING:
     import torch
 
+    from rnnnas.nas.genotype import Genotype
+
 
 @click.command()
-@click.argument("genotype")
-@click.option("--format", "form", type=click.Choice(["text", "svg", "dot", "json"]),
-              default="text", show_default=True)  # fmt: skip
+@click.argument("genotype", shell_complete=complete.cells)
+@click.option("--format", "form", type=click.Choice(["text", "svg", "dot", "tikz", "gif", "json"]),
+              help="[default: by the ending of --out, else text]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
+@click.option("--compare", metavar="GENOTYPE", help="Another cell beside it, and what differs.")
+@click.option("--history", is_flag=True,
+              help="Of a search's folder: its cell after every epoch, as a moving SVG or GIF.",
+              )  # fmt: skip
 @click.option("--latency", "table", type=click.Path(path_type=Path, dir_okay=False),
               help="Predict by this table. [default: all tables of `bench latency`]")  # fmt: skip
 @click.option("--measure", is_flag=True, help="Time the cell too, at the tables' sizes.")
 @plugin_option
 @device_option
 def show(
-    genotype: str, form: str, out: Path | None, table: Path | None, measure: bool, device: str
-) -> None:
-    """Draw a cell: a published name, a JSON file, a run folder or the cell itself.
+    genotype: str, form: str | None, out: Path | None, compare: str | None, history: bool,
+    table: Path | None, measure: bool, device: str,
+) -> None:  # fmt: skip
+    """Draw a cell: a published name, a JSON file, a run folder, a best.pt or the cell itself.
 
-    LSTM and GRU, which are no genotypes, are told of in a sentence. NASNet and AmoebaNet are cells
-    of image networks; 'image:' before a name, as in image:DARTS_V2, says that such are meant.
+    LSTM and GRU, trained or not, which are no genotypes, are told of in a sentence. NASNet and
+    AmoebaNet are cells of image networks; 'image:' before a name, as in image:DARTS_V2, says that
+    such are meant.
     The text tells the latency of a recurrent cell where `bench latency` has left a table, and of
     an image network where a search with a price on latency has kept one.
 
@@ -48,45 +57,125 @@ def show(
       rnnnas show DARTS_V2
       rnnnas show image:DARTS_V2
       rnnnas show checkpoints/q --format svg --out cell.svg
+      rnnnas show checkpoints/qt/best.pt --format tikz --out cell.tex
+      rnnnas show checkpoints/q --compare DARTS_V2
+      rnnnas show checkpoints/q --history --out search.gif
       rnnnas show DARTS_V2 --measure
     """
     from rnnnas.cnn import zoo as images
     from rnnnas.draw import text_svg_dot
+    from rnnnas.draw.tikz import as_tikz
     from rnnnas.nas.genotype import RECURRENT
-    from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
+    from rnnnas.nas.zoo import ZOO
 
-    if genotype.upper() in BASELINES:
+    form = form or _ENDINGS.get("" if out is None else out.suffix.lower(), "text")
+    if (table is not None or measure) and (form != "text" or history or compare is not None):
+        raise UsageError("--latency and --measure are for a cell that is shown as text")
+    if history:
+        if compare is not None:
+            raise UsageError("--history and --compare exclude each other")
+        _give_history(Path(genotype), form, out)
+        return
+    if form == "gif":
+        raise UsageError("a GIF is of a search's --history", "give --history, or another --format")
+    baseline, cell = _look_up(genotype)
+    if compare is not None:
+        _give_comparison((genotype, cell), (compare, _look_up(compare)[1]), form, out)
+        return
+    if cell is None:
         if form != "text":
             raise UsageError(f"{genotype} is no genotype: it has no form as {form}")
-        _give(BASELINES[genotype.upper()], out)
+        _give(baseline, out)
         return
-    upper = genotype.upper()
-    image = genotype.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
-    cell = (images.genotype_of if image else genotype_of)(genotype, seed=1)
-    image = image or RECURRENT not in cell.cells
-    known = images.published(genotype) if image else ZOO.get(upper)
+    image = RECURRENT not in cell.cells
+    known = images.published(genotype) if image else ZOO.get(genotype.upper())
     title = genotype
     if form == "json":
         text = json.dumps(cell.to_plain(), indent=2)
     else:
-        text = {
+        forms = {
             "text": text_svg_dot.as_text,
             "svg": text_svg_dot.as_svg,
             "dot": text_svg_dot.as_dot,
-        }[form](cell, title)
+            "tikz": as_tikz,
+        }
+        text = forms[form](cell, title)
     if form == "text" and known is not None:
         kind = "error in %" if image else "validation/test"
         text += f"\n{known.source}\npublished: {known.results} ({kind})"
-    if (table is not None or measure) and (form != "text" or image and measure):
+    if image and measure:
         raise UsageError(
-            "--latency is for what is shown as text, --measure for recurrent cells: layers of "
-            "image networks are timed one by one, in a search"
+            "--measure is for recurrent cells: layers of image networks are timed one by one, in a "
+            "search"
         )
     if form == "text" and image:
         text += _layers_latency(cell, genotype, table)
     if form == "text" and not image:
         text += _latency(cell, genotype, table, device if measure else None)
     _give(text, out)
+
+
+_ENDINGS = {".svg": "svg", ".dot": "dot", ".tex": "tikz", ".gif": "gif", ".json": "json"}
+
+
+def _look_up(reference: str) -> tuple[str, Genotype | None]:
+    """The genotype that is meant, or a sentence on what has none: an LSTM or a GRU.
+
+    Raises:
+        CheckpointError: a best.pt that is missing, damaged, or no model.
+        UsageError: what is no cell.
+    """
+    from rnnnas.cnn import zoo as images
+    from rnnnas.evaluation.checkpoint_cell import checkpoint_cell, trained_in
+    from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
+
+    upper = reference.upper()
+    if upper in BASELINES:
+        return BASELINES[upper], None
+    trained = Path(reference) if reference.endswith(".pt") else trained_in(reference)
+    if trained is not None:
+        found = checkpoint_cell(trained)
+        return (found, None) if isinstance(found, str) else ("", found)
+    image = reference.startswith(images.PREFIX) or (upper in images.ZOO and upper not in ZOO)
+    return "", (images.genotype_of if image else genotype_of)(reference, seed=1)
+
+
+def _give_history(folder: Path, form: str, out: Path | None) -> None:
+    from rnnnas.draw.history import as_animation, as_gif
+    from rnnnas.reporting.read import read_run
+    from rnnnas.reporting.shares import kept_frames
+    from rnnnas.runs.files import write_where_told
+
+    if form not in ("svg", "gif") or out is None:
+        raise UsageError("--history moves: it is an SVG or a GIF in a file",
+                         "give --out search.svg or --out search.gif")  # fmt: skip
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} is no run folder", "--history is of a search's folder")
+    run = read_run(folder)
+    frames = [
+        (f"epoch {frame.epoch} of {run.epochs}", frame.genotype)
+        for frame in kept_frames(run.frames, 60)
+        if frame.genotype is not None
+    ]
+    data = as_gif(frames) if form == "gif" else as_animation(frames).encode()
+    write_where_told(out, data)
+    click.echo(f"wrote {out} ({len(data) / 1000:.0f} kB)", err=True)
+
+
+def _give_comparison(
+    first: tuple[str, Genotype | None], second: tuple[str, Genotype | None], form: str,
+    out: Path | None,
+) -> None:  # fmt: skip
+    from rnnnas.draw.compare import compare_svg, compare_text
+
+    for name, cell in (first, second):
+        if cell is None:
+            raise UsageError(f"{name} is no genotype: it cannot be compared")
+    if form not in ("text", "svg"):
+        raise UsageError(f"a comparison has no form as {form}", "give --format text or svg")
+    assert first[1] is not None and second[1] is not None
+    compared = compare_svg if form == "svg" else compare_text
+    _give(compared(first[1], second[1], (first[0], second[0])), out)
 
 
 def _latency(cell: Any, reference: str, table: Path | None, device: str | None) -> str:
@@ -187,7 +276,7 @@ def presets_list(as_json: bool) -> None:
 
 
 @presets.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.presets)
 def presets_show(name: str) -> None:
     """The settings of a preset, as TOML.
 
@@ -201,7 +290,8 @@ def presets_show(name: str) -> None:
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("run", required=False, type=click.Path(path_type=Path),
+                shell_complete=complete.runs)  # fmt: skip
 @click.option("--port", type=click.IntRange(1, 65535), default=6006, show_default=True)
 def board(run: Path | None, port: int) -> None:
     """TensorBoard on this machine only, over one run or all of them.

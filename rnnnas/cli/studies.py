@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rnnnas.cli.common import device_option, json_option, pick_device, plugin_option, print_json
+from rnnnas.cli import complete
+from rnnnas.cli.common import (
+    STARTED,
+    budget_seconds,
+    device_option,
+    json_option,
+    pick_device,
+    plugin_option,
+    print_json,
+)
 from rnnnas.errors import UsageError
 from rnnnas.home import checkpoints_folder
+from rnnnas.runs.progress import waiting
 
 MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and network in memory
 
 
 @click.command()
-@click.option("--corpus", required=True, help="A prepared corpus; see `corpus list`.")
-@click.option("--preset", help="A named study; see `presets list`. [default: study-quick]")
-@click.option("--methods", help="Search methods, e.g. darts-1st,gdas. More extend a study.")
+@click.option("--corpus", required=True, shell_complete=complete.corpora,
+              help="A prepared corpus; see `corpus list`.")  # fmt: skip
+@click.option("--preset", shell_complete=complete.presets,
+              help="A named study; see `presets list`. [default: study-quick]")  # fmt: skip
+@click.option("--methods", shell_complete=complete.method_list,
+              help="Search methods, e.g. darts-1st,gdas. More extend a study.")  # fmt: skip
 @click.option("--seeds", help="How many search seeds, or which: 4, or 1,2,7. More extend a study.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="A time budget: every search and training gets its share, and of methods and "
+    "seeds that are not given there are as many as fit.",
+)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="The same in seconds.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              shell_complete=complete.key_values,
               help="Override one setting, e.g. short.epochs=2; may be repeated.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="The study's folder. The same command resumes it.")  # fmt: skip
@@ -38,8 +60,9 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 @json_option
 def study(
     corpus: str, preset: str | None, methods: str | None, seeds: str | None,
-    settings: tuple[str, ...], out: Path | None, jobs: int | None, cluster: Any,
-    partition: str | None, fresh: bool, device: str, dry_run: bool, as_json: bool,
+    minutes: float | None, seconds: float | None, settings: tuple[str, ...], out: Path | None,
+    jobs: int | None, cluster: Any, partition: str | None, fresh: bool, device: str,
+    dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare search methods with one another and with random cells.
 
@@ -49,6 +72,7 @@ def study(
     \b
     Examples:
       rnnnas study --corpus ptb --preset study-quick
+      rnnnas study --corpus book --minutes 20
       rnnnas study --corpus ptb --methods darts,darts-1st --seeds 3 --jobs 2
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
     """
@@ -60,12 +84,23 @@ def study(
     if partition is not None:
         flags["slurm"] = {"partition": partition}
     config = resolve_study(preset=preset, settings=settings, flags=flags)
-    opened = open_corpus(config.corpus)
+    with waiting(f"opening the corpus {config.corpus}"):
+        opened = open_corpus(config.corpus)
     slots = jobs or _slots(device)
+    seconds = budget_seconds(minutes, seconds)
+    if seconds is not None:
+        from rnnnas.studies.budget import budgeted, line
+
+        config = budgeted(
+            config, seconds, slots, start=time.perf_counter() - STARTED,
+            methods=methods is not None, seeds=seeds is not None,
+        )  # fmt: skip
+        click.echo(line(config, seconds), err=True)
     if dry_run:
         from rnnnas.studies.estimate import estimate
 
-        listed = estimate(config, opened, pick_device(device), slots=slots)
+        with waiting("estimating: a few steps of each kind of job are timed"):
+            listed = estimate(config, opened, pick_device(device), slots=slots)
         if as_json:
             print_json(listed)
             return
@@ -88,6 +123,7 @@ def study(
         print_json(result)
         return
     click.echo(table(result))
+    click.echo(f"as a page: rnnnas report {result['run']}", err=True)
     click.echo(f"curves: rnnnas board {result['run']}", err=True)
 
 

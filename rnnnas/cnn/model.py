@@ -35,25 +35,34 @@ TOP = 5  # places in which a right class counts for the top-5 accuracy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CnnConfig:
-    """Sizes, what training adds, and which form of the computation runs.
+    """Sizes of an image network, what training adds, and which form of the computation runs.
 
-    channels: C of the first cells; a reduction cell doubles it. layers: L; the cells at L // 3 and
-    2L // 3 are reductions. nodes: of the searched cells (derived ones bring their own). stem:
-    "cifar" keeps the images' size, "imagenet" divides it by 8.
-
-    Search only. partial: K of PC-DARTS, 1 for all channels. skip_dropout: share of an identity's
-    outputs that is dropped (P-DARTS).
-
-    Training only. auxiliary: a second classifier after cell 2L // 3, whose loss times
-    `auxiliary_weight` is added in training. auxiliary_norm: whether its last convolution is
-    normalised, as in the published head for CIFAR and not in that for ImageNet. drop_path: the
-    share of edges dropped at the end of training; it grows from 0. label_smoothing: share of the
-    target's mass spread over all classes.
-
-    path: "reference" follows the definitions operation by operation; "fast" gives the same values
-    and gradients at less cost. precision: of training's convolutions; "auto" is bfloat16 on a GPU
-    that has it and float32 on a CPU, where bfloat16 is slower backwards (benchmarks/README.md).
     Evaluation is always float32, and so are weights and loss.
+
+    channels: C of the first cells, which a reduction cell doubles; channels; 1 or more; 16 as in
+        the search of DARTS, whose training has 36
+    layers: L, cells one after the other, of which those at L // 3 and 2L // 3 are reductions;
+        cells; 1 or more; 8 as in the search of DARTS, whose training has 20
+    nodes: of the searched cells, since derived ones bring their own; nodes; 1 or more; 4 as in
+        DARTS
+    stem: "cifar" keeps the images' size, "imagenet" divides it by 8; for small images
+    partial: in a search, 1/partial of the channels go through the operations (PC-DARTS); -; a
+        divisor of `model.channels`, 1 for all; all of them, as every method but PC-DARTS does
+    skip_dropout: in a search, the share of an identity's outputs that is dropped (P-DARTS); share;
+        0 to below 1; none, as every method but P-DARTS does
+    auxiliary: in a training, whether a second classifier after cell 2L // 3 adds its loss; not in
+        searches, where trainings of DARTS have it
+    auxiliary_weight: weight of that loss; -; 0 or more; 0.4 as in DARTS
+    auxiliary_norm: whether that classifier's last convolution is normalised; the published head for
+        CIFAR is and that for ImageNet is not
+    drop_path: in a training, the share of edges dropped at its end, growing from 0; share; 0 to
+        below 1; none, where trainings of DARTS take 0.2
+    label_smoothing: in a training, the share of the target's mass spread over all classes; share; 0
+        to below 1; none, where DARTS on ImageNet takes 0.1
+    path: "reference" follows the definitions operation by operation, "fast" gives the same values
+        and gradients; this one does so sooner
+    precision: of training's convolutions, "auto" for bfloat16 on a GPU that has it and float32 on a
+        CPU; bfloat16 is slower backwards on a CPU (benchmarks/README.md)
     """
 
     channels: int = 16

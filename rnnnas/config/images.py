@@ -28,15 +28,36 @@ from rnnnas.optim import ImageAlphaConfig, ImageWeightConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSearchConfig(MethodChoice):
-    """One search on images. epochs: passes over the images that weights are trained on, or
-    `batches.limit` batches each; valid_images: of the validation split that are measured after an
-    epoch, 0 for all; save_seconds: between saved states; relax: the method's own settings; derive:
-    how cells are read off the alphas; space: of the two cells of DARTS, or of densely connected
-    blocks, whose sizes are `dense`; latency: its price.
+    """One search of the cells of an image network, or of densely connected blocks.
+
+    corpus: name of the images that are searched on; -; a prepared corpus (`rnnnas corpus list`); no
+        default, since only you know
+    method: how the cells are searched; -; a name that `rnnnas search --help` lists, of a method
+        that moves alphas; darts is what other methods are compared with
+    space: the normal and the reduction cell of DARTS, or densely connected blocks; most methods
+        search cells
+    seed: decides every random draw; -; 0 or more; one number as good as another
+    epochs: passes over the images that weights are trained on, or `batches.limit` batches each;
+        passes; 1 or more; 50 as in the DARTS paper
+    valid_images: images of the validation split that are measured after an epoch; images; 0 or
+        more, 0 for all; what is measured in full needs no caveat
+    save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
+        then costs a minute at most
+    model: sizes of the network, and how it is computed
+    batches: how images are taken
+    augment: how training images are varied
+    weights: the optimiser of the weights
+    alphas: the optimiser of the alphas, and the images they are trained on
+    stages: stages in which the space shrinks and the network grows
+    relax: the method's own settings
+    derive: how cells are read off the alphas
+    dense: sizes of the densely connected blocks, of `space = "dense"`
+    latency: the price of a slow network
     """
 
     second: ClassVar[Literal["finite", "exact"]] = "exact"
     capture: ClassVar[Literal["off"]] = "off"  # windows of images are never captured
+    seconds: ClassVar[float] = 0.0  # a search on images has no time budget
 
     corpus: str
     method: str = "darts"
@@ -127,9 +148,26 @@ class ImageSearchConfig(MethodChoice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTrainConfig:
-    """One training of a pair of cells, or of dense blocks, on images. epochs: as of a search."""
+    """One training of a pair of cells, or of dense blocks, on images.
+
+    corpus: name of the images that are trained on; -; a prepared corpus (`rnnnas corpus list`); no
+        default, since only you know
+    genotype: the cells; -; a published name, a file, a run folder, `random`, or their nodes as
+        plain values; no default, since only you know
+    seed: decides every random draw; -; 0 or more; one number as good as another
+    epochs: passes over the training images, or `batches.limit` batches each; passes; 1 or more; 600
+        as in the DARTS paper
+    save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
+        then costs a minute at most
+    model: sizes of the network, and how it is computed
+    batches: how images are taken
+    augment: how training images are varied
+    weights: the optimiser of the weights
+    """
 
     capture: ClassVar[Literal["off"]] = "off"  # as of a search
+    seconds: ClassVar[float] = 0.0  # as of a search
+    starts_from_weights: ClassVar[bool] = False  # a training on images begins from scratch
 
     corpus: str
     genotype: dict[str, Any] = field(default_factory=dict)
@@ -145,7 +183,7 @@ class ImageTrainConfig:
         if not self.genotype:
             raise UsageError(
                 "the setting 'genotype' is missing",
-                "name a cell: DARTS_V2, LSTM, random:1, a search's run folder",
+                "say which cells are trained, as --genotype DARTS_V2, or a search's run folder",
             )
         check_genotype(Genotype.from_plain(self.genotype))
         if is_dense(self.genotype):

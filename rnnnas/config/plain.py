@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+from rnnnas.config.describe import hint_for
 from rnnnas.errors import UsageError, nearest
 
 T = TypeVar("T")
@@ -44,7 +45,13 @@ def from_plain(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise UsageError(f"the setting {where + name!r} is missing")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except UsageError as error:
+        if error.remedy:
+            raise
+        # The component says what is wrong; its documentation, what would be right.
+        raise UsageError(error.cause, hint_for(cls, error.cause, where)) from error
 
 
 def at_least(**values: tuple[int, int]) -> None:
@@ -110,8 +117,9 @@ def to_toml(plain: Mapping[str, Any], prefix: str = "") -> str:
         if isinstance(value, Mapping):
             tables.append(f"\n[{prefix}{key}]\n" + to_toml(value, f"{prefix}{key}."))
         else:
-            # JSON's forms of strings, numbers, booleans and lists are TOML's too.
-            lines.append(f"{key} = {json.dumps(value)}\n")
+            # JSON's forms of strings, numbers, booleans and lists are TOML's too, but for DEL.
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{key} = {text}\n")
     return "".join(lines) + "".join(tables)
 
 

@@ -6,12 +6,10 @@ Precedence: flag > `--set key=value` > `--config FILE` > preset.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rnnnas.cnn import zoo as images
 from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
@@ -19,10 +17,17 @@ from rnnnas.config.plain import from_plain as from_plain
 from rnnnas.config.plain import merge as merge
 from rnnnas.config.plain import to_plain as to_plain
 from rnnnas.config.plain import value_of
+from rnnnas.config.preset_files import IMAGE as IMAGE
+from rnnnas.config.preset_files import TABLES as TABLES
+from rnnnas.config.preset_files import corpus_in, file_table, own_table
+from rnnnas.config.preset_files import preset_names as preset_names
+from rnnnas.config.preset_files import preset_table as preset_table
+from rnnnas.config.preset_files import preset_tables as preset_tables
+from rnnnas.config.preset_files import preset_text as preset_text
+from rnnnas.config.recipes import recipe
 from rnnnas.config.text import SearchConfig, TrainConfig
-from rnnnas.errors import UsageError, nearest
+from rnnnas.errors import UsageError
 from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
-from rnnnas.plugins.load import load
 
 DEFAULT_PRESET = "quick"
 
@@ -30,13 +35,11 @@ DEFAULT_PRESET = "quick"
 DEFAULT_IMAGE_PRESET = "cifar10-quick"
 
 
+Run = TypeVar("Run", bound="AnySearch | AnyTrain")
 AnySearch = SearchConfig | ImageSearchConfig
 
 
 AnyTrain = TrainConfig | ImageTrainConfig
-
-
-IMAGE = "image-"  # begins the kinds of runs on images
 
 
 KINDS: dict[str, type] = {
@@ -47,9 +50,6 @@ KINDS: dict[str, type] = {
 }
 
 
-TABLES = (*KINDS, "study")  # what a preset may hold; study.plan has the study's class
-
-
 def resolve(
     kind: str,
     *,
@@ -57,10 +57,17 @@ def resolve(
     file: Path | None,
     settings: Iterable[str],
     flags: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    tokens: int | None = None,
+    planned: float | None = None,
 ) -> Any:
     """The configuration of a run of `kind`, one of `KINDS`.
 
     Args:
+        tokens: of the training text, for the recipe of a time budget where no preset is named.
+        planned: the budget that the recipe is for, where it is not this run's: that of a run which
+            is to be extended.
+        base: what takes the place of the default preset, where neither preset nor file is given.
         settings: 'dotted.key=value' texts; a value is read as TOML, or else as a plain word.
         flags: values by key, None for those not given.
 
@@ -68,7 +75,14 @@ def resolve(
         UsageError: naming the key, the value, what is allowed and the nearest known key.
     """
     cls = KINDS[kind]
-    table = compose(kind, preset=preset, file=file, settings=settings, flags=flags)
+    settings = list(settings)
+    seconds = flags.get("seconds")
+    if seconds and tokens and base is None and not kind.startswith(IMAGE):
+        base = {}
+        merge(base, preset_table(DEFAULT_PRESET, kind))
+        merge(base, recipe(kind, tokens, planned or seconds))
+    table = compose(kind, preset=preset, file=file, settings=settings, flags=flags, base=base)
+    _settle_length(table, kind, file, settings, flags)
     if "capture" in table and kind.startswith(IMAGE):
         raise UsageError("the setting 'capture' is for text: runs on images are never captured")
     if isinstance(table.get("genotype"), str):
@@ -84,6 +98,41 @@ def resolve(
             table["cell"] = "derived"
             table["genotype"] = genotype_of(name, table.get("seed", 1)).to_plain()
     return from_plain(cls, table)
+
+
+def _settle_length(
+    table: dict[str, Any], kind: str, file: Path | None, settings: list[str],
+    flags: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Let what was given of epochs, windows and time win over what the preset has of them.
+
+    Raises:
+        UsageError: for a time and a number of epochs.
+    """
+    said = {setting.partition("=")[0].strip() for setting in settings}
+    said |= {key for key, value in flags.items() if value is not None}
+    if table.get("seconds"):
+        if "epochs" in said:
+            raise UsageError(
+                f"a budget of {table['seconds']:g} s decides how many epochs there are",
+                "give a time or --epochs, not both",
+            )
+        if kind.startswith(IMAGE):
+            raise UsageError(
+                "a time budget is for text so far", "give the length of a run on images by --epochs"
+            )
+        if "windows.limit" not in said and "limit" not in _in_file(file, kind, "windows"):
+            table.setdefault("windows", {})["limit"] = 0  # all of the text, as time permits
+    filed = {} if file is None else file_table(file, kind)
+    fixed = {"epochs", "windows.limit"} & said or "epochs" in filed
+    if fixed and "least_steps" in table and "least_steps" not in said | filed.keys():
+        table["least_steps"] = 0
+
+
+def _in_file(file: Path | None, kind: str, group: str) -> Mapping[str, Any]:
+    """What a configuration file holds of a group of settings."""
+    inner = {} if file is None else file_table(file, kind).get(group, {})
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _check_medium(name: str, kind: str) -> None:
@@ -109,14 +158,17 @@ def compose(
     file: Path | None,
     settings: Iterable[str],
     flags: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The settings of `resolve` as they were given, merged and not yet checked."""
     table: dict[str, Any] = {}
-    if preset is not None or file is None:
+    if base is not None and preset is None and file is None:
+        merge(table, base)
+    elif preset is not None or file is None:
         default = DEFAULT_IMAGE_PRESET if kind.startswith(IMAGE) else DEFAULT_PRESET
         merge(table, preset_table(preset or default, kind))
     if file is not None:
-        merge(table, _file_table(file, kind))
+        merge(table, file_table(file, kind))
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key.strip():
@@ -132,13 +184,38 @@ def compose(
     return table
 
 
+def corpus_of(
+    kind: str, *, flag: str | None, settings: Iterable[str], file: Path | None
+) -> str:  # fmt: skip
+    """The name of the corpus of a "search" or a "train": of --corpus, --set, or --config.
+
+    Raises:
+        UsageError: where none of them has it.
+    """
+    sets = [text.partition("=")[2].strip() for text in settings if _key(text) == "corpus"]
+    named = flag or (str(value_of(sets[-1])) if sets else None)
+    if named is None and file is not None:
+        named = corpus_in(file, kind)
+    if not named:
+        raise UsageError(
+            "no corpus is named",
+            'give one, --corpus NAME, or in the file of --config: corpus = "NAME" '
+            "(rnnnas corpus list)",
+        )
+    return named
+
+
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].strip()
+
+
 def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
     """Keys that the user set: with --set, or in a group of a file to other than their default.
 
-    Defaults do not count there: --print-config writes them all.
+    Defaults do not count there, for --print-config writes them all, nor does what it extends.
     """
     keys = [setting.partition("=")[0].strip() for setting in settings]
-    table = {} if file is None else _file_table(file, kind)
+    table = {} if file is None else own_table(file, kind)
     for group in dataclasses.fields(typing.cast(Any, KINDS[kind])):
         inner = table.get(group.name)
         if isinstance(inner, Mapping) and dataclasses.is_dataclass(group.default_factory):
@@ -147,67 +224,13 @@ def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def preset_names() -> list[str]:
-    """Names of all presets, sorted."""
-    folder = resources.files("rnnnas") / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith("toml"))
-
-
-def preset_text(name: str) -> str:
-    """The TOML text of a preset.
+def with_budget(config: Run, minutes: float) -> Run:
+    """The settings of a run with a time budget.
 
     Raises:
-        UsageError: where there is none of that name, with the nearest one.
+        UsageError: for a run on images, which has none.
     """
-    if name not in preset_names():
-        raise UsageError(
-            f"preset {name!r} is unknown{nearest(name, preset_names())}",
-            f"presets: {', '.join(preset_names())}",
-        )
-    return (resources.files("rnnnas") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-
-
-def preset_tables(name: str) -> dict[str, Any]:
-    """A preset as tables: `about`, and one or more of `TABLES`."""
-    tables: dict[str, Any] = tomllib.loads(preset_text(name))
-    return tables
-
-
-def preset_table(name: str, kind: str) -> dict[str, Any]:
-    """The settings that a preset has for runs of `kind`.
-
-    Raises:
-        UsageError: where it has none, naming the presets that do.
-    """
-    tables = preset_tables(name)
-    if kind not in tables:
-        able = [other for other in preset_names() if kind in preset_tables(other)]
-        other = kind.removeprefix(IMAGE) if kind.startswith(IMAGE) else IMAGE + kind
-        why = f"preset {name!r} has no settings for {kind}"
-        if other in tables:
-            what = ("text", "images") if kind.startswith(IMAGE) else ("images", "text")
-            why = f"preset {name!r} is for {what[0]}, and this corpus holds {what[1]}"
-        raise UsageError(why, f"presets that fit: {', '.join(able)}")
-    table: dict[str, Any] = tables[kind]
-    return table
-
-
-def _file_table(file: Path, kind: str) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"--config {file} cannot be read as TOML: {error}") from error
-    _load_plugins(table.pop("plugins", {}), file)
-    # A preset's own form, [search] and [train] tables, is understood too.
-    inner = table.get(kind, table)
-    return inner if isinstance(inner, dict) else table
-
-
-def _load_plugins(table: Any, file: Path) -> None:
-    """Load the files that a settings file names in its `[plugins]`, as seen from its folder."""
-    names = table.get("files") if isinstance(table, dict) and set(table) <= {"files"} else None
-    if table == {}:
-        return
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f'[plugins] of {file} must be files = ["my_ops.py", ...]')
-    load(*(file.parent / name for name in names))
+    if not any(f.name == "seconds" for f in dataclasses.fields(config)):
+        raise UsageError("a time budget is for text so far", "leave out `minutes`")
+    budget: dict[str, Any] = {"seconds": 60.0 * minutes}
+    return dataclasses.replace(config, **budget)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rnnnas.config.method import MethodChoice
 from rnnnas.config.plain import at_least as _at_least
@@ -15,6 +15,7 @@ from rnnnas.config.plain import to_toml as to_toml
 from rnnnas.data.text_streams import WindowConfig
 from rnnnas.errors import UsageError
 from rnnnas.lm.cell import check_cell
+from rnnnas.lm.fast.known import reason_against
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.lstm_gru import Baseline
 from rnnnas.lm.model import ModelConfig
@@ -29,17 +30,37 @@ from rnnnas.nas.stages import Stage, StageConfig, plan
 from rnnnas.nas.strategies import BlackboxConfig
 from rnnnas.optim import AlphaConfig, WeightConfig
 
+NO_CELL = "say which cell is trained, as --genotype DARTS_V2, LSTM, or a search's run folder"
 WITHOUT_RESULT = ("save_seconds", "capture")  # settings that act, though on no result
+
+BY_BUDGET = {"epochs", "least_steps"}  # settings that a time budget takes the place of
+
+
+def check_length(config: SearchConfig | TrainConfig) -> None:
+    """Refuse a length of a run that is none, or said twice."""
+    _at_least(least_steps=(config.least_steps, 0))
+    if config.seconds < 0:
+        raise UsageError(f"seconds = {config.seconds} must not be negative")
+    if config.seconds and config.weights.finetune_epochs:
+        raise UsageError(
+            f"seconds = {config.seconds:g} plans no weights.finetune_epochs",
+            "leave them out, or give --epochs instead of a time",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceConfig:
     """Which recurrent cells a search may find; by default those of DARTS.
 
-    ops: the operations, of those that are registered (`rnnnas.operations`), perhaps with `none`.
-    nodes: another name of `model.nodes`, which holds the number; 0 leaves it. edges_per_node: k, or
-    all that a node has where it has fewer. join: what a node takes of its k edges. output: what a
-    cell gives, the mean of its nodes, the last one, or the mean of those that no node takes (ENAS).
+    ops: operations of an edge, of those that are registered, where `none` leaves the edge out; -;
+        names, each once; those of the DARTS paper
+    nodes: N, another name of `model.nodes`, which holds the number; nodes; 1 or more, 0 to leave
+        it; 0, so that one place holds it
+    edges_per_node: k, edges that a node keeps, or all where it has fewer; edges; 1 or more; 1 as
+        in the DARTS paper
+    join: what a node takes of its k edges, "mean" or "sum"; a mean keeps the size of a state
+    output: what a cell gives, the "mean" of its nodes, the "last" one, or the mean of the
+        "loose_ends", which no node takes (ENAS); the mean as in the DARTS paper
     """
 
     ops: tuple[str, ...] = RECURRENT_OPS
@@ -57,18 +78,46 @@ class SpaceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig(MethodChoice):
-    """One search. epochs: passes over the text the weights are trained on; valid_streams: B of
-    the validation pass (batch statistics need at least 2); save_seconds: between saved states;
-    relax: the method's own settings, the fields of its relaxation; blackbox: of methods that try
-    cells one by one; latency: its price in what the alphas minimise; derive and stop: how a cell
-    is read off alphas, and when they have moved enough; space: which cells may be found; capture:
-    see `cuda_graphs.cuda_graphs_for`.
+    """One search of a recurrent cell on a text.
+
+    corpus: name of the text that is searched on; -; a prepared corpus (`rnnnas corpus list`); no
+        default, since only you know
+    method: how the cell is searched; -; a name that `rnnnas search --help` lists; darts is what
+        other methods are compared with
+    seed: decides every random draw; -; 0 or more; one number as good as another
+    epochs: passes over the text that the weights are trained on, each at most `windows.limit`
+        windows long; passes; 1 or more; 50 as in the DARTS paper
+    least_steps: where so many epochs have fewer steps, there are more epochs; steps; 0 or more, 0
+        for no more; what a preset means on PTB, so that a small text is not left untrained
+    seconds: a time budget that decides on the steps instead of epochs; seconds; 0 or more, 0 for
+        none; epochs are what papers state
+    valid_streams: texts read side by side when validation is measured; streams; 2 or more, since a
+        search normalises over streams; fast, and short texts still have enough of them
+    save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
+        then costs a minute at most
+    capture: whether a window's kernels run as one CUDA graph, "auto" where that pays; it is slower
+        nowhere
+    space: which cells may be found
+    model: sizes of the network, and how it is computed
+    noise: dropout
+    penalty: activation regularisation
+    windows: how the training text is cut
+    weights: the optimiser of the weights
+    alphas: the optimiser of the alphas, and the text they are trained on
+    stages: stages in which the space shrinks and the network grows
+    relax: the method's own settings
+    blackbox: how methods that try cells one by one go about it
+    latency: the price of a slow cell
+    derive: how the cell is read off the alphas
+    stop: early stopping by the eigenvalue of the alphas' Hessian
     """
 
     corpus: str
     method: str = "darts"
     seed: int = 1
     epochs: int = 50
+    least_steps: int = 0
+    seconds: float = 0.0
     valid_streams: int = 64
     save_seconds: float = 60.0
     capture: Literal["auto", "on", "off"] = "auto"
@@ -102,14 +151,10 @@ class SearchConfig(MethodChoice):
             if value != only:
                 raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
         _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
+        check_length(self)
         _ = self.plan  # refuses stages that do not fit
         if self.windows.streams < 2:
             raise UsageError("windows.streams must be at least 2: search normalises over streams")
-        if self.order == "exact" and self.model.path == "fast":
-            raise UsageError(
-                "alphas.second_order = 'exact' differentiates twice, which the fast path cannot",
-                "add --set model.path=eager",
-            )
         if self.blackbox.weights == "shared" and method_of(self.method).weights == "scratch":
             raise UsageError(
                 f"method {self.method!r} trains every cell from scratch: "
@@ -126,6 +171,12 @@ class SearchConfig(MethodChoice):
                 "has no place in it",
                 "take a method with alphas, e.g. --method darts-1st",
             )
+        if self.order == "exact" and self.model.path == "fast":
+            if reason := reason_against(self.cell_space):
+                raise UsageError(
+                    f"alphas.second_order = 'exact' is not for this space on the fast path: {reason}",
+                    "add --set model.path=eager",
+                )
         foreign = sorted(set(self.space.ops) - set(RECURRENT_OPS))
         if self.latency.weight and (foreign or self.space.edges_per_node > 1):
             what = f"operation {foreign[0]!r}" if foreign else "cells of several edges a node"
@@ -159,7 +210,7 @@ class SearchConfig(MethodChoice):
             )
         if stops and len(self.plan) > 1:
             raise UsageError("stop.eigenvalue compares epochs of one stage: the search has several")
-        if stops and self.stop.every > self.epochs:
+        if stops and not self.seconds and self.stop.every > self.epochs:
             raise UsageError(
                 f"stop.every = {self.stop.every} is more than all {self.epochs} epochs: "
                 "there would be no report"
@@ -191,6 +242,8 @@ class SearchConfig(MethodChoice):
             keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}
         elif not self.derive.tune_windows:
             keys.add("derive.lr")
+        if self.seconds:
+            keys |= BY_BUDGET
         if not self.stop.eigenvalue:
             keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
             keys.remove("stop.eigenvalue")
@@ -224,16 +277,48 @@ class SearchConfig(MethodChoice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One training. cell: a derived cell, which `genotype` describes, or a baseline, which has no
-    genotype. valid_streams and test_streams: B of the evaluations (10 and 1 in the literature).
-    capture: see `cuda_graphs.cuda_graphs_for`.
+    """One training of a recurrent cell on a text.
+
+    corpus: name of the text that is trained on; -; a prepared corpus (`rnnnas corpus list`); no
+        default, since only you know
+    cell: whether `genotype` describes the cell, or it is a baseline that has none; set by
+        --genotype
+    genotype: the derived cell; -; a published name, a file, a run folder, `random`, a cell's text,
+        or its nodes as plain values; no default, since only you know
+    seed: decides every random draw; -; 0 or more; one number as good as another
+    epochs: passes over the training text, each at most `windows.limit` windows long; passes; 1 or
+        more; enough for a small text, the paper takes 3,600 on PTB
+    least_steps: where so many epochs have fewer steps, there are more epochs; steps; 0 or more, 0
+        for no more; what a preset means on PTB, so that a small text is not left untrained
+    seconds: a time budget that decides on the steps instead of epochs; seconds; 0 or more, 0 for
+        none; epochs are what papers state
+    valid_streams: texts read side by side when validation is measured; streams; 1 or more; 10 as in
+        the literature
+    test_streams: texts read side by side in the test at the end; streams; 1 or more; 1 as in the
+        literature, where no stream starts without context
+    start: digest of the checkpoint whose weights the training begins with; -; set by --from; empty,
+        a training begins with drawn weights
+    save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
+        then costs a minute at most
+    capture: whether a window's kernels run as one CUDA graph, "auto" where that pays; it is slower
+        nowhere
+    model: sizes of the network, and how it is computed
+    noise: dropout
+    penalty: activation regularisation
+    windows: how the training text is cut
+    weights: the optimiser of the weights
     """
+
+    starts_from_weights: ClassVar[bool] = True  # `start`
 
     corpus: str
     cell: Literal["derived", "lstm", "gru"] = "derived"
     genotype: dict[str, Any] = field(default_factory=dict)
     seed: int = 1
+    start: str = ""
     epochs: int = 50
+    least_steps: int = 0
+    seconds: float = 0.0
     valid_streams: int = 10
     test_streams: int = 1
     save_seconds: float = 60.0
@@ -249,10 +334,7 @@ class TrainConfig:
             raise UsageError(f"cell = {self.cell!r} takes no genotype", "leave one of them out")
         if self.cell == "derived":
             if not self.genotype:
-                raise UsageError(
-                    "the setting 'genotype' is missing",
-                    "name a cell: DARTS_V2, LSTM, random:1, a search's run folder",
-                )
+                raise UsageError("the setting 'genotype' is missing", NO_CELL)
             check_cell(Genotype.from_plain(self.genotype).recurrent)
             if self.noise.weightdrop:
                 raise UsageError(
@@ -268,6 +350,7 @@ class TrainConfig:
             valid_streams=(self.valid_streams, 1),
             test_streams=(self.test_streams, 1),
         )
+        check_length(self)
 
     @property
     def network(self) -> CellGene | Baseline:
@@ -280,6 +363,8 @@ class TrainConfig:
     def idle(self) -> frozenset[str]:
         """Dotted keys of settings that change nothing in the result of this training."""
         keys = {*WITHOUT_RESULT, "model.nodes"}
+        if self.seconds:
+            keys |= BY_BUDGET
         if self.cell != "derived":
             keys.add("noise.dropoutx")
             if self.model.layers == 1:

@@ -20,27 +20,29 @@ from typing import Any
 
 from rnnnas.data import hub, pydocs, synthetic
 from rnnnas.data.benchmarks import recognise
+from rnnnas.data.encodings import check_encoding
+from rnnnas.data.folders import DESCRIPTION, check_apart, hidden_sibling, recover, remove
 from rnnnas.data.image_corpus import ImageCorpus, check_images, images_info, read_images
 from rnnnas.data.image_sources import ImageSource, image_folder
 from rnnnas.data.image_tables import image_dataset, image_parquet
 from rnnnas.data.image_writer import write_images
 from rnnnas.data.ngrams import bigram_perplexity, unigram_perplexity
 from rnnnas.data.text_corpus import (
-    DESCRIPTION,
     IMAGES,
     Corpus,
     any_description,
     check_text,
-    hidden_sibling,
     read_corpus,
     read_description,
     write_corpus,
 )
 from rnnnas.data.text_files import Text, shown
 from rnnnas.data.text_kind import TextKind, kind_of
-from rnnnas.data.text_sources import SPLITS, Source, open_source, parquet_files
+from rnnnas.data.text_sources import SPLITS, Reading, Source, open_source, parquet_files
 from rnnnas.data.vocab import (
+    EOS,
     RULES,
+    UNK,
     Vocab,
     benchmark_words,
     frequent_words,
@@ -64,6 +66,7 @@ __all__ = [
     "open_any",
     "open_corpus",
     "open_images",
+    "remove_corpus",
 ]
 
 _BUILT_IN: Mapping[str, Callable[[], tuple[dict[str, Text], Vocab, dict[str, Any]]]] = {
@@ -133,6 +136,7 @@ def open_corpus(name: str) -> Corpus:
         folder = corpora_folder() / folder_name(name)
     except UsageError as error:
         raise DataError(error.cause, error.remedy) from error
+    recover(folder)
     if folder.is_dir():
         return read_corpus(folder, folder.name)
     if name in _BUILT_IN:
@@ -167,6 +171,7 @@ def holds_images(name: str) -> bool:
         folder = corpora_folder() / folder_name(name)
     except UsageError:
         return False
+    recover(folder)
     if not folder.is_dir():
         return name in hub.IMAGES
     return bool(any_description(folder, folder.name)["kind"] == IMAGES)
@@ -204,16 +209,19 @@ def add_corpus(
     *,
     replace: bool = False,
     column: str | None = None,
+    encoding: str | None = None,
+    label: str | None = None,
 ) -> Corpus | ImageCorpus:
-    """Prepare a corpus from a file, a folder or a zip archive (`text_sources`), or a folder of
-    parquet.
+    """Prepare a corpus from a file, a folder or an archive (`text_sources`). Asks no network.
 
     A folder whose content is images (`image_sources`, `image_tables`) becomes a corpus of images.
 
     Args:
         replace: put it in place of a corpus of that name with other content. The same content is
             left as it is either way.
-        column: the text column of parquet files.
+        column: the text column of JSON lines, CSV, TSV or parquet files.
+        encoding: of text that is not UTF-8; `mixed`: UTF-8, lines that are not as Windows-1252.
+        label: the column of the classes of images in parquet.
 
     Raises:
         DataError: bad text or images (file, line or row, remedy), a missing split, other content
@@ -222,17 +230,23 @@ def add_corpus(
         DiskError: the corpus cannot be written.
     """
     folder = _target(name)
-    files = parquet_files(source)
-    if column is None:
-        images = image_parquet(source, files) if files else image_folder(source)
+    check_apart(source, folder)
+    reading = Reading(
+        encoding=None if encoding is None else check_encoding(encoding), column=column
+    )
+    if column is None and encoding is None:
+        files = parquet_files(source)
+        images = image_parquet(source, files, label) if files else image_folder(source)
         if images is not None:
+            if label is not None and not files:
+                raise UsageError(
+                    f"{shown(source)}: the folders are the classes, there is no column",
+                    "Leave out --label.",
+                )
             return _prepare_images(folder, images, options, replace)
-    if files:
-        where = hub.HubId(path=str(source), column=column)
-        return _prepare_dataset(folder, where, source.resolve().name, options, replace)
-    if column is not None:
-        raise UsageError("--column is for parquet folders", "Leave it out for plain text.")
-    return _prepare(folder, open_source(source), options, replace)
+    if label is not None:
+        raise UsageError("--label is for images in parquet", "Leave it out for text.")
+    return _prepare(folder, open_source(source, reading), options, replace)
 
 
 def fetch_corpus(
@@ -242,6 +256,7 @@ def fetch_corpus(
     config: str | None = None,
     revision: str | None = None,
     column: str | None = None,
+    label: str | None = None,
     replace: bool = False,
 ) -> Corpus | ImageCorpus:
     """Fetch a benchmark by name (`hub.known`) or a dataset of text or images by its hub id.
@@ -266,7 +281,27 @@ def fetch_corpus(
         column=column or where.column,
     )
     called = where.path + (f" ({where.config})" if where.config else "")
-    return _prepare_dataset(folder, where, called, options, replace)
+    return _prepare_dataset(folder, where, called, options, replace, label)
+
+
+def remove_corpus(name: str) -> Path:
+    """Remove a prepared corpus; returns the folder it lay in.
+
+    Raises:
+        UsageError: a name that cannot be a folder's.
+        DataError: there is none, or the folder under that name is not a corpus of ours.
+        DiskError: it cannot be removed.
+    """
+    folder = corpora_folder() / folder_name(name)
+    recover(folder)
+    try:
+        remove(folder, name)
+    except OSError as error:
+        raise DiskError(
+            f"{shown(folder)} cannot be removed ({error.strerror or error})",
+            "Check the permissions of the folder.",
+        ) from error
+    return folder
 
 
 def _target(name: str, config: str | None = None) -> Path:
@@ -279,7 +314,12 @@ def _target(name: str, config: str | None = None) -> Path:
 
 
 def _prepare_dataset(
-    folder: Path, where: hub.HubId, called: str, options: VocabOptions, replace: bool
+    folder: Path,
+    where: hub.HubId,
+    called: str,
+    options: VocabOptions,
+    replace: bool,
+    label: str | None,
 ) -> Corpus | ImageCorpus:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -287,7 +327,7 @@ def _prepare_dataset(
         with hidden_sibling(folder) as cache:
             loaded = hub.load(where, cache, add_name=folder.name)
             if where.column is None:
-                images = image_dataset(loaded, shown(called))
+                images = image_dataset(loaded, shown(called), label)
                 if images is not None:
                     return _prepare_images(folder, images, options, replace)
             source = hub.source_of(loaded, shown(called), where.column)
@@ -315,8 +355,11 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
     recognised = recognise(folder.name, source.splits)
     benchmark = recognised.benchmark is not None or folder.name in hub.BENCHMARKS
     notes = [recognised.note] if recognised.note else []
+    notes += source.notes
     if source.ignored:
-        notes.append(f"ignored files: {', '.join(map(shown, source.ignored))}")
+        few, more = source.ignored[:10], len(source.ignored) - 10
+        listed = ", ".join(map(shown, few)) + (f" and {more:,} more" if more > 0 else "")
+        notes.append(f"ignored files: {listed}")
     kind = TextKind(words=0, glued=0, script="")
     if not benchmark:
         kind = kind_of(source.splits["train"].lines())
@@ -324,8 +367,17 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
     if chosen == "auto":
         chosen = "words" if kind.pretokenised else "sentencepiece"
     vocab = _vocabulary(source.splits, chosen, options, kind, benchmark)
+    if kind.words and vocab.words and set(vocab.words) <= {EOS, UNK}:
+        raise DataError(
+            f"{shown(source.name)}: none of the {chosen} occurs twice in train",
+            "Take --vocab sentencepiece or bytes, more text, or a --vocab-size.",
+        )
     if chosen == "sentencepiece" and not options.size and vocab.size < pieces_for(0):
         notes.append(f"{vocab.size:,} sentencepieces, all that the training text supports")
+    if chosen == "words" and kind.pretokenised:
+        said = {EOS: "is a word like others, apart from the end of a line",
+                UNK: "counts as the unknown word"}  # fmt: skip
+        notes += [f"{mark} in the text itself {said[mark]}" for mark in kind.marks]
     if kind.script:
         notes.append(
             f"{kind.script} without spaces between words: perplexity a word counts what stands "
@@ -340,7 +392,7 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
         "options": asdict(options),
         "pretokenised": kind.pretokenised,
         "script": kind.script,
-        "ignored": [shown(name) for name in source.ignored],
+        "ignored": [shown(name) for name in source.ignored[:1000]],
         "python": platform.python_version(),
     }
     if chosen == "sentencepiece":
@@ -401,6 +453,12 @@ def corpus_info(corpus: Corpus | ImageCorpus) -> dict[str, Any]:
         "options": described.get("options"),
         "folder": str(corpus.folder),
     }
+
+
+def corpus_names() -> list[str]:
+    """The names of all corpora, sorted: prepared here, built in, or known to be had."""
+    prepared = {path.parent.name for path in corpora_folder().glob(f"*/{DESCRIPTION}")}
+    return sorted({*_BUILT_IN, *hub.known(), *(n for n in prepared if not n.startswith("."))})
 
 
 def list_corpora() -> list[dict[str, Any]]:

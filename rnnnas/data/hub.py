@@ -1,4 +1,4 @@
-"""Datasets of the hub, and local folders in its layouts, read through the `datasets` library.
+"""Datasets of the hub, read through the `datasets` library: the only code that asks the network.
 
 What is downloaded stays in the hub's own cache (`HF_HOME`), so that a second fetch is cheap. The
 Arrow copy that `datasets` builds beside it is read once and as large as the text: it goes into a
@@ -8,17 +8,17 @@ temporary folder of ours and away with it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rnnnas.data.text_files import Text, check_line, shown
-from rnnnas.data.text_sources import SPLITS, Source, missing_split
-from rnnnas.errors import DataError
+from rnnnas.data.columns import choose_column, value_lines
+from rnnnas.data.text_files import Text, shown
+from rnnnas.data.text_sources import SPLITS, Source, assembled, missing_train
+from rnnnas.errors import DataError, UsageError
 
 _ROWS = 1000  # rows read at a time
-_COLUMNS = ("text", "sentence")
 _NAMES = {"train": ("train",), "valid": ("validation", "valid", "dev", "val"), "test": ("test",)}
 
 
@@ -54,19 +54,26 @@ def known() -> Mapping[str, HubId]:
 
 
 def load(where: HubId, cache: Path, *, add_name: str = "NAME") -> Mapping[str, Any]:
-    """The splits of a dataset of the hub, or of a local folder in one of the hub's layouts.
+    """The splits of a dataset of the hub, or of a mirror of it.
 
     Args:
-        where: `path` is an id or a local folder.
+        where: `path` is an id, or the absolute path of a mirror.
         cache: an existing folder for the Arrow files; they must live as long as the splits do.
         add_name: the corpus name in the remedy.
 
     Raises:
         DataError: unknown, unreachable, or not a dataset that can be read.
+        UsageError: a file or folder of that name lies in the current directory.
     """
     import datasets
 
-    local = Path(where.path).is_dir()
+    local = os.path.isabs(where.path)
+    if not local and os.path.lexists(where.path):
+        # The library would read that instead, and what a card in it leads to.
+        raise UsageError(
+            f"a file or folder called {shown(where.path)} lies here, and would be read instead",
+            "Run this in another directory, or add that folder with `rnnnas corpus add`.",
+        )
     # Errors come back as exceptions; the library's bars and log lines would only repeat them.
     silent, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
@@ -115,20 +122,22 @@ def source_of(loaded: Mapping[str, Any], name: str, column: str | None = None) -
     """The texts of a loaded dataset's splits. Rows are lines; a row may hold several.
 
     Args:
-        loaded: splits by name, each a `datasets.Dataset`.
+        loaded: splits by name, each a `datasets.Dataset`; what is missing of valid and test is
+            held out of train.
         name: what messages and the description call it.
         column: the column with the text; by default `text`, `sentence`, or the only text column.
 
     Raises:
-        DataError: a split or the column is missing; the message names those present.
+        DataError: train or the column is missing; the message names what is present.
     """
     names = {split: next((n for n in _NAMES[split] if n in loaded), "") for split in SPLITS}
-    missing = [split for split in SPLITS if not names[split]]
-    if missing:
-        raise missing_split(name, list(loaded), missing, "files")
-    chosen = _column(loaded[names["train"]], name, column)
-    splits = {}
-    for split in SPLITS:
+    if not names["train"]:
+        raise missing_train(name, list(loaded))
+    train = loaded[names["train"]]
+    texts = {c for c in train.column_names if _is_string(train.features[c])}
+    chosen = choose_column(train.column_names, texts, name, column)
+    given = {}
+    for split in filter(names.get, SPLITS):
         rows = loaded[names[split]]
         if chosen not in rows.column_names:
             raise DataError(
@@ -136,26 +145,10 @@ def source_of(loaded: Mapping[str, Any], name: str, column: str | None = None) -
                 f"(columns: {', '.join(rows.column_names)})",
                 "Choose a column that every split has.",
             )
-        splits[split] = _text(rows.select_columns([chosen]), f"{name} ({names[split]})", chosen)
-    return Source(name=name, splits=splits)
-
-
-def _column(rows: Any, name: str, wanted: str | None) -> str:
-    """The column that holds the text."""
-    features = rows.features
-    strings: list[str] = [c for c in rows.column_names if _is_string(features[c])]
-    if wanted is not None:
-        if wanted in strings:
-            return wanted
-    else:
-        for column in _COLUMNS:
-            if column in strings:
-                return column
-        if len(strings) == 1:
-            return strings[0]
-    which = "no column that is clearly the text" if wanted is None else f"no text column {wanted!r}"
-    listed = ", ".join(f"{c} (text)" if c in strings else c for c in rows.column_names)
-    raise DataError(f"{name}: {which}; columns: {listed}", "Choose one with --column.")
+        called = f"{name} ({names[split]})"
+        given[split] = _text(rows.select_columns([chosen]), called, chosen)
+    splits, notes = assembled(name, given)
+    return Source(name=name, splits=splits, notes=tuple(notes))
 
 
 def _is_string(feature: Any) -> bool:
@@ -163,26 +156,7 @@ def _is_string(feature: Any) -> bool:
 
 
 def _text(rows: Any, name: str, column: str) -> Text:
-    def lines() -> Iterator[str]:
-        blank, number = True, 0
-        for row in _values(rows, column):
-            number += 1
-            if row is None:
-                raise DataError(
-                    f"{name}: row {number}: no text (null) in column {column!r}",
-                    "Remove such rows, or choose another column.",
-                )
-            # A final line end belongs to the row; what it ends is one line, not two.
-            for line in row.removesuffix("\n").split("\n"):
-                blank = blank and not line.strip()
-                yield check_line(line.removesuffix("\r"), name, number)
-        if blank:
-            raise DataError(
-                f"{name}: {'holds white space only' if number else 'has no rows'}",
-                "Give a dataset that holds text in every split.",
-            )
-
-    return Text(name, lines)
+    return Text(name, lambda: value_lines(iter(_values(rows, column)), name, column))
 
 
 def _values(rows: Any, column: str) -> Iterable[str | None]:

@@ -29,11 +29,17 @@ GREY = (0.299, 0.587, 0.114)  # luma of red, green and blue (ITU-R BT.601)
 class AugmentConfig:
     """How training images are varied.
 
-    crop_padding: black pixels on every side, out of which a crop of the old size is taken; not
-    with resized_crop. flip: left to right, half of the images. cutout: side in pixels of a square
-    that is set to 0 after normalisation; 0: none. jitter: brightness, contrast and saturation are
-    scaled by factors in [1 - jitter, 1 + jitter]. resized_crop: a random part of the picture,
-    scaled. size: S, the side that pictures are scaled to, in evaluation too; 0: as they are.
+    crop_padding: black pixels on every side, out of which a crop of the old size is taken, not with
+        `augment.resized_crop`; pixels; 0 or more; 4 as is usual on CIFAR-10
+    flip: whether half of the images are mirrored left to right; as is usual for photographs
+    cutout: side of a square that is set to 0 after normalisation (DeVries, Taylor 2017); pixels; 0
+        or more, 0 for none; none in searches, where trainings of DARTS take 16
+    jitter: brightness, contrast and saturation are scaled by factors in [1 - jitter, 1 + jitter];
+        share; 0 to 1; none, where 0.4 is common for ImageNet
+    resized_crop: whether a random part of the image is scaled to `augment.size` (Szegedy et al.
+        2015); for large images alone
+    size: S, the side that images are scaled to, in evaluation too; pixels; 0 or more, 0 for as they
+        are; images of a corpus mostly have the right size
     """
 
     crop_padding: int = 4

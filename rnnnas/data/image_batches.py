@@ -31,8 +31,13 @@ RESIDENT = 1 << 30  # bytes of pixels that are kept on the device; more stays in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
-    """How images are taken. size: B of a training; limit: at most so many batches an epoch, 0: all
-    images. evaluated: B of evaluations; a search normalises by such a batch there too.
+    """How images are taken.
+
+    size: B of a training batch; images; 2 or more; 64 as in the search of DARTS
+    limit: batches an epoch at most; batches; 0 or more, 0 for all images; an epoch is all images
+        unless a preset wants a short one
+    evaluated: B of evaluations, by which a search normalises there too; images; 2 or more;
+        statistics of 250 images are steady
     """
 
     size: int = 64

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rnnnas.data.folders import DESCRIPTION
 from rnnnas.data.image_decode import decode
-from rnnnas.data.text_corpus import DESCRIPTION, IMAGES, any_description, damaged
+from rnnnas.data.text_corpus import IMAGES, any_description, damaged, unreadable
 from rnnnas.data.text_sources import SPLITS
 from rnnnas.errors import DataError
 
@@ -199,7 +200,7 @@ def _mapped(
             raise damaged(folder, name, f"{file} has {found:,} bytes, not {expected:,}")
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)
     except OSError as error:
-        raise damaged(folder, name, f"{file}: {error.strerror}") from error
+        raise unreadable(path, folder, name, error) from error
 
 
 def check_images(corpus: ImageCorpus) -> None:
@@ -208,7 +209,8 @@ def check_images(corpus: ImageCorpus) -> None:
         try:
             found = file_hash(corpus.folder / file)
         except OSError as error:
-            raise damaged(corpus.folder, corpus.name, f"{file}: {error.strerror}") from error
+            path = corpus.folder / file
+            raise unreadable(path, corpus.folder, corpus.name, error) from error
         if found != recorded:
             raise damaged(corpus.folder, corpus.name, f"{file} was changed since it was prepared")
     if content_hash(corpus.description) != corpus.sha256:

@@ -95,8 +95,11 @@ def image_folder(path: Path) -> ImageSource | None:
         roots = [p for p in _folders(path) if SPLIT_WORDS.get(p.name.lower()) == "train"]
     classes = {inner.name for root in roots for inner in _folders(root)}
     note = f"images in {len(classes):,} class folders"
-    if texts:
-        note += f"; ignored files: {', '.join(map(shown, texts))}"
+    taken = set(images)
+    left = [name for name in files_under(path) if name not in taken]
+    if left:
+        more = f" and {len(left) - 10:,} more" if len(left) > 10 else ""
+        note += f"; ignored files: {', '.join(map(shown, left[:10]))}{more}"
     return ImageSource(
         name=path.resolve().name,
         splits={s: _files(path, f"{called} ({s})", names, split) for s, names in found.items()},
@@ -165,23 +168,25 @@ def numbered(source: ImageSource) -> tuple[tuple[str, ...], dict[str, Labels]]:
     if "train" not in kept:
         return source.classes, {s: np.zeros(len(x.labels), np.int64) for s, x in kept.items()}
     train = kept["train"]
-    classes = source.classes
+    classes, first = source.classes, 0
     if not classes:
         distinct = set(train.labels)
         numbers = [label for label in distinct if isinstance(label, int)]
-        # A number that is never used below the largest is a class without an image.
+        # A number that is never used below the largest is a class without an image; but some
+        # datasets count from 1.
         top = max(numbers, default=-1) + 1
-        if numbers and top > len(distinct):
+        first = 1 if distinct == set(range(1, top)) else 0
+        if numbers and top - first > len(distinct):
             gap = next(i for i in range(top) if i not in distinct)
             raise _unused(train, str(gap))
-        classes = tuple(map(str, range(top))) if numbers else tuple(sorted(map(str, distinct)))
+        classes = tuple(map(str, range(first, top) if numbers else sorted(map(str, distinct))))
     if len(classes) < 2:
         raise DataError(
             f"{source.name}: {len(classes)} class ({', '.join(map(shown, classes))})",
             "Give images of two classes or more.",
         )
     index = {name: number for number, name in enumerate(classes)}
-    labels = {split: _numbers(x, index, split) for split, x in kept.items()}
+    labels = {split: _numbers(x, index, split, first) for split, x in kept.items()}
     counts = np.bincount(labels["train"], minlength=len(classes))
     if not counts.all():
         raise _unused(train, classes[int(np.argmin(counts))])
@@ -195,11 +200,12 @@ def _unused(train: Labelled, name: str) -> DataError:
     )
 
 
-def _numbers(split: Labelled, index: Mapping[str, int], called: str) -> Labels:
+def _numbers(split: Labelled, index: Mapping[str, int], called: str, first: int) -> Labels:
+    """The labels as numbers from 0. first: the number of the first class, where it has one."""
     numbers = np.empty(len(split.labels), np.int64)
     labels: Sequence[int | str] = split.labels
     for row, label in enumerate(labels):
-        number = index.get(label, -1) if isinstance(label, str) else label
+        number = index.get(label, -1) if isinstance(label, str) else label - first
         if not 0 <= number < len(index):
             raise DataError(
                 f"{split.place(row)}: label {shown(label)!r} is none of the {len(index)} classes",

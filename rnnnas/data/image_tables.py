@@ -35,7 +35,7 @@ class _Table:
     batches: Callable[[list[str]], Iterator[Any]]
 
 
-def image_parquet(path: Path, files: list[Path]) -> ImageSource | None:
+def image_parquet(path: Path, files: list[Path], label: str | None = None) -> ImageSource | None:
     """The images of the parquet `files` under `path`, or None where none has a column of images.
 
     A file belongs to the split that its name or folder says (`cifar10-train.parquet`,
@@ -74,7 +74,7 @@ def image_parquet(path: Path, files: list[Path]) -> ImageSource | None:
             f"{splits[''][0].name}: is of no split, others are",
             "Name every file for its split (train, validation, test), or none.",
         )
-    return _source(path.resolve().name, {s: splits[s] for s in SPLITS if s in splits})
+    return _source(path.resolve().name, {s: splits[s] for s in SPLITS if s in splits}, label)
 
 
 def _parquet(path: Path, file: Path) -> _Table:
@@ -109,7 +109,9 @@ def _broken(file: Path, error: Exception) -> DataError:
     )
 
 
-def image_dataset(loaded: Mapping[str, Any], name: str) -> ImageSource | None:
+def image_dataset(
+    loaded: Mapping[str, Any], name: str, label: str | None = None
+) -> ImageSource | None:
     """The images of a dataset that `hub.load` returned, or None where it has no image column.
 
     Raises DataError as `image_parquet` does.
@@ -121,7 +123,7 @@ def image_dataset(loaded: Mapping[str, Any], name: str) -> ImageSource | None:
     for called, table in tables.items():
         if split := split_of(called):
             splits.setdefault(split, []).append(table)
-    return _source(name, {s: splits[s] for s in SPLITS if s in splits})
+    return _source(name, {s: splits[s] for s in SPLITS if s in splits}, label)
 
 
 def _loaded(rows: Any, name: str) -> _Table:
@@ -150,11 +152,11 @@ def _images(schema: Any) -> list[str]:
     return found
 
 
-def _source(name: str, splits: Mapping[str, list[_Table]]) -> ImageSource:
+def _source(name: str, splits: Mapping[str, list[_Table]], wanted: str | None) -> ImageSource:
     columns: set[tuple[str, str]] = set()
     classes: set[tuple[str, ...]] = set()
     for table in (table for tables in splits.values() for table in tables):
-        image, label = _columns(table)
+        image, label = _columns(table, wanted)
         columns.add((image, label))
         classes.add(table.names(label))
     if len(columns) > 1 or len(classes) > 1:
@@ -172,7 +174,7 @@ def _source(name: str, splits: Mapping[str, list[_Table]]) -> ImageSource:
     )
 
 
-def _columns(table: _Table) -> tuple[str, str]:
+def _columns(table: _Table, wanted: str | None) -> tuple[str, str]:
     """The column of the images and the one of the labels."""
     images, names = _images(table.schema), list(table.schema.names)
     listed = f"columns: {', '.join(map(shown, names))}"
@@ -182,11 +184,15 @@ def _columns(table: _Table) -> tuple[str, str]:
             f"{table.name}: {len(usual)} columns of images; {listed}",
             "Keep one of them, named img or image.",
         )
-    labels = [name for name in _LABEL_COLUMNS if name in names]
+    usual_labels = _LABEL_COLUMNS if wanted is None else (wanted,)
+    labels = [name for name in usual_labels if name in names]
     if not labels:
+        # CIFAR-100 has a fine and a coarse label: which one is meant is the user's to say.
+        told = [name for name in names if "label" in name.lower() or name in ("target", "class")]
         raise DataError(
-            f"{table.name}: no label column; {listed}",
-            "Name the column of the classes 'label'.",
+            f"{table.name}: no label column{'' if wanted is None else f' {shown(wanted)!r}'}; "
+            f"{listed}",
+            f"Name the column of the classes: --label {shown(told[0]) if told else 'COLUMN'}",
         )
     return usual[0], labels[0]
 

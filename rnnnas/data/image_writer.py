@@ -17,18 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnnas.data import image_splits
+from rnnnas.data.folders import DESCRIPTION, hidden_sibling, install, sync_folder, write_synced
 from rnnnas.data.image_corpus import LABELS, check_images, content_hash, file_hash, read_images
 from rnnnas.data.image_decode import Pixels, decode, quiet, size_of
 from rnnnas.data.image_sources import ImageSource, Labelled, numbered
-from rnnnas.data.text_corpus import (
-    DESCRIPTION,
-    FORMAT,
-    IMAGES,
-    hidden_sibling,
-    install,
-    sync_folder,
-    write_synced,
-)
+from rnnnas.data.text_corpus import FORMAT, IMAGES, sealed
 from rnnnas.data.text_files import shown
 from rnnnas.data.text_sources import SPLITS
 from rnnnas.errors import DataError, DiskError
@@ -123,6 +116,7 @@ def _write(folder: Path, name: str, source: ImageSource) -> dict[str, Any]:
         "pillow": version("pillow"),
     }
     description["sha256"] = content_hash(description)
+    description = sealed(description)
     write_synced(folder / DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
     sync_folder(folder)
     return description

@@ -7,14 +7,11 @@ corpus is there and complete, or not there.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +19,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rnnnas.data.earlier import UNSEALED, contradiction
+from rnnnas.data.folders import (
+    DESCRIPTION,
+    VOCABULARY,
+    foreign,
+    foreign_part,
+    hidden_sibling,
+    install,
+    sync_folder,
+    write_synced,
+)
 from rnnnas.data.text_files import Text, shown
 from rnnnas.data.text_sources import SPLITS
 from rnnnas.data.vocab import Vocab
 from rnnnas.errors import DataError, DiskError
 
-FORMAT = 1
+FORMAT = 2
+EARLIER = 1  # without a digest of the description
+SEAL = "description_sha256"
 IMAGES = "images"  # the kind of a corpus that holds images; of a text, how it became tokens
-DESCRIPTION, VOCABULARY = "corpus.json", "vocab.json"
 MIN_LINES, MIN_TOKENS = 2, 100  # of a split: below, no window fits and a perplexity is noise
-_STALE = 24 * 3600  # seconds after which a hidden folder is left over from a killed preparation
 _DTYPES = ("<u2", "<i4")
 
 Ids = npt.NDArray[Any]
@@ -54,6 +62,16 @@ class Units:
     bytes: int | None
     spaced: bool
     unknown: int
+
+    def word_perplexity(self, nats: float) -> float:
+        """exp(nats · tokens / (words + lines)), of a mean loss in nats a token: all nats of the
+        text shared out over its words and line ends, as PTB's and WikiText's perplexity is."""
+        exponent = nats * self.tokens / max(self.words + self.lines, 1)
+        return math.exp(exponent) if exponent < 700 else math.inf
+
+    def bits_per_byte(self, nats: float) -> float | None:
+        """nats · tokens / (ln 2 · bytes), of a mean loss in nats a token; None without bytes."""
+        return None if not self.bytes else nats * self.tokens / (math.log(2) * self.bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,21 +147,6 @@ def write_corpus(
         ) from error
 
 
-@contextlib.contextmanager
-def hidden_sibling(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, gone afterwards unless it was renamed."""
-    for left in folder.parent.glob(f".{folder.name}.*.partial"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE:
-                shutil.rmtree(left)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
-        hidden.chmod(0o755)
-        yield hidden
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-
-
 def _write(
     folder: Path, name: str, texts: Mapping[str, Text], vocab: Vocab, about: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -165,6 +168,7 @@ def _write(
         "vocabulary_sha256": digests["vocabulary"],
         **about,
     }
+    description = sealed(description)
     write_synced(folder / DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
     sync_folder(folder)
     return description
@@ -202,54 +206,6 @@ def _write_split(folder: Path, split: str, text: Text, vocab: Vocab, dtype: str)
     }
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def install(hidden: Path, folder: Path, name: str, same: Callable[[], bool], replace: bool) -> None:
-    """Rename the finished folder into place, unless the `same` content is there already.
-
-    Raises DataError where other content is there, and not `replace`.
-    """
-    if not folder.exists():
-        try:
-            hidden.rename(folder)
-        except OSError:
-            # Another process may have prepared the same corpus meanwhile.
-            if not folder.exists():
-                raise
-        else:
-            sync_folder(folder.parent)
-            return
-    if not folder.is_dir():
-        raise DataError(f"{shown(folder)}: is a file", "Choose another corpus name.")
-    if same():
-        return
-    if not replace:
-        raise DataError(
-            f"corpus {name} exists with other content or damage ({shown(folder)})",
-            "Use --replace to prepare it anew, or choose another name.",
-        )
-    # Two renames: at no time is a half-written corpus visible under the name.
-    with hidden_sibling(folder) as old:
-        folder.rename(old / "replaced")
-        hidden.rename(folder)
-        sync_folder(folder.parent)
-
-
 def _same_content(folder: Path, name: str, sha256: str) -> bool:
     try:
         there = read_corpus(folder, name)
@@ -259,11 +215,26 @@ def _same_content(folder: Path, name: str, sha256: str) -> bool:
     return there.sha256 == sha256
 
 
+def seal_of(description: Mapping[str, Any]) -> str:
+    """SHA-256 over everything that a description says but this."""
+    said = {key: value for key, value in description.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with its own digest. It must be what JSON gives back."""
+    plain = json.loads(json.dumps(description))
+    return {**plain, SEAL: seal_of(plain)}
+
+
 def damaged(folder: Path, name: str, reason: str) -> DataError:
-    """The error for a prepared corpus that is not as it was written."""
+    """The error for a prepared corpus that is not as it was written, or is perhaps none of ours."""
+    if foreign_part(folder):
+        return foreign(folder, name, reason)
     return DataError(
         f"corpus {name} is damaged: {shown(folder)}: {reason}",
-        "Delete that folder and prepare the corpus again.",
+        f"Prepare it again from its source: rnnnas corpus add {name} --from SOURCE --replace, or "
+        f"(built-in ones) rnnnas corpus rm {name}.",
     )
 
 
@@ -272,24 +243,45 @@ def read_file(path: Path, folder: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise damaged(folder, name, f"{path.name}: {error.strerror}") from error
+        raise unreadable(path, folder, name, error) from error
+
+
+def unreadable(path: Path, folder: Path, name: str, error: OSError) -> DataError:
+    """The error for a file that is missing, or that cannot be read for now."""
+    if isinstance(error, FileNotFoundError):
+        return damaged(folder, name, f"{path.name} is missing")
+    return DataError(
+        f"corpus {name}: {shown(path)} cannot be read ({error.strerror or error})",
+        "The corpus itself may be whole: check permissions, open files and the disk, then try "
+        "again.",
+    )
 
 
 def any_description(folder: Path, name: str) -> dict[str, Any]:
-    """The description of a corpus of any kind, its format and no more of it checked.
+    """The description of a corpus of any kind: its format and its digest checked, no more.
 
-    Raises DataError where it is damaged or of another format.
+    Raises DataError where it is damaged, of another format, or where `folder` is none of ours.
     """
+    if not os.path.lexists(folder / DESCRIPTION):
+        raise foreign(folder, name, foreign_part(folder) or f"it has no {DESCRIPTION}")
     try:
         description = dict(json.loads(read_file(folder / DESCRIPTION, folder, name)))
         written, _ = description["format"], description["kind"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(folder, name, f"{DESCRIPTION} is not a description") from error
-    if written != FORMAT:
+    if written not in (FORMAT, EARLIER) or type(written) is not int:
         raise DataError(
-            f"corpus {name} was prepared in format {written}, not {FORMAT}",
-            f"Delete {shown(folder)} and prepare the corpus again.",
+            f"corpus {name} ({shown(folder)}) was prepared in format {shown(written)}, this "
+            f"version reads {EARLIER} and {FORMAT}",
+            "Use the version of rnnnas that prepared it, or prepare it again from its source with "
+            "--replace.",
         )
+    seal = description.get(SEAL)
+    if (seal is None) != (written == EARLIER) or seal not in (None, seal_of(description)):
+        raise damaged(folder, name, f"{DESCRIPTION} was changed since it was prepared")
+    if seal is None:
+        notes = [description.get("note"), UNSEALED]
+        description["note"] = "; ".join(str(note) for note in notes if note)
     return description
 
 
@@ -327,7 +319,7 @@ def read_corpus(folder: Path, name: str) -> Corpus:
     description = read_description(folder, name)
     try:
         vocab = Vocab.from_plain(json.loads(read_file(folder / VOCABULARY, folder, name)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(folder, name, f"{VOCABULARY} is not JSON") from error
     except DataError as error:
         raise damaged(folder, name, f"{VOCABULARY}: {error.cause}") from error
@@ -343,7 +335,9 @@ def read_corpus(folder: Path, name: str) -> Corpus:
                 )
             splits[split] = np.memmap(path, dtype=dtype, mode="r")
         except OSError as error:
-            raise damaged(folder, name, f"{path.name}: {error.strerror}") from error
+            raise unreadable(path, folder, name, error) from error
+    if (vocab.kind, len(vocab)) != (description["kind"], description.get("vocabulary")):
+        raise damaged(folder, name, f"{VOCABULARY} is not the one that {DESCRIPTION} describes")
     return Corpus(
         name=name,
         folder=folder,
@@ -367,3 +361,7 @@ def check_text(corpus: Corpus) -> None:
             raise damaged(corpus.folder, corpus.name, f"{file} was changed since it was prepared")
     if content_hash(described) != corpus.sha256:
         raise damaged(corpus.folder, corpus.name, f"{DESCRIPTION} was changed")
+    if corpus.description["format"] == EARLIER and (
+        wrong := contradiction(corpus.name, corpus.description, corpus.vocab, corpus.splits)
+    ):
+        raise damaged(corpus.folder, corpus.name, f"{DESCRIPTION} does not fit the tokens: {wrong}")

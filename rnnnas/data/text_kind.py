@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rnnnas.data.vocab import EOS, UNK
+
 SAMPLE = 500_000  # characters looked at: a text does not change its kind further on
 GLUED = 0.005  # of the words
 SHARE = 0.5  # of the letters
@@ -40,11 +42,13 @@ _SPACELESS = re.compile(f"[{''.join(_SCRIPTS.values())}]")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextKind:
     """words: between white space, of the sample; glued: those with punctuation glued to them;
-    script: the name of a script without spaces, or empty where words have spaces between them."""
+    script: the name of a script without spaces, or empty where words have spaces between them;
+    marks: which of our own marks are words of the text."""
 
     words: int
     glued: int
     script: str
+    marks: tuple[str, ...] = ()
 
     @property
     def pretokenised(self) -> bool:
@@ -56,10 +60,13 @@ def kind_of(lines: Iterable[str]) -> TextKind:
     """The kind of a text, from its first `SAMPLE` characters. Raises as `lines` does."""
     words = glued = letters = spaceless = characters = stretched = 0
     found = dict.fromkeys(_SCRIPTS, 0)
+    marks: set[str] = set()
     for line in lines:
         characters += len(line)
         chunks = line.split()
         words += len(chunks)
+        if "<" in line:
+            marks |= {EOS, UNK}.intersection(chunks)
         glued += sum(1 for _ in _GLUED.finditer(line.rstrip()))
         letters += sum(map(str.isalpha, line))
         if not line.isascii() and _SPACELESS.search(line):
@@ -76,4 +83,4 @@ def kind_of(lines: Iterable[str]) -> TextKind:
         script = max(found, key=lambda name: found[name])
         if script == "Chinese" and found["Japanese"] * 10 > found["Chinese"]:
             script = "Japanese"
-    return TextKind(words=words, glued=glued, script=script)
+    return TextKind(words=words, glued=glued, script=script, marks=tuple(sorted(marks)))

@@ -1,35 +1,48 @@
 """From a file, a folder or a zip archive to the texts of the three splits.
 
-A file is cut by lines into contiguous blocks: the first 90 % train, 5 % valid, 5 % test. In a
+A file is cut into contiguous blocks (`borders`): the first 90 % train, 5 % valid, 5 % test. In a
 folder or an archive, files named for a split (`ptb.train.txt`, `wiki.valid.tokens`,
-`data/test-0.txt`, or all files in a folder `train/`) are that split; where no file is, all text
-files are joined in sorted order and cut like one file. Archives are read member by member and never
-extracted.
+`data/test-0.txt`, or all files in a folder `train/`) are that split, and what is missing of valid
+and test is held out of the end of train; where no file is, all text files are joined in natural
+order (ch2 before ch10) and cut like one file. Archives are read member by member and never
+extracted; what is left out is listed. Nothing but the content of the files decides.
 """
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import os
 import re
+import weakref
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from rnnnas.data.text_files import BLOCK, Text, bytes_text, file_text, joined, shown, sliced
+from rnnnas.data import borders, columns, compressed, table_kinds
+from rnnnas.data.borders import SHARES
+from rnnnas.data.borders import SPLITS as SPLITS
+from rnnnas.data.text_files import (
+    BLOCK,
+    Text,
+    bytes_text,
+    check_file,
+    file_blocks,
+    joined,
+    office_document,
+    shown,
+)
 from rnnnas.errors import DataError
 
-SPLITS = ("train", "valid", "test")
-SHARES = (90, 5, 5)  # percent of the lines
-SUFFIXES = (".txt", ".text", ".tokens", ".md", ".rst", ".raw", ".train", ".valid", ".test", ".dev")
+SUFFIXES = (".txt", ".text", ".tokens", ".md", ".markdown", ".rst", ".raw", ".train", ".valid",
+            ".test", ".dev")  # fmt: skip
 
-# Bytes, unpacked, of all members that are read. WikiText-103 has 540 million.
-ZIP_LIMIT = 4_000_000_000
-# Text packs 3 to 10 times, made-up text that repeats itself up to deflate's limit of 1032. Only
-# what is large and packed like that is a bomb.
-ZIP_RATIO, ZIP_LARGE = 200, 100_000_000
+# As for single compressed files, but of all members that are read.
+ZIP_LIMIT = compressed.LIMIT
+ZIP_RATIO, ZIP_LARGE = compressed.RATIO, compressed.LARGE
 
 # What zipfile raises for truncated, altered or exotically packed members.
 _DAMAGED = (
@@ -55,7 +68,38 @@ class Source:
 
     name: str
     splits: Mapping[str, Text]
-    ignored: tuple[str, ...] = ()  # files of a folder or archive that belong to no split
+    ignored: tuple[str, ...] = ()  # files of a folder or archive that are left out
+    notes: tuple[str, ...] = ()  # what to tell the user
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How files become text: encoding: as `encodings.check_encoding` gives it; column: of JSON
+    lines, CSV, TSV or parquet."""
+
+    encoding: str | None = None
+    column: str | None = None
+
+    def text(self, blocks: Callable[[], Iterator[bytes]], called: str, file: str) -> Text:
+        """The text of a file, whose bytes `blocks` gives anew at every call."""
+        table = self.column is not None
+        text = bytes_text(blocks, called, encoding=self.encoding, table=table)
+        return text if self.column is None else columns.column_text(text, file, self.column)
+
+    def reads(self, name: str) -> bool:
+        """Whether a file of a folder or archive is text, by its name."""
+        if self.column is not None:
+            return table_kinds.is_table(name)
+        return PurePosixPath(compressed.plain_name(name)).suffix.lower() in SUFFIXES
+
+
+def natural(name: str) -> tuple[Any, ...]:
+    """A key that sorts numbers inside names by value: ch2 before ch10."""
+    parts = []
+    for part in filter(None, re.split(r"(\d+)", name)):
+        digits = part.lstrip("0")
+        parts.append((0, len(digits), digits) if part.isdecimal() else (1, 0, part))
+    return (parts, name)
 
 
 def split_of(name: str) -> str | None:
@@ -71,27 +115,48 @@ def split_of(name: str) -> str | None:
 
 
 def _split_words(path: PurePosixPath) -> list[str]:
-    """The words of splits in a file's own name."""
-    return [w for w in re.split(r"[^a-z]+", path.name.lower()) if w in SPLIT_WORDS]
+    """The words of splits in a file's own name, which marks part from the rest, not spaces.
+
+    `strangers on a train.txt` is a title.
+    """
+    name = path.name.lower()
+    found = []
+    for match in re.finditer(r"[a-z]+", name):
+        before, after = name[: match.start()], name[match.end() :]
+        if match[0] in SPLIT_WORDS and not before.endswith(" ") and not re.match(r" +\D", after):
+            found.append(match[0])
+    return found
 
 
-def missing_split(name: str, present: list[str], missing: list[str], files: str) -> DataError:
-    """The error for a source that has some of the splits, but not all."""
+def missing_train(name: str, present: Sequence[str]) -> DataError:
+    """The error for a source that has valid or test, but nothing to train on."""
     return DataError(
-        f"{name}: no {' and no '.join(missing)} split (present: {', '.join(present)})",
-        f"Add {files} for {' and '.join(missing)}, or give one text, which is cut "
+        f"{name}: no train split (present: {', '.join(present)})",
+        "Add a file (such as NAME.train.txt) for train, or give one text, which is cut "
         f"{'/'.join(map(str, SHARES))} into train, valid and test.",
     )
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, reading: Reading | None = None) -> Source:
     """The source at `path`. Raises DataError where it holds no usable text."""
+    reading = reading or Reading()
     if path.is_dir():
-        return _folder(path)
-    text = file_text(path)
-    if path.suffix.lower() == ".zip":
-        return _archive(path)
-    return Source(name=path.name, splits=_cut(text))
+        return _folder(path, reading)
+    check_file(path)
+    if path.suffix.lower() == ".zip" and not _office(path):
+        return _archive(path, reading)
+    if path.suffix.lower() == ".parquet":
+        text = columns.parquet_text(path.parent, path.name, reading.column)
+    else:
+        text = _file(path, path.name, reading)
+    splits, note = borders.cut([text], shown(path))
+    return Source(name=path.name, splits=splits, notes=(note,) if note else ())
+
+
+def _office(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return bool(office_document(file.read(BLOCK)))
+    return False
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -128,18 +193,49 @@ def files_under(path: Path) -> list[str]:
                     "followed",
                     "Put the folder itself there.",
                 )
+        for name in files:
+            if not hidden(name) and not os.path.exists(os.path.join(folder, name)):
+                raise DataError(
+                    f"{shown(os.path.join(folder, name))}: is a link to a file that is not there",
+                    "Put the file itself there, or remove the link.",
+                )
         here = Path(folder).relative_to(path)
         found += [(here / name).as_posix() for name in files if not hidden(name)]
     return sorted(found)
 
 
-def _folder(folder: Path) -> Source:
-    found = [name for name in files_under(folder) if (folder / name).is_file()]
-    texts = {name: file_text(folder / name) for name in _readable(found)}
-    return _assemble(folder.resolve().name, shown(folder), texts)
+def _folder(folder: Path, reading: Reading) -> Source:
+    found = files_under(folder)
+    if reading.encoding is None and any(name.endswith(".parquet") for name in found):
+        wanted = [name for name in found if name.endswith(".parquet")]
+        texts = {name: columns.parquet_text(folder, name, reading.column) for name in wanted}
+    else:
+        plain = set(found)  # a.txt.gz beside a.txt is the same text again
+        wanted = [
+            name
+            for name in found
+            if reading.reads(name)
+            and (folder / name).is_file()
+            and (compressed.plain_name(name) == name or compressed.plain_name(name) not in plain)
+        ]
+        texts = {name: _file(folder / name, name, reading) for name in wanted}
+    left = [name for name in found if name not in texts]
+    return _assemble(folder.resolve().name, shown(folder), texts, left, reading)
 
 
-def _archive(path: Path) -> Source:
+def _file(path: Path, name: str, reading: Reading) -> Text:
+    return reading.text(lambda: file_blocks(path), shown(path), name)
+
+
+class _Opened:
+    """An archive that stays open as long as its texts are: opening it lists all members anew."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        weakref.finalize(self, archive.close)
+
+
+def _archive(path: Path, reading: Reading) -> Source:
     name = shown(path)
     try:
         archive = zipfile.ZipFile(path)
@@ -147,10 +243,11 @@ def _archive(path: Path) -> Source:
         raise DataError(
             f"{name}: not a zip archive that can be read ({error})", "Check or repeat the download."
         ) from error
-    with archive:
-        # The last of several members of one name wins, as when an archive is unpacked.
-        members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-    wanted = _readable(sorted(members))
+    opened = _Opened(archive)
+    # The last of several members of one name wins, as when an archive is unpacked.
+    members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    seen = [name for name in sorted(members) if not any(map(hidden, PurePosixPath(name).parts))]
+    wanted = [name for name in seen if reading.reads(name) and compressed.plain_name(name) == name]
     total = sum(members[member].file_size for member in wanted)
     if total > ZIP_LIMIT:
         raise DataError(
@@ -167,16 +264,17 @@ def _archive(path: Path) -> Source:
             )
         if info.flag_bits & 1:
             raise DataError(f"{called}: is encrypted", "Unpack it and give the folder.")
-        texts[member] = _member_text(path, member, called)
-    return _assemble(path.name, name, texts)
+        texts[member] = _member_text(opened, member, called, reading)
+    left = [member for member in seen if member not in texts]
+    return _assemble(path.name, name, texts, left, reading)
 
 
-def _member_text(path: Path, member: str, called: str) -> Text:
+def _member_text(opened: _Opened, member: str, called: str, reading: Reading) -> Text:
     """A member's text. zipfile reads no more than the size that the archive declares for it."""
 
     def blocks() -> Iterator[bytes]:
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            with opened.archive.open(member) as file:
                 while block := file.read(BLOCK):
                     yield block
         except _DAMAGED as error:
@@ -184,31 +282,49 @@ def _member_text(path: Path, member: str, called: str) -> Text:
                 f"{called}: is damaged ({error})", "Check or repeat the download."
             ) from error
 
-    return bytes_text(blocks, called)
-
-
-def _readable(names: Iterable[str]) -> list[str]:
-    """The text files among relative paths: hidden ones and those of macOS's archiver left out."""
-    return [
-        name
-        for name in names
-        if PurePosixPath(name).suffix.lower() in SUFFIXES
-        and not any(map(hidden, PurePosixPath(name).parts))
-    ]
+    return reading.text(blocks, called, member)
 
 
 def hidden(part: str) -> bool:
     return part.startswith((".", "__MACOSX")) and part != ".."
 
 
-def _assemble(name: str, called: str, texts: Mapping[str, Text]) -> Source:
-    """The splits out of the text files of a folder or archive, by relative path."""
-    if not texts:
-        raise DataError(
-            f"{called}: holds no text file ({', '.join(SUFFIXES)}) and no parquet",
-            "Give a text file, a folder or zip archive of text files, or a folder of class folders "
-            "that hold images.",
+def _nothing(called: str, left: Sequence[str], reading: Reading) -> DataError:
+    """The error for a folder or archive without a file that is read."""
+    if reading.column is not None:
+        return DataError(
+            f"{called}: holds no {', '.join(table_kinds.SUFFIXES)} and no parquet",
+            "Leave out --column for plain text.",
         )
+    if tables := [name for name in left if table_kinds.is_table(name)]:
+        return DataError(
+            f"{called}: holds no text file, but tables ({shown(tables[0])})",
+            "Name the column of the text: --column text",
+        )
+    seen = f"; there are {_listed(left)}" if left else ""
+    return DataError(
+        f"{called}: holds no text file ({', '.join(SUFFIXES)}) and no parquet{seen}",
+        "Give a text file, a folder or zip archive of text files, or a folder of class folders "
+        "that hold images.",
+    )
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more
+
+
+def _assemble(
+    name: str, called: str, texts: Mapping[str, Text], left: Sequence[str], reading: Reading
+) -> Source:
+    """The splits out of the text files of a folder or archive, by relative path.
+
+    Args:
+        left: the other files, which are left out.
+    """
+    if not texts:
+        raise _nothing(called, left, reading)
+    texts = {path: texts[path] for path in sorted(texts, key=natural)}
     parts: dict[str, list[Text]] = {split: [] for split in SPLITS}
     named: dict[str, list[str]] = {split: [] for split in SPLITS}  # by the file's own name
     ignored = []
@@ -220,6 +336,10 @@ def _assemble(name: str, called: str, texts: Mapping[str, Text]) -> Source:
         parts[split].append(text)
         if _split_words(PurePosixPath(path)):
             named[split].append(path)
+    present = [split for split in SPLITS if parts[split]]
+    if not present or (len(present) == 1 and ignored):
+        # A single title with such a word in it (`a-train-journey.txt`) makes no splits.
+        return _cut(name, called, texts, left)
     for split, paths in named.items():
         if len({re.sub(r"\d+", "0", path) for path in paths}) > 1:
             raise DataError(
@@ -227,19 +347,34 @@ def _assemble(name: str, called: str, texts: Mapping[str, Text]) -> Source:
                 "Put the files of one text into a folder of their own. Parts of one differ in "
                 "numbers alone (train-0.txt, train-1.txt), or lie in a folder (train/).",
             )
-    missing = [split for split in SPLITS if not parts[split]]
-    if len(missing) == len(SPLITS):
-        return Source(name=name, splits=_cut(joined(list(texts.values()), called)))
+    given = {split: joined(parts[split], f"{called} ({split})") for split in present}
+    splits, notes = assembled(called, given)
+    return Source(name=name, splits=splits, ignored=(*ignored, *left), notes=tuple(notes))
+
+
+def _cut(name: str, called: str, texts: Mapping[str, Text], left: Sequence[str]) -> Source:
+    splits, note = borders.cut(list(texts.values()), called)
+    notes = [f"{len(texts):,} files were joined: {_listed(list(texts))}"] if len(texts) > 1 else []
+    return Source(
+        name=name, splits=splits, ignored=tuple(left), notes=(*notes, *([note] if note else []))
+    )
+
+
+def assembled(called: str, given: Mapping[str, Text]) -> tuple[dict[str, Text], list[str]]:
+    """All splits out of those that a source has; and what to tell the user.
+
+    From train alone a text is cut as any other; a missing valid or test is the end of train.
+
+    Raises DataError where there is no train split.
+    """
+    if "train" not in given:
+        raise missing_train(called, list(given))
+    if len(given) == 1:
+        splits, note = borders.cut([given["train"]], called)
+        return splits, [note] if note else []
+    found, notes = borders.all_broken(given)
+    missing = [split for split in SPLITS if split not in found]
     if missing:
-        present = [split for split in SPLITS if parts[split]]
-        raise missing_split(called, present, missing, "a file (such as NAME.valid.txt)")
-    splits = {split: joined(parts[split], f"{called} ({split})") for split in SPLITS}
-    return Source(name=name, splits=splits, ignored=tuple(ignored))
-
-
-def _cut(text: Text) -> Mapping[str, Text]:
-    """One text as three contiguous blocks of its lines, by `SHARES`."""
-    lines = sum(1 for _ in text.lines())
-    first, second = (lines * SHARES[0] // 100, lines * (SHARES[0] + SHARES[1]) // 100)
-    bounds = ((0, first), (first, second), (second, lines))
-    return {split: sliced(text, *bound) for split, bound in zip(SPLITS, bounds, strict=True)}
+        found |= borders.hold_out(found["train"], missing)
+        notes.append(f"{missing[0]} is the last {SHARES[1]} % of train, as there was none")
+    return {split: found[split] for split in SPLITS}, notes

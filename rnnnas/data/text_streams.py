@@ -19,9 +19,22 @@ EVALUATION_ROWS = 512  # T·B at least: what is done once a window should not be
 class WindowConfig:
     """How a training text is cut.
 
-    streams: B, texts read side by side (the batch). bptt: b, tokens a window. A window's length
-    is min(max(shortest, int N(b, jitter)), b + longer), with b halved for a share `halved` of the
-    windows; jitter 0 gives int(b). limit: at most so many windows an epoch; 0: the whole text.
+    A window's length is min(max(shortest, int N(b, jitter)), b + longer), where b is bptt, halved
+    for a share `halved` of the windows. With jitter 0 it is int(b).
+
+    streams: B, texts read side by side (the batch size); streams; 1 or more, 2 or more in a search;
+        64 as in the training of the DARTS paper
+    bptt: b, tokens a window, through which gradients are propagated; tokens; 2 or more; 35 as in
+        the literature
+    jitter: standard deviation of a window's length; tokens; 0 or more, 0 for windows of one length;
+        0 as in a search, since trainings ask for 5
+    halved: share of the windows that are half as long; share; 0 to 1; 0.05 as in the AWD-LSTM
+    shortest: the least length that is drawn where there is jitter; tokens; 1 or more; 5 as in the
+        AWD-LSTM
+    longer: by how much a drawn length may exceed b; tokens; 0 or more; 20 as in the code of the
+        DARTS paper, since memory grows with the longest
+    limit: windows an epoch at most; windows; 0 or more, 0 for the whole text; an epoch is the whole
+        text unless a preset wants a short one
     """
 
     streams: int = 64
@@ -59,6 +72,21 @@ def window_lengths(config: WindowConfig, length: int, rng: random.Random) -> lis
         lengths.append(min(max(drawn, 1), left))
         left -= lengths[-1]
     return lengths
+
+
+def epoch_lengths(config: WindowConfig, length: int, seed: int, epoch: int) -> list[int]:
+    """`window_lengths` of one epoch of a run: they depend on its seed and the epoch alone."""
+    return window_lengths(config, length, random.Random(f"{seed}/windows/{epoch}"))
+
+
+def epochs_for(config: WindowConfig, tokens: int, seed: int, epochs: int, least: int) -> int:
+    """Epochs of a text of `tokens` that are no fewer than `epochs`, and hold `least` windows."""
+    number = windows = 0
+    while number < epochs or windows < least:
+        if windows < least:
+            windows += max(len(epoch_lengths(config, tokens // config.streams, seed, number)), 1)
+        number += 1
+    return number
 
 
 class Streams:

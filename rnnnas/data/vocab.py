@@ -209,7 +209,8 @@ class Vocab:
         """The vocabulary that `to_plain` gave. Raises DataError where it is malformed."""
         if not isinstance(plain, Mapping) or not isinstance(plain.get("lower"), bool):
             raise DataError("a vocabulary that is not understood")
-        kind, lower, words, model = (plain.get(k) for k in ("kind", "lower", "words", "model"))
+        lower = bool(plain["lower"])
+        kind, words, model = (plain.get(k) for k in ("kind", "words", "model"))
         tokenizer = plain.get("tokenizer", "")
         if tokenizer not in ("", RULES) or (tokenizer and kind != "words"):
             raise DataError(f"a vocabulary of unknown tokenizer {tokenizer!r}")

@@ -6,7 +6,6 @@ Legend: E edges, O operations. Images are (height, width, 3) uint8. PIL is impor
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,9 +21,11 @@ from rnnnas.draw.layout import (
     Box,
     Cubic,
     Drawing,
+    Grid,
     Pieces,
     Point,
     arrange_all,
+    grid_of,
 )
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
@@ -49,7 +50,6 @@ _SIDE = 120.0
 _ACROSS = 3
 _NAME_SIZE = 16
 _TICK_SIZE = 12
-_EDGE = re.compile(r"s(\d+)\s*[>→]\s*s(\d+)")
 
 
 class _Text(NamedTuple):
@@ -195,31 +195,6 @@ def ramp(value: float, low: float = 0.0, high: float = 1.0) -> Colour:
     return red, green, blue
 
 
-class _Grid(NamedTuple):
-    """A heat map's cells: the table's row for every (row, column), and what the ends are called."""
-
-    places: list[tuple[int, int]]  # of each of the table's E rows
-    rows: int
-    columns: int
-    sides: tuple[str, str]  # the first and the last row
-    ends: tuple[str, str]  # the first and the last column
-
-
-def _grid(rows: Sequence[str]) -> _Grid:
-    """Sources downwards and targets to the right, where rows are edges; else a square, in order."""
-    edges = [_EDGE.fullmatch(row) for row in rows]
-    found = [(int(edge[1]), int(edge[2])) for edge in edges if edge]
-    if len(found) == len(rows):
-        first = min(target for _, target in found)
-        sources, targets = max(s for s, _ in found) + 1, max(t for _, t in found) - first + 1
-        places = [(source, target - first) for source, target in found]
-        ends = (f"s{first}", f"s{first + targets - 1}")
-        return _Grid(places, sources, targets, ("s0", f"s{sources - 1}"), ends)
-    side = math.ceil(math.sqrt(len(rows)))
-    places = [divmod(i, side) for i in range(len(rows))]
-    return _Grid(places, places[-1][0] + 1, side, (rows[0], rows[-1]), ("", ""))
-
-
 def table_image(
     table: Sequence[Sequence[float]] | npt.NDArray[Any],
     rows: Sequence[str],
@@ -240,7 +215,7 @@ def table_image(
             f"a table of shape {values.shape} cannot be drawn with {len(rows)} row names "
             f"and {len(columns)} column names"
         )
-    grid = _grid(rows)
+    grid = grid_of(rows)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     ruler = _Canvas(1, 1, 1)
@@ -261,17 +236,17 @@ def table_image(
     return canvas.pixels()
 
 
-def _map(canvas: _Canvas, corner: Point, grid: _Grid, values: list[float], span: Point) -> None:
+def _map(canvas: _Canvas, corner: Point, grid: Grid, values: list[float], span: Point) -> None:
     """The heat map of one operation, with its first and last row and column named."""
     (x, y), width, height = corner, _SIDE / grid.columns, _SIDE / grid.rows
     for (row, column), value in zip(grid.places, values, strict=True):
-        place = (x + column * width, y + row * height)
-        canvas.rectangle(place, (width - 1, height - 1), ramp(value, *span))
-    for name, at in zip(grid.sides, (height / 2, _SIDE - height / 2), strict=True):
-        canvas.text((x - 5, y + at), [(name, False)], _TICK_SIZE, align="end")
-    for name, at in zip(grid.ends, (width / 2, _SIDE - width / 2), strict=True):
+        at = (x + column * width, y + row * height)
+        canvas.rectangle(at, (width - 1, height - 1), ramp(value, *span))
+    for name, middle in zip(grid.sides, (height / 2, _SIDE - height / 2), strict=True):
+        canvas.text((x - 5, y + middle), [(name, False)], _TICK_SIZE, align="end")
+    for name, middle in zip(grid.ends, (width / 2, _SIDE - width / 2), strict=True):
         if name:
-            canvas.text((x + at, y + _SIDE + 10), [(name, False)], _TICK_SIZE)
+            canvas.text((x + middle, y + _SIDE + 10), [(name, False)], _TICK_SIZE)
 
 
 def _scale(canvas: _Canvas, corner: Point, low: float, high: float) -> None:

@@ -10,8 +10,10 @@ Lengths are in pixels at scale 1; y grows downwards. Standard library only.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ MARGIN = 20.0
 TITLE_SIZE = 15
 TEXT_SIZE = 12
 SUBSCRIPT = 0.75  # size of a subscript in units of its text's size
+_EDGE = re.compile(r"s(\d+)\s*[>→]\s*s(\d+)")
 _NODE_HEIGHT = 28.0
 _LABEL_HEIGHT = 20.0
 _TITLE_LENGTH = 100
@@ -510,3 +513,28 @@ def arrange_all(genotype: Genotype, title: str = "") -> Picture:
         bottom = cells[-1].height + MARGIN
         right = max(right, cells[-1].width)
     return Picture(title=shown, cells=tuple(cells), width=right + MARGIN, height=bottom)
+
+
+class Grid(NamedTuple):
+    """A heat map's cells: the table's row for every (row, column), and what the ends are called."""
+
+    places: list[tuple[int, int]]  # of each of the table's E rows
+    rows: int
+    columns: int
+    sides: tuple[str, str]  # the first and the last row
+    ends: tuple[str, str]  # the first and the last column
+
+
+def grid_of(rows: Sequence[str]) -> Grid:
+    """Sources downwards and targets to the right, where rows are edges; else a square, in order."""
+    edges = [_EDGE.fullmatch(row) for row in rows]
+    found = [(int(edge[1]), int(edge[2])) for edge in edges if edge]
+    if len(found) == len(rows):
+        first = min(target for _, target in found)
+        sources, targets = max(s for s, _ in found) + 1, max(t for _, t in found) - first + 1
+        places = [(source, target - first) for source, target in found]
+        ends = (f"s{first}", f"s{first + targets - 1}")
+        return Grid(places, sources, targets, ("s0", f"s{sources - 1}"), ends)
+    side = math.ceil(math.sqrt(len(rows)))
+    places = [divmod(i, side) for i in range(len(rows))]
+    return Grid(places, places[-1][0] + 1, side, (rows[0], rows[-1]), ("", ""))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from html import escape
 
 from rnnnas.cnn.dense.genotype import is_dense, parts_of
 from rnnnas.draw.layout import (
+    FAINT,
     FILLS,
     INK,
     MARGIN,
@@ -26,6 +29,32 @@ from rnnnas.draw.layout import (
 from rnnnas.nas.genotype import RECURRENT, CellGene, Genotype
 
 _COLUMNS = 80
+_PALE = "#c2c8d1"  # of edges that stand back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Theme:
+    """The colours of an SVG drawing. paper: behind it; "" for none. op: of an operation."""
+
+    ink: str
+    faint: str
+    paper: str
+    fills: Mapping[str, str]
+    op: Callable[[str], str]
+
+
+def css_name(op: str) -> str:
+    """An operation's name as part of a name in CSS."""
+    return re.sub("[^a-zA-Z0-9_-]", "-", op)
+
+
+PAPER = Theme(ink=INK, faint=FAINT, paper="#ffffff", fills=FILLS, op=colour)
+# For a page that declares these variables for each of its themes.
+INLINE = Theme(
+    ink="var(--ink)", faint="var(--faint)", paper="",
+    fills={"input": "var(--wash)", "node": "var(--card)", "output": "var(--wash)"},
+    op=lambda op: f"var(--op-{css_name(op)})",
+)  # fmt: skip
 
 
 def as_text(genotype: Genotype, title: str = "") -> str:
@@ -124,11 +153,12 @@ def _blocks(genotype: Genotype) -> str:
     return "\n".join(lines)
 
 
-def as_svg(genotype: Genotype, title: str = "") -> str:
+def as_svg(genotype: Genotype, title: str = "", theme: Theme = PAPER) -> str:
     """The cells as one SVG document: edges in their operation's colour, with its name.
 
     Every state is a group of class "state" with `data-name`; every edge one of class "edge" with
-    `data-source`, `data-target` and `data-op`. The background is white in dark browsers too.
+    `data-source`, `data-target` and `data-op`. The background is the theme's paper: white, in dark
+    browsers too, unless another theme is given.
     """
     picture = arrange_all(genotype, title)
     width, height = _number(picture.width), _number(picture.height)
@@ -138,10 +168,11 @@ def as_svg(genotype: Genotype, title: str = "") -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img" aria-label="{_attribute(label)}" '
-        f'font-family="Helvetica, Arial, sans-serif" font-size="{TEXT_SIZE}" fill="{INK}">',
+        f'font-family="Helvetica, Arial, sans-serif" font-size="{TEXT_SIZE}" fill="{theme.ink}">',
         f"<title>{escape(name, quote=False)}</title>",
-        f'<rect width="{width}" height="{height}" rx="12" fill="#ffffff"/>',
     ]
+    if theme.paper:
+        lines.append(f'<rect width="{width}" height="{height}" rx="12" fill="{theme.paper}"/>')
     if picture.title:
         lines.append(
             f'<text class="title" x="{_number(MARGIN)}" y="{_number(MARGIN + TITLE_SIZE - 3)}" '
@@ -149,11 +180,17 @@ def as_svg(genotype: Genotype, title: str = "") -> str:
             f"{escape(_plain(picture.title), quote=False)}</text>"
         )
     for cell in picture.cells:
-        lines += _svg_cell(cell, caption=len(picture.cells) > 1)
+        lines += svg_cell(cell, theme, caption=len(picture.cells) > 1)
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def _svg_cell(cell: Drawing, caption: bool) -> list[str]:
+def svg_cell(
+    cell: Drawing, theme: Theme = PAPER, *, caption: bool = False,
+    pale: Callable[[str, str, str], bool] = lambda source, target, op: False,
+) -> list[str]:  # fmt: skip
+    """The lines of SVG that draw one cell. pale: whether an edge, by (source, target, operation),
+    stands back behind the others.
+    """
     lines = [f'<g class="cell" data-name="{_attribute(cell.name)}">']
     if caption:
         x, y = map(_number, cell.caption)
@@ -161,18 +198,20 @@ def _svg_cell(cell: Drawing, caption: bool) -> list[str]:
         lines.append(f'<text class="caption" x="{x}" y="{y}" font-weight="bold">{text}</text>')
     # Faint lines first: what matters lies above them.
     for link in sorted(cell.links, key=lambda link: link.kind != "concat"):
-        lines += _svg_link(link)
+        lines += _svg_link(link, theme, pale(link.source, link.target, link.op))
     for box in cell.boxes:
         lines += [
             f'<g class="state" data-name="{_attribute(box.name)}">',
-            _rectangle(box, 7.0, FILLS[box.kind], INK, 1.4),
+            _rectangle(box, 7.0, theme.fills[box.kind], theme.ink, 1.4),
             _centred(box),
             "</g>",
         ]
     return [*lines, "</g>"]
 
 
-def _svg_link(link: Link) -> list[str]:
+def _svg_link(link: Link, theme: Theme, pale: bool = False) -> list[str]:
+    ends = {"input": theme.ink, "concat": theme.faint}
+    stroke = ends.get(link.kind) or (_PALE if pale else theme.op(link.op))
     thin = link.kind == "concat"
     path = "M" + _point(link.curves[0][0])
     for _, b, c, d in link.curves:
@@ -180,13 +219,14 @@ def _svg_link(link: Link) -> list[str]:
     lines = [
         f'<g class="edge" data-kind="{link.kind}" data-source="{_attribute(link.source)}" '
         f'data-target="{_attribute(link.target)}" data-op="{_attribute(link.op)}">',
-        f'<path d="{path}" fill="none" stroke="{link.colour}" stroke-width="{1 if thin else 2}"/>',
+        f'<path d="{path}" fill="none" stroke="{stroke}" stroke-width="{1 if thin else 2}"/>',
     ]
     if not thin:
         head = " ".join(map(_point, link.head))
-        lines.append(f'<polygon points="{head}" fill="{link.colour}"/>')
+        lines.append(f'<polygon points="{head}" fill="{stroke}"/>')
     if link.label:
-        lines += [_rectangle(link.label, 9.0, "#ffffff", link.colour, 1.4), _centred(link.label)]
+        box = _rectangle(link.label, 9.0, theme.fills["node"], stroke, 1.4)
+        lines += [box, _centred(link.label)]
     return [*lines, "</g>"]
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 import torch
@@ -121,14 +121,18 @@ class _Loop:
         ready(saved is not None)
         if saved is None:
             self._save()  # what a first divergence returns to
-        total = _total_windows(self.job, self.at, len(self.lengths))
-        with StopRequest() as stop, Progress(title, total, done=self.at.step, quiet=quiet) as bar:
+        bar = Progress(
+            title, _total_windows(self.job, self.at, len(self.lengths)), done=self.at.step,
+            waits_for="preparing the first step", quiet=quiet,
+        )  # fmt: skip
+        with StopRequest() as stop, bar:
             self.bar = bar
             self._say_where(saved)
             self._restart_clock()
             while self.at.epoch < self.job.epochs:
                 if self._step():
                     self._save_or_stop(stop)
+            bar.finish()  # a search may have ended early
         return self.seconds
 
     # Saving and going back
@@ -163,6 +167,8 @@ class _Loop:
         self._restore(saved)
         self.lr_factor, self.rollbacks = saved["lr_factor"], saved["rollbacks"]
         self.seconds_before = saved["seconds"]
+        if self.at.window == 0 and self.job.epochs:  # of a run that is extended it is less now
+            self.at = replace(self.at, progress=self.at.epoch / self.job.epochs)
         return saved
 
     def _say_where(self, saved: dict[str, Any] | None) -> None:
@@ -177,6 +183,8 @@ class _Loop:
     def _roll_back(self, loss: str, step: int) -> None:
         """Return to the last good state, with half the step size."""
         if self.rollbacks == ROLLBACKS:
+            reason = f"the {loss} was not finite, {ROLLBACKS} times after a roll-back"
+            self.folder.log("failed", step, reason=reason)  # `rnnnas runs` tells it
             raise self.ranks.rank_zero_error(
                 DivergedError(
                     f"the {loss} was not finite at step {step} of epoch {self.at.epoch + 1}, "
@@ -221,6 +229,7 @@ class _Loop:
         job = self.job
         if self.at.window == 0:
             self.lengths = job.lengths(self.at.epoch)
+            self.bar.expect(_total_windows(job, self.at, len(self.lengths)))
             job.begin_epoch(self.at)
         report = job.step(self.at, self.lengths[self.at.window], self.lr_factor)
         self.waiting.append(report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 
@@ -13,10 +13,23 @@ from rnnnas.data.corpus import AnyCorpus
 from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.distributed import Ranks
+from rnnnas.engine import text_task
 from rnnnas.engine.image_task import ImageSearch, ImageTraining
 from rnnnas.engine.task import SearchTask, TrainTask
 from rnnnas.engine.text_task import TextSearch, TextTraining
 from rnnnas.errors import UsageError
+
+Run = TypeVar("Run", bound=AnySearch | AnyTrain)
+
+
+def fitted(config: Run, corpus: AnyCorpus) -> Run:
+    """The settings of a run with the length that fits this corpus; see `text_task.fitted`."""
+    if isinstance(corpus, Corpus):
+        if isinstance(config, SearchConfig):
+            return cast(Run, text_task.fitted(config, corpus))
+        if isinstance(config, TrainConfig):
+            return cast(Run, text_task.fitted(config, corpus))
+    return config
 
 
 def search_task(

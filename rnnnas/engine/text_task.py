@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
@@ -14,11 +13,12 @@ from torch import Tensor
 
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.text_corpus import Corpus
-from rnnnas.data.text_streams import Streams, window_lengths
+from rnnnas.data.text_streams import Streams, epoch_lengths, epochs_for
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.cuda_graphs import CudaGraphs, cuda_graphs_for
 from rnnnas.engine.job import Position
 from rnnnas.engine.task import AlphaBatch, Net
+from rnnnas.errors import DataError
 from rnnnas.latency.recurrent import given_table, run_price
 from rnnnas.lm.model import RecurrentLM, cell_path
 from rnnnas.nas.derive import derive
@@ -28,6 +28,31 @@ from rnnnas.nas.operations import are_shipped
 from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
 from rnnnas.plugins import load as plugins
 from rnnnas.types import Batch, Noise
+
+Lengths = TypeVar("Lengths", SearchConfig, TrainConfig)
+
+LEAST_TOKENS = 1_000  # of a training text
+
+
+def fitted(config: Lengths, corpus: Corpus) -> Lengths:
+    """The settings with as many epochs as `least_steps` asks for on this corpus.
+
+    Raises:
+        DataError: where the text is too short to learn from.
+    """
+    tokens = len(corpus.splits["train"])
+    if tokens < LEAST_TOKENS:
+        raise DataError(
+            f"corpus {corpus.name} has {tokens:,} training tokens: too few to learn from, "
+            "a table of words knows as much",
+            f"take a text of {10 * LEAST_TOKENS:,} words or more",
+        )
+    if not config.least_steps or config.seconds:
+        return config
+    if isinstance(config, SearchConfig):
+        tokens = len(search_texts(config, corpus)[0])
+    epochs = epochs_for(config.windows, tokens, config.seed, config.epochs, config.least_steps)
+    return replace(config, epochs=epochs, least_steps=0)
 
 
 class _Text:
@@ -40,8 +65,7 @@ class _Text:
     train: Streams
 
     def lengths(self, epoch: int) -> list[int]:
-        rng = random.Random(f"{self.config.seed}/windows/{epoch}")
-        return window_lengths(self.config.windows, self.train.length, rng)
+        return epoch_lengths(self.config.windows, self.train.length, self.config.seed, epoch)
 
     def batch(self, at: Position, steps: int) -> Batch:
         return self.train.window(at.start, steps)

@@ -18,6 +18,7 @@ from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.data.text_files import read_lines
 from rnnnas.data.text_streams import Streams
 from rnnnas.data.vocab import Vocab
+from rnnnas.data.yardsticks import bits_per_byte, text_bytes, yardsticks
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.metrics import perplexity
 from rnnnas.engine.steps import evaluate
@@ -220,9 +221,12 @@ def evaluate_checkpoint(
         "digest": loaded.digest,
         **report,
     }
-    if loaded.vocab.kind == "sentencepiece":
-        # All nats of the text shared out over its words and line ends.
-        result["word_perplexity"] = perplexity(score.loss * len(tokens), words)
+    # All nats of the text shared out over its words and line ends.
+    result["word_perplexity"] = perplexity(score.loss * len(tokens), words)
+    if text is None and corpus is not None:
+        result |= yardsticks(corpus, split, streams).to_plain()
+        size = text_bytes(corpus, split)
+        result["bits_per_byte"] = bits_per_byte(score.loss, len(tokens), size)
     if bound is not None:
         result["best_perplexity"] = bound
         result["leak"] = score.perplexity < bound * (1 - LEAK_MARGIN)

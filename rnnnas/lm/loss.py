@@ -25,10 +25,12 @@ WORDS = 2048  # logits of a row that a device takes at once
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PenaltyConfig:
-    """Activation regularisation (Merity et al. 2018, section 4.6), in nats a squared unit.
+    """Activation regularisation (Merity et al. 2018, section 4.6).
 
-    ar: weight of the mean square of the dropped outputs; tar: of the mean square of the
-    difference between raw outputs one step apart.
+    ar: weight of the mean square of the dropped outputs; nats a squared unit; 0 or more, 0 for
+        none; none, as in the DARTS paper
+    tar: weight of the mean square of the difference between raw outputs one step apart; nats a
+        squared unit; 0 or more, 0 for none; none, though presets take the 0.001 of the DARTS paper
     """
 
     ar: float = 0.0

@@ -22,6 +22,7 @@ from rnnnas.lm import lstm_gru, search_cell, softmaxes
 from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.fast import derived as fused
 from rnnnas.lm.fast import mixture as fused_mixed
+from rnnnas.lm.fast.directional import directional
 from rnnnas.lm.fast.known import reason_against
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
 from rnnnas.lm.lstm_gru import Baseline
@@ -37,18 +38,27 @@ TIED = "embedding"  # the parameter that is the decoder's matrix too
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes, and which form of the computation runs.
+    """Sizes of a recurrent network, and which form of the computation runs.
 
-    hidden: H, and D too: the decoder is tied to the embedding. nodes: N of the searched cell (a
-    derived cell brings its own). path: "reference" follows the definitions operation by
-    operation; "eager" gives the same values at less cost; both can be differentiated twice.
-    "fast" gives the same values and first gradients; a cell that it does not know is computed as by
-    "eager", with the rest of the model fast. layers: each takes
-    the outputs of the one below. softmaxes: K of a mixture of softmaxes; 1 is a plain softmax.
-    partial: in a search, 1/partial of a state's units go through the operations
-    (`lm/search_cell.py`). precision: of the products of our cells and of the plain softmax in
-    training: "auto" is bfloat16 where the machine multiplies it in hardware, else float32.
+    "reference" follows the definitions operation by operation; "eager" gives the same values at
+    less cost; both can be differentiated twice. "fast" gives the same values and first gradients;
+    a cell that it does not know is computed as by "eager", with the rest of the model fast.
     Evaluation is always float32, and so are weights, sums and the loss.
+
+    hidden: H, units of the state, and of the embedding, which the decoder is tied to; units; 1 or
+        more; 300 as in the search of the DARTS paper, whose training has 850
+    nodes: N, nodes of the searched cell, since a derived cell brings its own; nodes; 1 or more; 8
+        as in the DARTS paper
+    path: which form of the computation runs, "reference", "eager" or "fast"; all give the same
+        values and this one does so soonest
+    precision: of training's products of our cells and of the plain softmax, "auto" for bfloat16
+        where the machine multiplies it in hardware; losses differ by less than seeds do
+    layers: recurrent layers, each reading the outputs of the one below; layers; 1 or more, 1 in a
+        search; 1 as in the DARTS paper
+    softmaxes: K of a mixture of softmaxes (Yang et al. 2018); softmaxes; 1 or more, 1 for a plain
+        softmax; 1 as in the DARTS paper, since each costs a decoder
+    partial: in a search, 1/partial of a state's units go through the operations (PC-DARTS); -; a
+        divisor of `model.hidden`, 1 for all; all of them, as every method but PC-DARTS does
     """
 
     hidden: int = 300
@@ -193,6 +203,33 @@ class RecurrentLM(nn.Module):
         path = "eager" if self.config.path == "fast" else self.config.path
         twin.config = replace(self.config, path=path, precision="float32")
         return twin
+
+    @property
+    def by_tangents(self) -> bool:
+        """Whether `directional` serves this network's exact second order."""
+        return isinstance(self.cell, CellSpace) and cell_path(self.config, self.cell) == "fast"
+
+    @property
+    def tangents_pay(self) -> bool:
+        """Whether the exact second order takes less time than the finite difference.
+
+        It does where products are rounded to bfloat16, which the difference's two ends cannot be,
+        on a CPU with compiled kernels. On a CUDA device it has torch's operations alone.
+        """
+        device = self.embedding.device
+        if not self.by_tangents or device.type != "cpu" or self.embedding.dtype != torch.float32:
+            return False
+        return low_precision(self.config, device) and cpu_library.built().library is not None
+
+    def directional(
+        self, weights: Mapping[str, Tensor], vector: Mapping[str, Tensor], batch: Batch,
+        hidden_state: HiddenState, mixtures: Mapping[str, Mixture], noise: LMNoise | None,
+    ) -> Tensor:  # fmt: skip
+        """The objective's derivative along `vector` at `weights`; see `directional.directional`."""
+        low = noise is not None and self.embedding.dtype == torch.float32
+        low = low and low_precision(self.config, self.embedding.device)
+        masks = SILENCE if noise is None else noise
+        return directional(self, weights, vector, batch, hidden_state, mixtures, masks, low=low)
 
     def _twin(self) -> RecurrentLM:
         twin = copy.copy(self)

@@ -19,13 +19,22 @@ from rnnnas.errors import UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseConfig:
-    """Shares dropped, in [0, 1), by their names in the literature.
+    """Dropout: shares that are dropped in training, by their names in the literature.
 
-    dropout: outputs of the last layer; dropouti: embedded inputs; dropoute: whole words of the
-    embedding. In a cell of ours, dropoutx: x inside the cell, in the layers above the first too;
-    dropouth: h and every node's input inside the cell. In an LSTM or GRU, as in the AWD-LSTM,
-    dropouth: outputs from one layer to the next; weightdrop: the hidden-to-hidden weights
-    (Merity et al. 2018, section 2); dropoutx has no place there.
+    dropout: dropout of the outputs of the last layer; share; 0 to below 1; none unless a preset
+        asks, since small networks need none
+    dropouti: dropout of the embedded inputs; share; 0 to below 1; none unless a preset asks, since
+        small networks need none
+    dropoute: dropout of whole words of the embedding; share; 0 to below 1; none unless a preset
+        asks, since small networks need none
+    dropoutx: dropout of x inside a cell of ours, in the layers above the first too, and without a
+        place in an LSTM or GRU; share; 0 to below 1; none unless a preset asks, since small
+        networks need none
+    dropouth: dropout of h and of every node's input inside a cell of ours, but in an LSTM or GRU of
+        the outputs from one layer to the next, as in the AWD-LSTM; share; 0 to below 1; none unless
+        a preset asks, since small networks need none
+    weightdrop: dropout of the hidden-to-hidden weights of an LSTM or GRU (Merity et al. 2018,
+        section 2); share; 0 to below 1; none unless a preset asks, since small networks need none
     """
 
     dropout: float = 0.0

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,13 +91,11 @@ class _Losses:
         """The loss of `window`; gradients that are taken of it are those of all ranks."""
         buffers = {name: b.clone() for name, b in self._net.named_buffers()}
         state = {name: self._ranks.mean_gradient(w) for name, w in weights.items()} | buffers
-        mean_gradient = {
+        shared = {
             n: m._replace(weights=self._ranks.mean_gradient(m.weights)) for n, m in mixtures.items()
         }
         net = _module(self._precise if precise else self._net)
-        loss: Loss = functional_call(
-            net, state, (window.batch, window.state, mean_gradient, window.noise)
-        )
+        loss: Loss = functional_call(net, state, (window.batch, window.state, shared, window.noise))
         return loss
 
     def training(
@@ -106,6 +104,27 @@ class _Losses:
         """What the inner step minimises, a scalar."""
         loss = self.loss(weights, mixtures, window, precise=precise)
         return loss.value if self._plain else loss.objective
+
+    def along(self, vector: Weights, mixtures: Mixtures, window: Window) -> Tensor:
+        """The derivative of the training objective along directions of the weights."""
+        shared = {
+            n: m._replace(weights=self._ranks.mean_gradient(m.weights)) for n, m in mixtures.items()
+        }
+        moved: Tensor = cast(Any, self._net).directional(
+            self.weights, vector, window.batch, window.state, shared, window.noise
+        )
+        return moved
+
+
+def order_for(net: Searchable, order: Order, asked: str) -> Order:
+    """The order that a search runs: `order`, but the exact one where it is the cheaper.
+
+    Args:
+        order: what the settings stand for.
+        asked: `alphas.second_order`; only "auto" leaves a choice.
+    """
+    free = asked == "auto" and order == "finite"
+    return "exact" if free and getattr(net, "tangents_pay", False) else order
 
 
 def hypergradient(
@@ -133,8 +152,9 @@ def hypergradient(
             loss.
         inner: the weight step that the second order looks ahead by.
         order: "first" takes w' = w; "finite" and "exact" differentiate through the inner step,
-            by a central difference over the weights and by double backward. A network that keeps
-            no graph of its backward pass cannot serve "exact".
+            by a central difference over the weights and without one: by the network's own tangents
+            where it has them (`Searchable`), else by double backward, which a network that keeps no
+            graph of its backward pass cannot serve.
         progress: share of the search that is done, in [0, 1].
         generator: draws the mixtures and the noise, each once: the three evaluations of the
             training loss see the same values, or their difference would be mostly noise.
@@ -149,8 +169,7 @@ def hypergradient(
             difference is taken. It decides nothing else: an inner gradient and a direction that
             are off by a part in 250 move the result by as much, but rounding in the difference of
             two nearly equal gradients would be most of it.
-        replay: runs what the first order and the finite difference evaluate; double backward is
-            never recorded.
+        replay: runs what is evaluated, all but double backward, which is never recorded.
 
     Returns:
         The gradients by alpha name, and the validation loss with its next hidden state, detached.
@@ -168,16 +187,17 @@ def hypergradient(
     # Gradients are taken in the mixtures, cut from the alphas, and go through `mix` once at the
     # end: its graph is walked a single time whatever the order.
     cut = _cut(mixtures)
+    if order == "exact" and published:
+        raise UsageError(
+            "the published look-ahead is a finite difference: it has no exact form",
+            "leave out alphas.second_order or alphas.published_lookahead",
+        )
+    tangents = order == "exact" and bool(getattr(net, "by_tangents", False))
     with torch.enable_grad():
-        if order == "exact":
-            if published:
-                raise UsageError(
-                    "the published look-ahead is a finite difference: it has no exact form",
-                    "leave out alphas.second_order or alphas.published_lookahead",
-                )
+        if order == "exact" and not tangents:
             loss, gradients = _exact(losses, inner, through_clip, lower, upper, cut)
-        elif order == "finite":
-            work = partial(_finite, losses, inner, through_clip)
+        elif order != "first":
+            work = partial(_second, losses, inner, through_clip, tangents)
             lr = _on_device(inner.lr, next(iter(losses.weights.values())))
             given = (lower, upper, cut, lr, dict(inner.buffers))
             loss, gradients = work(*given) if replay is None else replay("alphas", work, *given)
@@ -225,11 +245,12 @@ def _exact(
     return loss, (*_grad(loss.value, _tables(own)),)
 
 
-def _finite(
-    losses: _Losses, inner: InnerStep, through_clip: bool, train: Window, valid: Window,
-    mixtures: Mixtures, lr: Tensor, buffers: Mapping[str, Tensor],
+def _second(
+    losses: _Losses, inner: InnerStep, through_clip: bool, tangents: bool, train: Window,
+    valid: Window, mixtures: Mixtures, lr: Tensor, buffers: Mapping[str, Tensor],
 ) -> Found:  # fmt: skip
-    """Second order, equation 8: the mixed derivative from two gradients at w + Rv and w - Rv.
+    """Second order, equation 7, with the mixed derivative along v taken by the network's tangents,
+    or (equation 8) from two gradients at w + Rv and w - Rv.
 
     Args:
         lr, buffers: those of `inner`, as tensors: they change from window to window.
@@ -253,7 +274,11 @@ def _finite(
             vector = published_through_step(vector, gradient, inner)
         else:
             vector = through_step(vector, gradient, inner, through_clip=through_clip)
-    along = _difference(losses, train, own, vector)
+    del gradient, moved, both
+    if tangents:
+        along = _grad(losses.along(vector, own, train), _tables(own))
+    else:
+        along = _difference(losses, train, own, vector)
     return loss, tuple(d - lr * a for d, a in zip(direct, along, strict=True))
 
 

@@ -15,8 +15,11 @@ Limits = Mapping[str, Mapping[str, int]]  # of a cell, in how many genes an oper
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitConfig:
-    """How a cell is read off the scores. limits: at most so many genes of a derived cell have an
-    operation, as {normal: {skip_connect: 2}}; see `CellSpace.discretise_within`.
+    """How the cells of an image network are read off the scores.
+
+    limits: at most so many genes of a derived cell have an operation, see
+        `CellSpace.discretise_within`; genes; a table a cell, as {normal = {skip_connect = 2}};
+        none, though P-DARTS keeps two identities
     """
 
     limits: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -59,14 +62,19 @@ def derive(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeriveConfig:
-    """How the cell is read off a search that has moved alphas.
+    """How the recurrent cell is read off a search that has moved alphas.
 
-    by: "scores", as each method does, or "perturbation": what hurts most when it is masked.
-    order: of the edges, and then of the nodes: drawn by the seed, or as they are numbered.
-    tune_windows: weight steps between two decisions; 0: none. lr: their step size, as a share of
-    `weights.lr`; constant. targets: each mask is scored on the first so many targets of the
-    alphas' text, or on all of it where it is shorter; 0: as many as the search trains on, shared
-    out among all masks, at least one window.
+    by: "scores", as each method does, or "perturbation", what hurts most when it is masked (Wang et
+        al. 2021); scores cost nothing
+    order: of the edges and then of the nodes that are decided, drawn by the seed or as they are
+        numbered; at random as published
+    tune_windows: weight steps between two decisions; windows; 0 or more; few, since a search has as
+        many decisions as edges
+    lr: constant step size of these, as a share of `weights.lr`; share; above 0; small, since the
+        weights are trained already
+    targets: each mask is scored on the first so many targets of the alphas' text, or on all of it
+        where it is shorter; tokens; 0 or more, 0 for as many in all as the search trains on;
+        deriving then costs about as much as searching
     """
 
     by: Literal["scores", "perturbation"] = "scores"

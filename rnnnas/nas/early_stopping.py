@@ -19,15 +19,20 @@ LAG = 4  # reports between the averages that are compared
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopConfig:
-    """Early stopping by the eigenvalue of the alphas' Hessian.
+    """Early stopping by the dominant eigenvalue of the alphas' Hessian (Zela et al. 2020).
 
-    eigenvalue: whether to report it, and to stop by it. every: epochs between two reports, f.
-    window: reports in a local average, an odd number, centred: after epoch e the last one there
-    is belongs to epoch e - f (window - 1) / 2. ratio: the search ends where that average is more
-    than so many times the one of 4 reports before it. earliest: the epoch, counted from 1, before
-    whose cell the search does not go back.
-    streams, steps: B and T of the window of the alphas' text that the Hessian is taken on; at most
-    what the search has, and 0 for all of that. Memory grows with both.
+    eigenvalue: whether it is reported, and the search stops by it; not unless asked for, since a
+        report costs many passes
+    every: f, epochs between two reports; epochs; 1 or more, at most `epochs`; 2 keeps reports cheap
+    window: reports in a local average, which is centred, so that after epoch e the last there is
+        belongs to epoch e - f (window - 1) / 2; reports; odd, 1 or more; 5 as published
+    ratio: the search ends where that average is more than so many times the one of 4 reports
+        before; -; above 0; 1.3, where the paper's rule is the inverse, 0.75
+    earliest: epoch before whose cell the search does not go back, counted from 1; epochs; 0 or
+        more; 10, since early cells are chance
+    streams: B of the window of the alphas' text that the Hessian is taken on; streams; 0 or 2 or
+        more, 0 for all the search has; memory grows with it
+    steps: T of that window; tokens; 0 or more, 0 for all the search has; memory grows with it
     """
 
     eigenvalue: bool = False

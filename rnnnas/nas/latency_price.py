@@ -36,16 +36,21 @@ Form = Literal["add", "mul", "log"]
 class LatencyConfig:
     """The price of latency in what the alphas minimise.
 
-    weight: 0 for none; more makes slow cells worse. form: "add" minimises
-    L + weight (E - ref) / ref, "mul" L (log E / log ref)^weight, with E and ref in microseconds
-    (ProxylessNAS, equation 6 and its code's `add#linear` and `mul#log`), "log" L + weight log E /
-    log ref (DenseNAS: Fang et al. 2020, with ref as its τ); with logarithms of milliseconds, 15 of
-    them, the same weight would pull 3.55 times as hard. A policy's rewards are
-    multiplied by (ref / latency)^weight instead, whatever the form (its equation 8). ref: seconds
-    a time step, or of images a batch; 0 for the mean of random cells by the table, or of uniform
-    choices among dense blocks. table: a file of `rnnnas bench latency`, or of images, cells and
-    dense blocks alike, a search's latency.json; "" for the one in its default place, where there
-    is one, or else one measured when the search begins.
+    "add" minimises L + weight (E - ref) / ref, "mul" L (log E / log ref)^weight, with E and ref in
+    microseconds (ProxylessNAS, equation 6 and its code's `add#linear` and `mul#log`), "log" L +
+    weight log E / log ref (DenseNAS: Fang et al. 2020, with ref as its τ); with logarithms of
+    milliseconds, 15 of them, the same weight would pull 3.55 times as hard. A policy's rewards are
+    multiplied by (ref / latency)^weight instead, whatever the form (its equation 8).
+
+    weight: how much a slow cell is worse; nats, or an exponent; 0 or more, 0 for no price; none
+        unless you ask for fast cells
+    form: how the price enters the loss, "add", "mul" or "log"; a sum is read most easily
+    ref: the latency that counts as neither fast nor slow; seconds a time step, of images a batch; 0
+        or more, 0 for the mean of random cells, or of uniform choices among dense blocks; chance is
+        the natural measure
+    table: file of latencies that `rnnnas bench latency` writes, or of images a search's
+        latency.json; -; a path, "" for the one in its default place, or else one measured when the
+        search begins; so that nothing needs to be prepared
     """
 
     weight: float = 0.0

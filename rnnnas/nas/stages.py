@@ -20,13 +20,18 @@ SHRINK = 0.625  # of the operations that stay an edge: 8, 5, 3 in the paper; 5, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageConfig:
-    """The stages; they share the epochs equally, and each has schedules and a warm-up of its own.
+    """The stages of a search; they share the epochs equally, and each has schedules and a warm-up
+    of its own.
 
-    ops: operations an edge may use in each stage, `none` counted, the first all there are; ()
-    for one stage, or for the method's own. predecessors: edges a node may use in each stage, 0
-    for all; () for all in every stage. hidden: H of each stage's network; () for equal steps from
-    half of `model.hidden` to all of it. dropouth: on the nodes' inputs in each stage; () for
-    `noise.dropouth`.
+    ops: operations an edge may use in each stage, `none` counted, the first all there are;
+        operations; whole numbers from 1 that do not grow, [] for one stage or for the method's own;
+        each method knows its own
+    predecessors: edges a node may use in each stage; edges; whole numbers from 0, 0 for all, [] for
+        all in every stage; all, as in P-DARTS
+    hidden: H of each stage's network; units; whole numbers from 1, [] for equal steps from half of
+        `model.hidden` to all of it; the network grows as in P-DARTS
+    dropouth: `noise.dropouth` of each stage; share; each 0 to below 1, [] for `noise.dropouth` in
+        all; the same noise in every stage
     """
 
     ops: tuple[int, ...] = ()
@@ -46,10 +51,17 @@ class StageConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageStageConfig:
-    """The stages of a search on images; ops and predecessors as in `StageConfig`.
+    """The stages of a search on images.
 
-    layers: cells of each stage's network; () for equal steps from half of `model.layers` to all.
-    skip_dropout: on identities at the beginning of each stage; () for `model.skip_dropout`.
+    ops: operations an edge may use in each stage, `none` counted, the first all there are;
+        operations; whole numbers from 1 that do not grow, [] for one stage or for the method's own;
+        each method knows its own
+    predecessors: edges a node may use in each stage; edges; whole numbers from 0, 0 for all, [] for
+        all in every stage; all, as in P-DARTS
+    layers: cells of each stage's network; cells; whole numbers from 1, [] for equal steps from half
+        of `model.layers` to all; the network grows as in P-DARTS
+    skip_dropout: `model.skip_dropout` at the beginning of each stage; share; each 0 to below 1, []
+        for `model.skip_dropout` in all; the same in every stage
     """
 
     ops: tuple[int, ...] = ()

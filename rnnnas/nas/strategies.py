@@ -25,15 +25,21 @@ Spaces = Mapping[str, CellSpace]
 class BlackboxConfig:
     """How cells are tried one by one, and how much each may cost.
 
-    cells: how many are tried; 0: as many as the method says (`Method.cells`).
-    windows: weight steps that a cell trained from scratch gets; 0: the search's own number of
-    steps (`epochs` times the windows of a pass) shared out evenly, at least one each.
+    By default the scores of all cells together cost no more than a forward pass of the training.
+
+    cells: how many are tried; cells; 0 or more, 0 for as many as the method says; each method knows
+        its own
+    windows: weight steps that a cell trained from scratch gets; windows; 0 or more, 0 for the
+        search's own number shared out evenly; methods then cost the same
     targets: a cell is scored on the first so many targets of the alphas' text, or on all of it
-    where it is shorter; 0: as many as the search trains on, shared out likewise, at least one
-    window. So the scores cost no more than a forward pass of the training.
-    weights: of an evolution: every cell "scratch", or all "shared", trained under uniformly
-    drawn cells before it starts.
-    population, sample: P and S of regularised evolution.
+        where it is shorter; tokens; 0 or more, 0 for as many in all as the search trains on, a
+        window at least; methods then cost the same
+    weights: of an evolution, whether every cell is trained from "scratch", or all have "shared"
+        weights, trained under uniformly drawn cells before; weights of a cell's own tell cells
+        apart
+    population: P of regularised evolution; cells; 1 or more; small, since few cells are tried
+    sample: S of regularised evolution, cells of which the best has a child; cells; 1 or more;
+        small, as the population is
     """
 
     cells: int = 0
@@ -68,6 +74,7 @@ class Strategy(ABC):
         self.spaces = spaces
         self.seed = seed
         self.total = total
+        self.most: int | None = None  # cells that there are, where none comes twice
         self.history: list[Scored] = []
 
     @property
@@ -111,6 +118,7 @@ class RandomCells(Strategy):
     def __init__(self, spaces: Spaces, seed: int, total: int) -> None:
         there = math.prod(space.count() for space in spaces.values())
         super().__init__(spaces, seed, min(total, there))
+        self.most = there
 
     def ask(self) -> Genotype:
         draws = self._draws()

@@ -84,6 +84,7 @@ class Run:
         fresh: bool = False,
         save_seconds: float = 60.0,
         idle: Collection[str] = (),
+        grows: Collection[str] = (),
     ) -> Run:
         """Create the run `folder`, or continue the run of the same kind and config in it.
 
@@ -93,6 +94,8 @@ class Run:
             save_seconds: how often `due` says that the state should be saved.
             idle: dotted keys of settings that change no result: they may differ from what is
                 there.
+            grows: keys of numbers that may be larger than what is there, and above 0 both: the
+                run is then extended, and no longer finished.
 
         Raises:
             UsageError: where the folder holds another run or other files, or is in use.
@@ -109,13 +112,15 @@ class Run:
                 raise UsageError(f"{folder} holds files but no run (no config.json)", _NEW)
         run = cls(folder, Lock(folder), save_seconds)
         try:
-            run._enter(kind, json_plain(config), idle)
+            run._enter(kind, json_plain(config), idle, grows)
         except BaseException:
             run.close()
             raise
         return run
 
-    def _enter(self, kind: str, config: dict[str, Any], idle: Collection[str]) -> None:
+    def _enter(
+        self, kind: str, config: dict[str, Any], idle: Collection[str], grows: Collection[str]
+    ) -> None:
         """Under the lock: write config.json, or check the one that is there."""
         with disk_errors(self.folder):
             remove_temporaries(self.folder)
@@ -127,7 +132,12 @@ class Run:
             more = {"plugins": used} if used else {}
             write_json(path, about | {"run": self._id} | more)
         else:
-            self._id = _check_config(path, kind, config, idle)
+            self._id = _check_config(path, kind, config, {*idle, *grows})
+            if _grown(read_json(path)["config"], config, grows):
+                # The result first: a run without one goes on, whichever of the two lengths it has.
+                self.result_path.unlink(missing_ok=True)
+                about = {"kind": kind, "config": config, "version": rnnnas.__version__}
+                write_json(path, about | ({"run": self._id} if self._id else {}))
         if self.result_path.exists():
             result = read_json(self.result_path)
             if not isinstance(result, dict):
@@ -363,6 +373,25 @@ def _check_config(
             f"{path.parent} holds a run with another configuration: {'; '.join(changes)}", _NEW
         )
     return stored.get("run")
+
+
+def _grown(there: Mapping[str, Any], here: Mapping[str, Any], grows: Collection[str]) -> bool:
+    """Whether one of the keys `grows` is larger here.
+
+    Raises:
+        UsageError: where one is smaller, or was not set or is not any more.
+    """
+    grown = False
+    for key in grows:
+        before, now = there.get(key, 0), here.get(key, 0)
+        if before != now and (not before or not now or now < before):
+            raise UsageError(
+                f"the run has {key} = {before:g}, and here {key} = {now:g}: it can be extended, "
+                "not cut or counted otherwise",
+                f"give more, or go on elsewhere with --from this run's folder; {_NEW}",
+            )
+        grown = grown or before != now
+    return grown
 
 
 def differences(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, final
 
@@ -18,6 +20,9 @@ _DRAW_SECONDS = 0.1  # between two drawings of the bar
 _LINE_SECONDS = 10.0  # between two plain lines
 _LARGE = 1e9  # from here on in powers of ten
 _MEMORY_SECONDS = 60.0  # how far back the speed looks
+_WAIT_SECONDS = 1.0  # of silence, after which what is waited for is told
+_BAR, _LEAST_BAR = 24, 6  # characters of the bar; rich makes it narrower where text needs more
+_NAME = 9  # characters of a title's first word that stand beside the bar
 
 # How well-known values are written: (before, format, after); others by name.
 _FORMS = {
@@ -53,11 +58,38 @@ class Pace:
         return max(0, steps) * self._seconds / self._steps
 
 
+@contextmanager
+def waiting(
+    what: str, *, quiet: bool = False, stream: TextIO | None = None, after: float = _WAIT_SECONDS
+) -> Iterator[threading.Timer | None]:
+    """Say what is waited for where the block takes longer than `after` seconds, as
+    'compiling kernels ...' on standard error.
+    """
+    if quiet:
+        yield None
+        return
+    where = sys.stderr if stream is None else stream
+
+    def say() -> None:
+        where.write(f"{what} ...\n")
+        where.flush()
+
+    timer = threading.Timer(after, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer
+    finally:
+        timer.cancel()
+
+
 @final
 class Progress:
     """Progress of `total` steps, written to standard error.
 
     Args:
+        total: steps as far as known; `expect` corrects it.
+        waits_for: what happens before the first step is done; told until then.
         done: steps that were done before, e.g. by the run that is continued; they do not
             count in the time left.
         unit: what is counted, in the plural.
@@ -73,6 +105,7 @@ class Progress:
         *,
         done: int = 0,
         unit: str = "steps",
+        waits_for: str = "",
         quiet: bool = False,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -81,10 +114,10 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._done = done
+        self._waits_for = waits_for
         self._began = self._drawn = clock()
         self._pace = Pace(done, self._began)
         self._values: dict[str, float | str] = {}
-        self._shown = ""
         self._pending = False  # whether the last update has not been written yet
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
@@ -96,25 +129,28 @@ class Progress:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as RichProgress
 
+            console = Console(file=self._stream, force_terminal=True)
             self._bar = RichProgress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=_BAR),
                 TextColumn("{task.fields[text]}", markup=False),
-                console=Console(file=self._stream, force_terminal=True),
+                console=console,
                 auto_refresh=False,  # drawn from `update`: no thread beside the training
                 # Standard output belongs to results; warnings go above the bar.
                 redirect_stdout=False,
                 redirect_stderr=self._stream is sys.stderr,
             )
-            # The whole title once, above; beside the bar its first word, for 80 columns.
+            # The whole title once, above; beside the bar its first word, for narrow terminals.
             self._bar.console.print(self._title, markup=False, highlight=False)
             self._task = self._bar.add_task(
-                self._title.split()[0],
+                self._title.split()[0][:_NAME],
                 total=max(self._total, 1),
-                completed=self._done,
+                completed=min(self._done, max(self._total, 1)),
                 text=self._live(),
             )
             self._bar.start()
+        elif self._waits_for and not self._quiet:
+            self._write(f"{self._title}: {self._waits_for} ...")
         return self
 
     def __exit__(
@@ -137,10 +173,23 @@ class Progress:
         self._pace.add(done, now)
         last = done >= self._total and self._done < self._total
         self._done = done
+        self._waits_for = ""
         self._values = shown
         self._pending = True
         if last or now - self._drawn >= (_LINE_SECONDS if self._bar is None else _DRAW_SECONDS):
             self._draw()
+
+    def expect(self, total: int) -> None:
+        """Say how many steps there are, now that it is known better."""
+        self._total = total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=max(total, 1))
+
+    def finish(self) -> None:
+        """Say that no more steps come: those that are done are all there are."""
+        if self._done != self._total:
+            self._total = self._done
+            self._pending = not self._quiet
 
     def line(self, text: str) -> None:
         """Write a line of its own, above the bar where there is one."""
@@ -153,9 +202,9 @@ class Progress:
 
     def _draw(self) -> None:
         self._drawn, self._pending = self._clock(), False
-        self._shown = "  ".join(_form(name, value) for name, value in self._values.items())
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, text=self._live())
+            total = max(self._total, self._done, 1)
+            self._bar.update(self._task, total=total, completed=self._done, text=self._live())
             self._bar.refresh()
         else:
             self._write(self._plain())
@@ -166,18 +215,34 @@ class Progress:
         return _duration(self._drawn - self._began), "" if left is None else _duration(left)
 
     def _percent(self) -> int:
-        return 100 * self._done // self._total if self._total else 100
+        return min(100, 100 * self._done // self._total) if self._total else 100
 
     def _live(self) -> str:
-        """What stands beside the bar, short enough for 80 columns."""
+        """What stands beside the bar: of the values those that fit, speeds last."""
+        if self._waits_for:
+            return f"{self._percent()} %  {self._waits_for}"
         elapsed, left = self._times()
-        return f"{self._percent()} %  {elapsed} < {left or '-:--:--'}  {self._shown}".rstrip()
+        text = f"{self._percent()} %  {elapsed} < {left or '-:--:--'}"
+        if self._bar is None:
+            return text
+        name = len(self._title.split()[0][:_NAME])
+        room = self._bar.console.width - name - _LEAST_BAR - 2 - len(text)
+        forms = {key: _form(key, value) for key, value in self._values.items()}
+        kept = set()
+        for key in sorted(forms, key=lambda key: key.endswith("_per_second")):
+            if len(forms[key]) + 2 <= room:
+                room -= len(forms[key]) + 2
+                kept.add(key)
+        return "  ".join([text, *(form for key, form in forms.items() if key in kept)])
 
     def _plain(self) -> str:
         elapsed, left = self._times()
-        share = f"{self._done:,}/{self._total:,} {self._unit} ({self._percent()} %)"
+        share = (
+            f"{self._done:,}/{max(self._done, self._total):,} {self._unit} ({self._percent()} %)"
+        )
         times = f"{elapsed} elapsed" + (f", {left} left" if left else "")
-        return f"{self._title}: {share}  {times}  {self._shown}".rstrip()
+        shown = "  ".join(_form(name, value) for name, value in self._values.items())
+        return f"{self._title}: {share}  {times}  {shown}".rstrip()
 
     def _write(self, text: str) -> None:
         self._stream.write(text + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,11 +79,23 @@ class Board:
 
         self._path = folder / "events.out.tfevents"
         self._failed = False
+        self._link: Path | None = None
         _hush_writer_threads()
         with disk_errors(self._path):
             self._writer: Any = SummaryWriter(
-                str(folder), purge_step=purge_step, max_queue=100, flush_secs=_FLUSH_SECONDS
-            )
+                self._in_utf8(folder), purge_step=purge_step, max_queue=100,
+                flush_secs=_FLUSH_SECONDS,
+            )  # fmt: skip
+
+    def _in_utf8(self, folder: Path) -> str:
+        """A path that leads to `folder`: tensorboard opens no other names than those in UTF-8."""
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            self._link = Path(tempfile.mkdtemp(prefix="rnnnas-")) / "run"
+            self._link.symlink_to(folder.absolute(), target_is_directory=True)
+            return str(self._link)
+        return str(folder)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add one point to each curve; keys are tags."""
@@ -143,12 +156,18 @@ class Board:
 
     def close(self) -> None:
         """Flush and close; further calls do nothing."""
-        if self._failed:  # the call that met the error has raised it
-            with suppress(OSError):
-                self._writer.file_writer.event_writer.close()
-            return
-        with self._errors():
-            self._writer.close()
+        try:
+            if self._failed:  # the call that met the error has raised it
+                with suppress(OSError):
+                    self._writer.file_writer.event_writer.close()
+            else:
+                with self._errors():
+                    self._writer.close()
+        finally:
+            if self._link is not None:
+                self._link.unlink(missing_ok=True)
+                with suppress(OSError):
+                    self._link.parent.rmdir()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus
 from rnnnas.data.text_streams import Streams, window_lengths
 from rnnnas.distributed import ALONE
+from rnnnas.engine.budget import Course, Pace
 from rnnnas.engine.cuda_graphs import cuda_graphs_for
 from rnnnas.engine.job import Position, StepReport
 from rnnnas.engine.metrics import perplexity
@@ -37,15 +38,21 @@ class CandidateJob:
     one cell.
     """
 
-    def __init__(self, config: SearchConfig, corpus: Corpus, device: torch.device) -> None:
+    def __init__(
+        self, config: SearchConfig, corpus: Corpus, device: torch.device, pace: Pace | None = None
+    ) -> None:
         self.config = config
+        self.pace = pace
         self.device = device
         self.vocabulary = corpus.vocab.size
         self.strategy = strategy_of(config, {RECURRENT: config.cell_space})
         self.epochs = self.strategy.total
         train, _ = search_texts(config, corpus)
         self.train = Streams(train, config.windows.streams, device)
+        self.course = Course(self._pass)
         trained = config.epochs * sum(self._pass(0))
+        if pace is not None:
+            trained = self.epochs * sum(self.course.lengths(0, pace.plan.steps))
         self.scored = scoring_streams(config, corpus, device, trained)
         self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
         self.windows = self._windows()
@@ -79,6 +86,8 @@ class CandidateJob:
         """(start, T) of the windows that the cell with the most gets, in order."""
         each = self.config.blackbox.windows
         steps = self.config.epochs * len(self._pass(0))
+        if self.pace is not None:
+            each = self.pace.plan.steps
         self.budget = each * self.epochs or max(steps, self.epochs)
         most = -(-self.budget // self.epochs)
         windows: list[tuple[int, int]] = []
@@ -91,12 +100,17 @@ class CandidateJob:
             number += 1
         return windows[:most]
 
+    measure = "perplexity"
+
     @property
     def arithmetic(self) -> str:
         return products_in(low_precision(self.config.model, self.device), self.device)
 
     def lengths(self, epoch: int) -> list[int]:
         """T of every window of cell `epoch`: the budget, shared out."""
+        if self.pace is not None:
+            self.pace.steps(epoch)  # the same for all, and their number follows
+            return [steps for _, steps in self.windows]
         share, rest = divmod(self.budget, self.epochs)
         return [steps for _, steps in self.windows[: share + (epoch < rest)]]
 
@@ -131,6 +145,8 @@ class CandidateJob:
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
         """Score the cell; where it is the best so far, its validation perplexity is noted."""
+        began = 0.0 if self.pace is None else self.pace.spent()
+        over = self.pace is not None and self.pace.trained(at.epoch)
         loss = (
             math.inf
             if self.diverged
@@ -145,6 +161,11 @@ class CandidateJob:
                 score = evaluate(self.net, self.valid, {}, cuda_graphs=self.cuda_graphs)
                 self.valid_perplexity = score.perplexity
         log_candidate(run, at.step, self.strategy)
+        if self.pace is not None:
+            self.pace.validated(self.pace.spent() - began)
+            self.epochs = at.epoch + 1 if over else max(self.epochs, at.epoch + 2)
+            self.epochs = min(self.epochs, self.strategy.most or self.epochs)
+            self.strategy.total = self.epochs
         return {"best_perplexity": perplexity(self.strategy.best.loss, 1),
                 "valid_perplexity": self.valid_perplexity}  # fmt: skip
 
@@ -179,6 +200,7 @@ class CandidateJob:
             "carry": self.hidden_state,
             "lost": self.diverged,
             "valid_perplexity": self.valid_perplexity,
+            **({} if self.pace is None else {"pace": self.pace.state()}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -189,3 +211,6 @@ class CandidateJob:
         self.hidden_state = own_state(state["carry"], self.device, ALONE)
         self.diverged = state["lost"]
         self.valid_perplexity = state["valid_perplexity"]
+        if self.pace is not None:
+            self.pace.restore(state["pace"])
+            self.epochs = self.strategy.total = self.pace.total()

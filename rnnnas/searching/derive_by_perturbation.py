@@ -42,7 +42,9 @@ class Searched(Protocol):
     train_state: HiddenState
     weight_optimizer: torch.optim.SGD
 
-    def lengths(self, epoch: int) -> list[int]: ...
+    @property
+    def planned_time(self) -> int: ...
+    def window_after(self, number: int) -> tuple[int, int]: ...
     def state(self) -> dict[str, Any]: ...
 
 
@@ -77,8 +79,7 @@ class LanguageSearch:
         self.job, self.ranks, self.lr_factor = job, job.ranks, lr_factor
         config = job.config
         streams = config.windows.streams
-        trained = config.epochs * sum(job.lengths(0))
-        steps = max(trained // max(masks, 1), config.windows.bptt)
+        steps = max(job.planned_time // max(masks, 1), config.windows.bptt)
         targets = config.derive.targets or steps * streams
         text = alpha_text(config, corpus)[: targets + streams]
         self.scored = Streams(text, streams, job.device)
@@ -89,7 +90,7 @@ class LanguageSearch:
 
     def tune(self, number: int, mixtures: Mixtures) -> float:
         job, config = self.job, self.job.config
-        start, steps = self._window(number)
+        start, steps = job.window_after(number)  # passes go on where the search ended
         if start == 0:
             job.train_state = None
         batch = job.train.window(start, steps)
@@ -101,14 +102,6 @@ class LanguageSearch:
         )  # fmt: skip
         job.train_state = loss.hidden_state
         return float(loss.value) if math.isfinite(float(norm)) else math.nan
-
-    def _window(self, number: int) -> tuple[int, int]:
-        """(start, T) of tuning window `number`: passes go on where the search's epochs ended."""
-        epoch = self.job.config.epochs
-        while number >= len(lengths := self.job.lengths(epoch)):
-            number -= len(lengths)
-            epoch += 1
-        return sum(lengths[:number]), lengths[number]
 
     def state(self) -> dict[str, Any]:
         return self.job.state()

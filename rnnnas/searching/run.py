@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from rnnnas.config.plain import to_plain
-from rnnnas.config.presets import AnySearch
+from rnnnas.config.presets import AnySearch, with_budget
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
+from rnnnas.data.yardsticks import yardsticks
 from rnnnas.distributed import ALONE, Ranks
+from rnnnas.engine.budget import Costs, Pace, Plan, Stopwatch, enter_plan, planned
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.loop import drive, finished
-from rnnnas.engine.pick_task import check
+from rnnnas.engine.pick_task import check, fitted
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import cell_text
 from rnnnas.nas.latency_price import MICROSECOND
@@ -23,11 +26,16 @@ from rnnnas.runs.checkpoint import content_digest
 from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import Run, open_run
 from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.costs import search_costs
 from rnnnas.searching.supernet import SearchJob
 
 
 def job_of(
-    config: AnySearch, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE
+    config: AnySearch,
+    corpus: AnyCorpus,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    pace: Pace | None = None,
 ) -> SearchJob | CandidateJob:
     """The job that the method asks for: shared weights, or one cell after the other.
 
@@ -36,6 +44,7 @@ def job_of(
             captured because they talk within a window, for its batch statistics.
     """
     check(config, corpus, ranks)
+    config = fitted(config, corpus)
     if ranks.size > 1 and config.capture == "on":
         raise ranks.rank_zero_error(
             UsageError(
@@ -51,8 +60,27 @@ def job_of(
             )
         )
     if config.from_scratch:  # no method for images is
-        return CandidateJob(cast(SearchConfig, config), cast(Corpus, corpus), device)
-    return SearchJob(config, corpus, device, ranks)
+        return CandidateJob(cast(SearchConfig, config), cast(Corpus, corpus), device, pace)
+    return SearchJob(config, corpus, device, ranks, pace)
+
+
+def _plan(
+    config: AnySearch, corpus: AnyCorpus, folder: Path, device: torch.device, stopwatch: Stopwatch,
+    fresh: bool, ranks: Ranks,
+) -> Plan | None:  # fmt: skip
+    """The plan of a search with a time budget, None of one without."""
+    seconds = config.seconds
+    if not seconds:
+        return None
+
+    def measure() -> Costs:
+        job = job_of(config, corpus, device, ranks)
+        return search_costs(job, cast(Corpus, corpus), seconds - stopwatch.spent())
+
+    cells = cast(SearchConfig, config).cells if config.from_scratch else 0
+    return planned(
+        seconds, folder, stopwatch, fresh=fresh, ranks=ranks, measure=measure, equal=cells
+    )
 
 
 @exact_float32()
@@ -65,14 +93,21 @@ def search(
     fresh: bool = False,
     quiet: bool = False,
     ranks: Ranks = ALONE,
+    minutes: float | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> dict[str, Any]:
     """Search a cell, or go on with a search that was stopped; returns its result.
+
+    Args:
+        minutes: a time budget, as 60 times as many `seconds` of `config`: it decides on the steps.
+        stopwatch: of that budget, running since something that the budget is to cover.
 
     With several ranks every one of them calls this, with its own device; the number may change
     when a search goes on.
 
     The result: run, genotype, cell, seconds, valid_perplexity or, of images, valid_accuracy in
-    percent (of the network under search; where cells were tried, of the best of them), arithmetic
+    percent (of the network under search; where cells were tried, of the best of them), of the same
+    validation tokens unigram_perplexity and bigram_perplexity, arithmetic
     (what its products were computed in, and where), digest (SHA-256 of genotype, alphas and
     weights, or of all cells that were trained from scratch with their losses); where latency has a
     price, latency_us, predicted of the cell; where the search was stopped early, stopped_at_epoch
@@ -81,10 +116,16 @@ def search(
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
     """
+    stopwatch = stopwatch or Stopwatch()
+    if minutes is not None:
+        config = with_budget(config, minutes)
     check_unchanged(corpus)
+    config = fitted(config, corpus)
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
+    plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks)
+    pace = None if plan is None else Pace(plan, stopwatch, ranks)
     # First: what it refuses leaves no run folder behind.
-    job = job_of(config, corpus, device, ranks)
+    job = job_of(config, corpus, device, ranks, pace)
     pricing = job.task.pricing() if isinstance(job, SearchJob) else None
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
@@ -92,6 +133,8 @@ def search(
     with open_run(ranks, folder, "search", plain, **options) as run:
         if run.result is not None:
             return finished(run, ranks)
+        if plan is not None:
+            enter_plan(plan, run.folder, job.course, quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and pricing is not None:
             job.set_price(pricing(run.folder))
         title = f"search {config.method} on {config.corpus}"
@@ -100,6 +143,11 @@ def search(
             seconds = job.choose(cast(Run, run), quiet)  # one process: see `job_of`
         if isinstance(job, SearchJob) and config.derives_by_perturbation:
             seconds = job.perturb(cast(Corpus, corpus), run, quiet)
+        beside: dict[str, float] = {}
+        if job.measure == "perplexity":
+            streams = cast(SearchConfig, config).valid_streams
+            known = partial(yardsticks, cast(Corpus, corpus), "valid", streams)
+            beside = ranks.on_rank_zero(lambda: known().to_plain())
         genotype = job.genotype()
         digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
         ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
@@ -109,6 +157,8 @@ def search(
             "cell": cell_text(genotype),
             "seconds": round(seconds, 3),
             **job.measured(),
+            **beside,
+            **({} if pace is None else pace.told()),
             "arithmetic": job.arithmetic,
             "digest": digest,
             **(

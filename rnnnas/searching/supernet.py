@@ -14,6 +14,7 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.distributed import ALONE, Ranks
+from rnnnas.engine.budget import Course, Pace
 from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.metrics import Score
 from rnnnas.engine.pick_task import search_task
@@ -28,7 +29,7 @@ from rnnnas.engine.steps import (
 )
 from rnnnas.engine.task import Net, arithmetic
 from rnnnas.lm.model import TIED, RecurrentLM
-from rnnnas.nas.architect import Architect
+from rnnnas.nas.architect import Architect, order_for
 from rnnnas.nas.genotype import Genotype, cell_text
 from rnnnas.nas.latency_price import MICROSECOND, LatencyPrice, Price
 from rnnnas.nas.methods import method_of
@@ -55,24 +56,30 @@ class SearchJob:
     """The state of a search and its steps; see `job.Job`."""
 
     def __init__(
-        self, config: AnySearch, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE
+        self,
+        config: AnySearch,
+        corpus: AnyCorpus,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        pace: Pace | None = None,
     ) -> None:
         self.ranks = ranks
         self.config = config
         self.method = method_of(config.method)
         self.device = device
-        self.epochs = config.epochs
+        self.pace = pace
+        self.epochs = config.epochs if pace is None else pace.plan.rounds
         self.relaxation = config.relaxation
         self.plan = config.plan
         self.task = search_task(config, corpus, device, ranks)
+        self.course = Course(self.task.lengths)
         self.price: Price | None = None
         self._build(0, self.task.spaces)
         self.train, self.alpha = self.task.train, self.task.alpha
         self.valid: Readable = self.task.valid
         self.scored: Streams | None = None  # what cells are tried on, where some are
         if self.method.derive != "scores":
-            trained = self.epochs * sum(self.lengths(0))
-            self.scored = self.task.scored(trained)
+            self.scored = self.task.scored(self.planned_time)
         self.eigenvalue_stop: EigenvalueStop | None = None  # searches on images have none
         if config.stops_by_eigenvalue:
             self.eigenvalue_stop = EigenvalueStop(
@@ -101,7 +108,10 @@ class SearchJob:
         """What moves the alphas by the losses of `net`; None where there are none."""
         if self.alpha_optimizer is None:
             return None
-        order = self.config.order
+        # The published look-ahead is a finite difference.
+        alphas = self.config.alphas
+        asked = "finite" if alphas.published_lookahead else alphas.second_order
+        order = order_for(net, self.config.order, asked)
         if isinstance(self.relaxation, Policy):
             factor = self.price.reward_factor if isinstance(self.price, LatencyPrice) else None
             return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)
@@ -151,9 +161,36 @@ class SearchJob:
         return arithmetic(self.net, self.device)
 
     def lengths(self, epoch: int) -> list[int]:
-        return self.task.lengths(epoch)
+        if self.pace is None:
+            return self.task.lengths(epoch)
+        steps = self.pace.steps(epoch)
+        return self.course.lengths(self.pace.first(epoch), steps)
+
+    @property
+    def planned_time(self) -> int:
+        """Steps in time that the search trains on, T of all its windows together, as planned."""
+        if self.pace is None:
+            return self.epochs * sum(self.task.lengths(0))
+        plan = self.pace.plan
+        return sum(self.course.lengths(0, plan.rounds * plan.steps))
+
+    def window_after(self, number: int) -> tuple[int, int]:
+        """(start, T) of window `number` of those that would follow the search's own."""
+        if self.pace is not None:
+            number += sum(self.pace.rounds)
+            (steps,) = self.course.lengths(number, 1)
+            return self.course.place(Position(step=number)).start, steps
+        epoch = self.config.epochs
+        while number >= len(lengths := self.lengths(epoch)):
+            number -= len(lengths)
+            epoch += 1
+        return sum(lengths[:number]), lengths[number]
 
     def begin_epoch(self, at: Position) -> None:
+        if self.pace is None:  # else a round goes on where the one before it ended
+            self._begin_pass()
+
+    def _begin_pass(self) -> None:
         self.train_state = self.alpha_state = None
         self.alpha_start = 0
 
@@ -165,7 +202,12 @@ class SearchJob:
             self._enter(self.stage + 1)
         progress = self._progress(at)
         lr = self.task.scaled(scheduled(config.weights, progress), steps) * lr_factor
-        batch = self.task.batch(at, steps)
+        place = at
+        if self.pace is not None:
+            place = self.course.place(at)
+            if place.window == 0:
+                self._begin_pass()
+        batch = self.task.batch(place, steps)
         net = self.task.at(self.net, self.stage, progress)
         alpha_nats: Tensor | None = None
         architect = self._architect_of(net)
@@ -173,7 +215,7 @@ class SearchJob:
             single = self.relaxation.level == "train"
             loss = architect.step(
                 train=(batch, self.train_state),
-                valid=(batch, self.train_state) if single else self._alpha_window(at),
+                valid=(batch, self.train_state) if single else self._alpha_window(place),
                 inner=self._inner_step(lr),
                 progress=progress,
                 generator=generator(config.seed, "alpha-step", at.step, self.device),
@@ -214,6 +256,19 @@ class SearchJob:
         return batch, None if fresh else self.alpha_state
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
+        if self.pace is None:
+            return self._validated(at, run)
+        if self.pace.trained(at.epoch):
+            self.epochs = at.epoch + 1
+        elif not self.pace.validates(at.epoch):
+            return {}
+        began = self.pace.spent()
+        values = self._validated(at, run)
+        self.pace.validated(self.pace.spent() - began)
+        return values
+
+    def _validated(self, at: Position, run: AnyRun) -> dict[str, float]:
+        """What validation gives, and what the alphas say by then."""
         draws = generator(self.config.seed, "valid", at.epoch, self.device)
         with torch.no_grad():
             mixtures = self.relaxation.mix(self.alphas, self.net.space, self._progress(at), draws)
@@ -305,6 +360,11 @@ class SearchJob:
 
     valid_score: float = float("nan")
 
+    @property
+    def measure(self) -> str:
+        """What is reported: "perplexity" or "accuracy"."""
+        return self.task.measure
+
     def state(self) -> dict[str, Any]:
         return {
             "stage": self.stage,
@@ -320,6 +380,7 @@ class SearchJob:
             "valid_score": self.valid_score,
             "drawn": None if self.drawn is None else self.drawn.to_plain(),
             "watch": None if self.eigenvalue_stop is None else self.eigenvalue_stop.rule.state(),
+            **({} if self.pace is None else {"pace": self.pace.state()}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -341,9 +402,12 @@ class SearchJob:
         self.valid_score = state["valid_score"]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
+        if self.pace is not None:
+            self.pace.restore(state["pace"])
+            self.epochs = self.pace.total()
         if self.eigenvalue_stop is not None:
             self.eigenvalue_stop.rule.restore(state["watch"])
-            self.epochs = self.eigenvalue_stop.stopped_at or self.config.epochs
+            self.epochs = self.eigenvalue_stop.stopped_at or self.epochs
 
 
 def _draw(

@@ -78,6 +78,8 @@ def _estimate(
 
 def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -> float:
     """Seconds of a search: its steps, an evaluation an epoch, and the cells that it tries."""
+    if config.seconds:
+        return config.seconds
     job = job_of(config, corpus, device)
     steps = Sizes(corpus.splits).steps(config) * _step(job)
     seconds = START_SECONDS + steps
@@ -101,6 +103,8 @@ def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -
 
 def train_seconds(config: TrainConfig, corpus: Corpus, device: torch.device) -> float:
     """Seconds of a training: its steps, an evaluation an epoch, and one of either text at last."""
+    if config.seconds:
+        return config.seconds
     job = TrainJob(config, corpus, device)
     valid = _pass_seconds(job, corpus, "valid", config.valid_streams, {})
     test = _pass_seconds(job, corpus, "test", config.test_streams, {})

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rnnnas.config.plain import from_plain, merge, to_plain
-from rnnnas.config.presets import compose, resolve
+from rnnnas.config.presets import KINDS, compose, resolve
 from rnnnas.config.text import SearchConfig, TrainConfig
-from rnnnas.data.text_streams import window_lengths
+from rnnnas.data.text_streams import epochs_for, window_lengths
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.methods import method_of
@@ -34,14 +34,32 @@ def _stage() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
-    """One study.
+    """One study: methods compared with one another and with random cells.
 
-    seeds: of the searches; a found cell is trained with its search's seed. random_cells: how many
-    are trained, number k with seed k; 0: as many as there are searches. final_seeds: of the
-    trainings of each chosen cell. retries: how often a job that failed is started again.
-    search, short, final: `preset`, and settings over it, as of `rnnnas search` and `rnnnas train`.
-    own: settings of single methods' searches, by method. slurm: what `submitit` is told of the
-    cluster: time (minutes), partition, cpus_per_task, gpus_per_node, mem, account ...
+    `search`, `short` and `final` hold a `preset` and settings over it, as of `rnnnas search` and
+    `rnnnas train`.
+
+    corpus: name of the text that is studied; -; a prepared corpus (`rnnnas corpus list`); no
+        default, since only you know
+    methods: search methods that are compared; -; names that `rnnnas search --help` lists; no
+        default, since only you know
+    seeds: of the searches, and a found cell is trained with its search's seed; -; whole numbers
+        from 0, each once; no default, since the time grows with each
+    random_cells: random cells that are trained, number k with seed k; cells; 0 or more, 0 for as
+        many as there are searches; chance gets as many tries as the methods
+    final_seeds: of the trainings of each chosen cell; -; whole numbers from 0, each once; one,
+        since final trainings are long
+    retries: how often a job that failed is started again; times; 0 or more; once, for what was no
+        fault of its own
+    search: settings of the searches, over their preset; -; a table; the preset `study-quick` has
+        settings for all stages
+    short: settings of the short trainings that choose cells; -; a table; the preset `study-quick`
+        has settings for all stages
+    final: settings of the final trainings, which alone are tested; -; a table; the preset
+        `study-quick` has settings for all stages
+    own: settings of single methods' searches; -; a table a method; methods differ in nothing else
+    slurm: what `submitit` is told of the cluster, as time (minutes), partition, cpus_per_task,
+        gpus_per_node, mem, account; -; a table; nothing unless there is a cluster
     """
 
     corpus: str
@@ -85,6 +103,10 @@ class StudyConfig:
         return self.random_cells or len(self.methods) * len(self.seeds)
 
 
+# Every kind of run that has settings, and their classes.
+ALL_KINDS: dict[str, type] = {**KINDS, "study": StudyConfig}
+
+
 # What may differ between two starts of one study; of these, methods and seeds only grow.
 GROWS = ("methods", "seeds", "final_seeds")
 FREE = (*GROWS, "random_cells", "retries", "slurm")
@@ -113,13 +135,18 @@ class Sizes:
         self.train = len(splits["train"])
 
     def steps(self, config: SearchConfig | TrainConfig) -> int:
-        """Windows that a run works through, all epochs, each taken to be as the first."""
+        """Windows that a run works through, all epochs, each taken to be as the first; of a run
+        with a budget its seconds, which say as much of the time that is left.
+        """
+        if config.seconds:
+            return max(1, round(config.seconds))  # not known yet; they go by the time
         tokens = self.train
         if isinstance(config, SearchConfig) and "alphas.held_out" not in config.idle:
             tokens = int(tokens * (1 - config.alphas.held_out))
         length = tokens // config.windows.streams
         windows = window_lengths(config.windows, length, random.Random(0))
-        return len(windows) * (config.epochs + config.weights.finetune_epochs)
+        epochs = epochs_for(config.windows, tokens, 0, config.epochs, config.least_steps)
+        return len(windows) * (epochs + config.weights.finetune_epochs)
 
 
 def resolve_study(

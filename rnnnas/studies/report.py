@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnnas.config.text import SearchConfig
+from rnnnas.data.yardsticks import Yardsticks, compared
 from rnnnas.runs.files import disk_errors, json_plain
 from rnnnas.runs.tensorboard import Board, empty_events
 from rnnnas.studies.plan import RANDOM, Job, cell_name, search_config
@@ -56,6 +57,7 @@ def report(record: Record, jobs: Sequence[Job], results: Results) -> dict[str, A
             "final_seeds": config.final_seeds,
             "methods": methods,
             "tau": _tau(jobs, results),
+            **_beside(jobs, results),
             "failed": failed,
             # Final trainings of cells that were the best before the study was extended.
             "superseded": sorted(set(record.jobs) - planned),
@@ -66,6 +68,15 @@ def report(record: Record, jobs: Sequence[Job], results: Results) -> dict[str, A
         }
     )
     return plain
+
+
+def _beside(jobs: Sequence[Job], results: Results) -> dict[str, float]:
+    """The n-grams' perplexities of the test text of the final trainings, where there are any."""
+    for job in jobs:
+        if job.kind == "final" and "bigram_perplexity" in results.get(job.name, {}):
+            own = results[job.name]
+            return {key: own[key] for key in ("unigram_perplexity", "bigram_perplexity")}
+    return {}
 
 
 def _chose_by_validation(config: SearchConfig) -> bool:
@@ -176,6 +187,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             ("One seed tells" if seeds == 1 else f"{seeds} seeds tell")
             + " large differences only: where intervals overlap, nothing is shown."
         )
+    lines += _compared(result)
     tau = result["tau"]
     lines.append(_tau_note(tau["n"], tau["tau_b"], tau["needed"]))
     if result["alphas_on_validation_text"]:
@@ -190,6 +202,21 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         lines.append("(--set retries=N, higher than before, starts what failed again, but not "
                      "what diverged, exit code 6)")  # fmt: skip
     return lines
+
+
+def _compared(result: Mapping[str, Any]) -> list[str]:
+    """The best final test beside the n-grams of the same text."""
+    tests = {m: own["test"]["mean"] for m, own in result["methods"].items()}
+    known = {method: value for method, value in tests.items() if value is not None}
+    if not known or "bigram_perplexity" not in result:
+        return []
+    best = min(known, key=lambda method: known[method])
+    given = Yardsticks(unigram=result["unigram_perplexity"], bigram=result["bigram_perplexity"])
+    first, *others = compared(
+        known[best], given, whose=f"the best final test, of {best},",
+        remedy="its trainings are too short to rank cells by; give the study more --minutes",
+    )  # fmt: skip
+    return [f"Best final test {known[best]:.2f}, of {best}; {first}.", *others]
 
 
 def _tau_note(n: int, tau: float | None, needed: float | None) -> str:
@@ -214,8 +241,21 @@ def _interval(own: Mapping[str, Any]) -> str:
     return "-" if own["low"] is None else f"[{own['low']:.2f}, {own['high']:.2f}]"
 
 
+def markdown(result: Mapping[str, Any]) -> str:
+    """The summary as Markdown: a row a method, then the notes."""
+    head = ("cells", "n", "valid, short training", "95 % interval", "best", "chosen", "final test")
+    rows = [head, ("---",) * len(head)]
+    for method, own in result["methods"].items():
+        cells = method, str(own["valid"]["n"]), _mean(own["valid"]), _interval(own["valid"])
+        chosen = own["chosen"]["cell"] if own["chosen"] else "failed"
+        rows.append((*cells, _number(own["best_valid"]), f"`{chosen}`", _mean(own["test"])))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", " ".join(notes(result))])
+
+
 def show_on_board(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write the final numbers for TensorBoard: a run a method, and a row each in its table.
+    """Write the final numbers for TensorBoard: a run a method, a row each in its table, and a
+    summary of all as a text.
 
     Raises:
         DiskError: where they cannot be written.
@@ -245,3 +285,12 @@ def show_on_board(folder: Path, result: Mapping[str, Any]) -> None:
             )
         finally:
             board.close()
+    place = folder / "summary" / "study"
+    with disk_errors(place):
+        place.mkdir(exist_ok=True)
+    empty_events(place)
+    board = Board(place)
+    try:
+        board.text("study", markdown(result), 0)
+    finally:
+        board.close()

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from rnnnas.config.plain import to_plain
-from rnnnas.config.presets import AnyTrain
-from rnnnas.data.corpus import AnyCorpus, check_unchanged
+from rnnnas.config.presets import AnyTrain, with_budget
+from rnnnas.config.text import TrainConfig
+from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.draw import images as raster
+from rnnnas.engine.budget import Course, Pace, Stopwatch, enter_plan, planned
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.loop import drive, finished
-from rnnnas.engine.metrics import Score
-from rnnnas.engine.pick_task import train_task
+from rnnnas.engine.metrics import Score, perplexity
+from rnnnas.engine.pick_task import fitted, train_task
 from rnnnas.engine.steps import evaluate, generator, own_state, weight_step, weights_of, whole_state
 from rnnnas.engine.task import Net, arithmetic
-from rnnnas.errors import CheckpointError, DivergedError
+from rnnnas.errors import CheckpointError, DivergedError, UsageError
 from rnnnas.evaluation.run import evaluate_checkpoint
 from rnnnas.nas.genotype import Genotype, cell_text
 from rnnnas.optim import (
@@ -36,24 +38,44 @@ from rnnnas.optim import (
 from rnnnas.runs.checkpoint import load_content
 from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import AnyRun, differences, open_run
+from rnnnas.training.costs import training_costs
 from rnnnas.training.published_curves import curve_for, published
+from rnnnas.training.start import Start, check_start, read_start
 from rnnnas.types import HiddenState
+
+# What a test is held against, in a result.
+BESIDE = ("unigram_perplexity", "bigram_perplexity", "bits_per_byte", "word_perplexity")
+GROWS = ("epochs", "seconds")  # settings by which a run is extended
 
 
 class TrainJob:
     """The state of a training and its steps; see `job.Job`."""
 
     def __init__(
-        self, config: AnyTrain, corpus: AnyCorpus, device: torch.device, ranks: Ranks = ALONE
+        self,
+        config: AnyTrain,
+        corpus: AnyCorpus,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        pace: Pace | None = None,
+        start: Start | None = None,
     ) -> None:
         self.ranks = ranks
+        config = fitted(config, corpus)
         self.config = config
         self.corpus = corpus
         self.device = device
+        self.pace = pace
         self.epochs = config.epochs + config.weights.finetune_epochs
+        if pace is not None:
+            self.epochs = pace.plan.rounds
         self.task = train_task(config, corpus, device, ranks)
+        self.course = Course(self.task.lengths)
         draws = generator(config.seed, "weights", 0, torch.device("cpu"))
         self.net: Net = self.task.network(draws).to(device)
+        if start is not None:
+            self.net.load_state_dict(start.weights)
+        self.start = start
         self.cuda_graphs = self.task.cuda_graphs()
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.train, self.valid = self.task.train, self.task.valid
@@ -71,9 +93,14 @@ class TrainJob:
         return arithmetic(self.net, self.device)
 
     def lengths(self, epoch: int) -> list[int]:
-        return self.task.lengths(epoch)
+        if self.pace is None:
+            return self.task.lengths(epoch)
+        steps = self.pace.steps(epoch)
+        return self.course.lengths(self.pace.first(epoch), steps)
 
     def begin_epoch(self, at: Position) -> None:
+        if self.pace is not None:
+            return  # a round goes on where the one before it ended
         self.hidden_state = None
         if at.epoch == self.config.epochs:
             self._begin_finetuning()
@@ -92,6 +119,8 @@ class TrainJob:
     def _learning_rate(self, at: Position) -> float:
         """The step size of a full window: the schedule spans the main epochs only."""
         config = self.config
+        if self.pace is not None:
+            return scheduled(config.weights, at.progress)
         if at.epoch >= config.epochs:
             return config.weights.lr
         if self.epochs == config.epochs:
@@ -101,7 +130,12 @@ class TrainJob:
     def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
         config = self.config
         lr = self.task.scaled(self._learning_rate(at), steps) * lr_factor
-        batch = self.task.batch(at, steps)
+        place = at
+        if self.pace is not None:
+            place = self.course.place(at)
+            if place.window == 0:
+                self.hidden_state = None
+        batch = self.task.batch(place, steps)
         draws = generator(config.seed, "weight-step", at.step, self.device)
         noise = self.task.noise(self.net, batch, draws, at.progress)
         loss, norm = weight_step(
@@ -128,6 +162,19 @@ class TrainJob:
         return evaluate(self.net, self.valid, {}, self.weights(), self.cuda_graphs)
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
+        if self.pace is None:
+            return self._validated(at, run)
+        if self.pace.trained(at.epoch):
+            self.epochs = at.epoch + 1
+        elif not self.pace.validates(at.epoch):
+            return {}
+        began = self.pace.spent()
+        values = self._validated(at, run)
+        self.pace.validated(self.pace.spent() - began)
+        return values
+
+    def _validated(self, at: Position, run: AnyRun) -> dict[str, float]:
+        """What validation gives; the best weights so far are kept."""
         score = Score(**self.ranks.on_rank_zero(lambda: asdict(self._score())))
         if not math.isfinite(score.loss):
             raise ValidationDiverged
@@ -135,15 +182,28 @@ class TrainJob:
         if score.regret < self.best and math.isfinite(score.perplexity):
             self.best = score.regret
             run.save_best(self.checkpoint(at, score.measured[self.task.measure]))
-            if at.epoch < self.config.epochs < self.epochs:
+            if self.pace is None and at.epoch < self.config.epochs < self.epochs:
                 self.best_weights = {name: w.clone() for name, w in self.weights().items()}
         if not averaged and averaging_starts(self.history, score.loss, self.config.weights.nonmono):
             self.average = Average(dict(self.net.named_parameters()))
         self.history.append(score.loss)
         values = {f"valid_{name}": value for name, value in score.measured.items()}
         values |= {"averaged": float(averaged)}
-        beside = published(self.corpus.sha256, self.config, at.epoch + 1)
+        # A round of a budget is not an epoch.
+        known = self.pace is None
+        beside = published(self.corpus.sha256, self.config, at.epoch + 1) if known else None
         return values if beside is None else values | {"published_valid_perplexity": beside}
+
+    def keep_start(self, run: AnyRun) -> None:
+        """Take the weights that the training starts from as the best so far; every rank calls it.
+
+        What does not improve on them reports them.
+        """
+        score = Score(**self.ranks.on_rank_zero(lambda: asdict(self._score())))
+        if math.isfinite(score.perplexity):
+            self.best = score.regret
+            start = Position(epoch=-1)
+            run.save_best(self.checkpoint(start, score.measured[self.task.measure]))
 
     def enter(self, run: AnyRun, resumed: bool) -> None:
         """Before the first step: what the board shows from the start, and a look at best.pt."""
@@ -177,7 +237,8 @@ class TrainJob:
             "corpus_sha256": corpus.get("sha256") if isinstance(corpus, dict) else None,
         }
         ours = {**to_plain(self.config), "corpus_sha256": self.corpus.sha256}
-        if changes := differences(theirs, ours, self.config.idle):
+        # An extended run may have found nothing better since.
+        if changes := differences(theirs, ours, {*self.config.idle, *GROWS}):
             raise CheckpointError(
                 f"{run.best_path} is not the best.pt of this run: {'; '.join(changes)}",
                 "put this run's own best.pt back, or train anew with --fresh",
@@ -210,6 +271,7 @@ class TrainJob:
             "history": self.history,
             "best": self.best,
             "best_weights": self.best_weights,
+            **({} if self.pace is None else {"pace": self.pace.state()}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -223,6 +285,9 @@ class TrainJob:
         self.hidden_state = own_state(state["carry"], self.device, self.ranks)
         self.history = list(state["history"])
         self.best = state["best"]
+        if self.pace is not None:
+            self.pace.restore(state["pace"])
+            self.epochs = self.pace.total()
         best = state["best_weights"]
         self.best_weights, self._statistics = None, (0, {})
         if best is not None:
@@ -239,35 +304,71 @@ def train(
     fresh: bool = False,
     quiet: bool = False,
     ranks: Ranks = ALONE,
+    minutes: float | None = None,
+    stopwatch: Stopwatch | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train a cell, or go on with a training that was stopped; returns its result.
+
+    A finished run that is given again with more epochs, or a larger budget, is extended.
+
+    Args:
+        minutes: a time budget, as 60 times as many `seconds` of `config`: it decides on the steps.
+        stopwatch: of that budget, running since something that the budget is to cover.
+        start: a best.pt, or the folder of a training: its weights are what this one begins with.
 
     With several ranks every one of them calls this, with its own device; the number may change
     when a training goes on.
 
     The result: run, checkpoint, parameters, seconds, valid_perplexity and test_perplexity of
-    best.pt, or of images valid_accuracy and test_accuracy in percent, arithmetic (what its products
-    were computed in, and where), digest (its SHA-256).
+    best.pt, of the same test tokens unigram_perplexity and bigram_perplexity, bits_per_byte and
+    word_perplexity; or of images valid_accuracy and test_accuracy in percent, arithmetic (what its
+    products were computed in, and where), digest (its SHA-256).
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
     """
+    stopwatch = stopwatch or Stopwatch()
+    if minutes is not None:
+        config = with_budget(config, minutes)
     check_unchanged(corpus)
+    begins = None
+    if start is not None:
+        if not config.starts_from_weights:
+            raise UsageError("a training on images starts from scratch", "leave out --from")
+        begins = read_start(start)
+        check_start(begins, cast(TrainConfig, config), cast(Corpus, corpus))
+        config = replace(cast(TrainConfig, config), start=begins.digest)
+    config = fitted(config, corpus)
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
+    plan = None
+    if config.seconds:
+        plan = planned(
+            config.seconds, folder, stopwatch, fresh=fresh, ranks=ranks,
+            measure=lambda: training_costs(TrainJob(config, corpus, device, ranks), corpus),
+        )  # fmt: skip
+    pace = None if plan is None else Pace(plan, stopwatch, ranks)
     # First: what it refuses leaves no run folder behind.
-    job = TrainJob(config, corpus, device, ranks)
+    job = TrainJob(config, corpus, device, ranks, pace, begins)
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
+        "grows": () if config.weights.finetune_epochs else GROWS,
     }  # fmt: skip
     with open_run(ranks, folder, "train", plain, **options) as run:
         if run.result is not None:
             return finished(run, ranks)
+        if plan is not None:
+            enter_plan(plan, run.folder, job.course, quiet=quiet, ranks=ranks)
         if config.genotype:
             ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", config.genotype))
-        seconds = drive(
-            job, run, kind="train", title=f"train on {config.corpus}", quiet=quiet, ranks=ranks,
-            ready=lambda resumed: ranks.on_rank_zero(lambda: job.enter(run, resumed)),
-        )  # fmt: skip
+
+        def ready(resumed: bool) -> None:
+            ranks.on_rank_zero(lambda: job.enter(run, resumed))
+            if begins is not None and not resumed:
+                job.keep_start(run)
+
+        title = f"train on {config.corpus}"
+        seconds = drive(job, run, kind="train", title=title, quiet=quiet, ready=ready, ranks=ranks)
         if not math.isfinite(job.best):
             raise ranks.rank_zero_error(
                 DivergedError(
@@ -280,17 +381,24 @@ def train(
         def evaluated(split: str) -> dict[str, Any]:
             return evaluate_checkpoint(run.best_path, split, corpus=corpus, device=device)
 
-        valid, test = (ranks.on_rank_zero(partial(evaluated, split)) for split in ("valid", "test"))
         measure = job.task.measure
-        scores = {f"valid_{measure}": valid[measure], f"test_{measure}": test[measure]}
+        test = ranks.on_rank_zero(partial(evaluated, "test"))
+        if pace is None:
+            valid = ranks.on_rank_zero(partial(evaluated, "valid"))[measure]
+        else:  # the same pass over the same weights, which a budget need not pay for twice
+            valid = perplexity(job.best, 1)
+        scores = {f"valid_{measure}": valid, f"test_{measure}": test[measure]}
+        beside = {key: test[key] for key in BESIDE if key in test}
         result = {
             "run": str(run.folder),
             "checkpoint": str(run.best_path),
             "parameters": sum(p.numel() for p in job.net.parameters()),
             "seconds": round(seconds, 3),
             **scores,
+            **beside,
+            **({} if pace is None else pace.told()),
             "arithmetic": job.arithmetic,
-            "digest": valid["digest"],
+            "digest": test["digest"],
         }
         genotype = config.genotype and Genotype.from_plain(config.genotype)
         run.hparams({**plain, **({"cell": cell_text(genotype)} if genotype else {})}, scores)

@@ -37,13 +37,21 @@ SKIP = "skip_connect"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseConfig:
-    """Sizes of the super-network.
+    """Sizes of the super-network of densely connected blocks (DenseNAS).
 
-    stem: channels that the image is brought to, at its own size. widths, scales: channels of every
-    block, and by how much its output is smaller than the image, a side: 1, 2, 4, ... layers: K,
-    stacked in every block after its head. reach: M. kernels, expansions: of the inverted residuals
-    that a layer chooses from; a stacked layer may also be skipped. end: channels of the last 1x1
-    convolution.
+    stem: channels that the image is brought to, at its own size; channels; 1 or more; small, for
+        CIFAR-10 on a laptop
+    widths: channels of every block; channels; whole numbers from 1 that do not fall; small, for
+        CIFAR-10 on a laptop
+    scales: by how much a block's output is smaller than the image, a side; -; one a block, from 1
+        on the same or twice the one before; images of 32 pixels end at 8
+    layers: K, layers stacked in every block after its head; layers; 0 or more; few, for a laptop
+    reach: M, blocks that a block may be entered from; blocks; 1 or more; few, for a laptop
+    kernels: of the inverted residuals that a layer chooses from; pixels; odd numbers, each once; 3,
+        5, 7 as usual in MobileNet spaces
+    expansions: of these, factors on the channels inside; -; whole numbers from 1, each once; 3 and
+        6 as in the paper
+    end: channels of the last 1x1 convolution; channels; 1 or more; small, for CIFAR-10 on a laptop
     """
 
     stem: int = 16

@@ -32,7 +32,7 @@ SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in (
         "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_rows.cpp", "kernels_products.cpp",
-        "kernels_dynamic.cpp", "kernels.h",
+        "kernels_dynamic.cpp", "kernels_tangent.cpp", "kernels.h",
     )
 )  # fmt: skip
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
@@ -50,6 +50,9 @@ _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of
     "mix": "iiiippppp", "mix_back": "iiiippppppp", "reach": "iiiipppp", "normalise": "iiiidppppp",
     "normalise_back": "iiipppp", "losses": "iipppdppi", "evaluate": "iiiiippppppppp",
     "gate": "iiiippppppp", "gate_back": "iiippppppp", "mean": "iiiippppp", "spread": "iiiipppppp",
+    "dual_mix": "iiiipppppppp", "dual_mix_back": "iiiippppppppppppp",
+    "dual_normalise": "iiiidppppppppp", "dual_normalise_back": "iiipppppppp",
+    "dual_losses": "iipppppdp",
     "multiply": "iiiiipiipidpii", "learn": "ipppdddp", "learn_rows": "iiippppdddpp",
 }  # fmt: skip
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
@@ -201,6 +204,19 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     normalise: B, H, U, roll, epsilon, raw, mask or 0, → state, rstd (H), inner: the first U units
         times the mask. The state's units are rolled by `roll`, as torch.roll does.
     normalise_back: B, H, roll, gradient, state, rstd, → the gradient of raw.
+
+    The same with tangents (`tangent_elementwise.py`), where d is the gradient of a tangent and dd
+    that of a value, and every d. argument is the tangent or the dd of the one before it:
+
+    dual_mix: n, B, H, U, sources, shares, product, d., states, d., → total, d.
+    dual_mix_back: n, B, H, U, sources, shares, product, d., states, d., d and dd of the totals,
+        d and dd of the states, which are added to, → dense (n, B, 2U): d of the products; pair
+        (n, B, 4U): dd beside d; dots (parts of the streams, n, 5), added to: dd of the shares.
+    dual_normalise: B, H, U, roll, epsilon, raw, d., mask or 0, → state, d., rstd, slant (H), inner
+        (B, U), pair (B, 2U): the tangent beside the state, both times the mask.
+    dual_normalise_back: B, H, roll, d, dd, state, d., rstd, slant, → d and dd of raw.
+    dual_losses: M, V, logits, d., bias, d., targets, scale, → the derivative of every row's nats
+        (M) in float64; logits and d. become scale times d and dd of the logits.
 
     Of a derived cell, with product (B, k, 2H) of the k nodes of one source, which the first state
     gets from_x (B, 2H) added to, and 0 for what is not there:

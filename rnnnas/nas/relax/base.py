@@ -134,7 +134,11 @@ class Softmax(Fixed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tempered(Relaxation):
-    """What samples at a temperature that falls from `tau_start` to `tau_end`."""
+    """What samples at a temperature that falls over the search.
+
+    tau_start: the temperature at the start of the search; -; above 0; each method has its paper's
+    tau_end: the temperature at the end of the search; -; above 0; each method has its paper's
+    """
 
     tau_start: float
     tau_end: float

@@ -22,6 +22,10 @@ class Categorical(Policy):
 
     Where a cell keeps one edge a node, a group is a node: all its (predecessor, operation) pairs
     but `none`. Elsewhere it is an edge with its allowed operations, as in the paper.
+
+    samples: cells drawn for one update; cells; 1 or more; 10 as in ProxylessNAS
+    decay: share of the old baseline that stays when a new mean reward comes in; share; 0 to 1; 0.01
+        as in ProxylessNAS, which takes in .99 of the new one
     """
 
     samples: int = 10

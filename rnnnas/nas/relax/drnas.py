@@ -29,9 +29,8 @@ class DrNas(Relaxation):
 
     A cell is derived by the mean of θ.
 
-    Args:
-        l2: weight of ½ Σ α² in the alphas' objective: its gradient is `l2` times α, which keeps the
-            concentrations near 1. `alphas.weight_decay` does the same and adds to it.
+    l2: weight of ½ Σ α² in the alphas' objective, which keeps the concentrations near 1, and which
+        `alphas.weight_decay` adds to; -; 0 or more; 1e-3 as published
     """
 
     l2: float = 1e-3

@@ -26,10 +26,15 @@ class Enas(Policy):
     For every gene it chooses a predecessor, by attention over the states that are there, then an
     operation; each choice is the LSTM's next input, a state being known by the LSTM's own output
     when it was made. Cells follow one another in one sequence, and a node that keeps two edges
-    takes two steps, never the same state twice; it needs the same operations in every cell.
+    takes two steps, never the same state twice; it needs the same operations in every cell. Scores
+    s pass `tanh` · tanh(s / temperature).
 
-    Scores s pass `tanh` · tanh(s / temperature). distance: subtract (i - j)² / 6 from the score
-    of state j for node i.
+    entropy: weight of the policy's entropy; -; 0 or more; 1e-5, which keeps draws varied
+    hidden: H, units of the controller; units; 1 or more; 64 as in ENAS
+    tanh: largest score of a choice; nats; above 0; 2.25 as in ENAS
+    temperature: of scores; -; above 0; 5 as in ENAS
+    distance: whether (i - j)² / 6 is subtracted from the score of state j for node i; not unless
+        asked for, as in the paper
     """
 
     entropy: float = 1e-5

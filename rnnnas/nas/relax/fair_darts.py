@@ -18,9 +18,9 @@ class FairDarts(Fixed):
     The paper keeps every operation above a threshold, of which there may be none; here a cell is
     derived by the largest gates, since a node keeps a fixed number of edges.
 
-    Args:
-        zero_one: weight of the zero-one loss, minus the mean of (sigmoid(α) - ½)² over all allowed
-            operations of all cells (section 3.4, equation 5), which drives gates to 0 or 1.
+    zero_one: weight of the zero-one loss, minus the mean of (sigmoid(α) - ½)² over all allowed
+        operations of all cells (section 3.4, equation 5), which drives gates to 0 or 1; nats; 0 or
+        more; 10 as published
     """
 
     zero_one: float = 10.0

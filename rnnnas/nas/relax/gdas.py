@@ -22,14 +22,17 @@ class Gdas(Tempered):
     p = softmax((α + g) / τ) over a choice's options with Gumbel noise g; the weights are the
     one-hot of the largest, exactly, and have the gradient of p. τ falls linearly.
 
-    Args:
-        tau_start, tau_end: the temperature τ at the start and at the end of the search.
-        reach: where that gradient is taken in a step of the alphas. "sampled", as published: at the
-            drawn options alone, so that the others need not be computed. "all": at every option,
-            which computes all of them there; a step of the weights computes the drawn ones alone
-            either way. A cell that normalises a node's sum, as the recurrent one does under
-            search, cancels the scale of a node's only addend, and with it nearly all of what
-            "sampled" learns from: the alphas' gradients are 1e-8 there, and 1e-3 with "all".
+    `reach` says where that gradient is taken in a step of the alphas: at the drawn options alone,
+    so that the others need not be computed, as published; or at every option, which computes all of
+    them there. A step of the weights computes the drawn ones alone either way. A cell that
+    normalises a node's sum, as the recurrent one does under search, cancels the scale of a node's
+    only addend, and with it nearly all of what "sampled" learns from: the alphas' gradients are
+    1e-8 there, and 1e-3 with "all".
+
+    tau_start: the temperature τ at the start of the search; -; above 0; 10 as published
+    tau_end: the temperature τ at the end of the search; -; above 0; 0.1 as published
+    reach: where the gradient of p is taken in a step of the alphas, at the "sampled" options or at
+        "all"; at the sampled ones, as published, a recurrent cell learns next to nothing
     """
 
     tau_start: float = 10.0
@@ -71,8 +74,8 @@ class GdasSoft(Tempered, Softmax):
     alphas' gradients add up from step to step, the training loss' among them, and may derive
     `none`; neither is done here.)
 
-    Args:
-        tau_start, tau_end: the temperature τ at the start and at the end of the search.
+    tau_start: the temperature τ at the start of the search; -; above 0; 10 as released
+    tau_end: the temperature τ at the end of the search; -; above 0; 1 as released
     """
 
     tau_start: float = 10.0

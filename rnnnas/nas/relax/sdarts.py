@@ -26,7 +26,12 @@ from rnnnas.nas.space import CellSpace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smooth(Softmax):
-    """What both variants share: ε at the start and at the end of the search."""
+    """What both variants share: ε at the start and at the end of the search.
+
+    epsilon_start: ε, how far a share may be moved, at the start of the search; share; above 0; 0.03
+        as published
+    epsilon_end: ε at the end of the search; share; above 0; 0.3 as published
+    """
 
     epsilon_start: float = 0.03
     epsilon_end: float = 0.3
@@ -40,11 +45,7 @@ class Smooth(Softmax):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SdartsRandom(Smooth):
-    """SDARTS-RS: moved at random, uniformly in [-ε, ε] (equation 4).
-
-    Args:
-        epsilon_start, epsilon_end: ε at the start and at the end of the search.
-    """
+    """SDARTS-RS: moved at random, uniformly in [-ε, ε] (equation 4)."""
 
     def perturb(
         self,
@@ -65,9 +66,8 @@ class SdartsAdversarial(Smooth):
     within ε and onto shares. An edge's shares sum to 1 in the end, so that an entry can lie a
     little further off than ε. Where the loss is no higher there, the mixtures stay.
 
-    Args:
-        epsilon_start, epsilon_end: ε at the start and at the end of the search.
-        steps: of the ascent; a weight step costs `steps` + 3 passes.
+    steps: of the ascent, where a weight step costs `steps` + 3 passes; steps; 1 or more; 7 as
+        published
     """
 
     steps: int = 7

@@ -15,11 +15,11 @@ from rnnnas.nas.relax.choices import soft_samples
 class Snas(Tempered, Softmax):
     """The concrete distribution on each edge (section 2.3, equation 4), on the training loss.
 
-    The paper names the temperatures at both ends; between them it falls by equal ratios here,
-    since they lie far apart.
+    The paper names the temperatures at both ends; between them it falls by equal ratios here, since
+    they lie far apart.
 
-    Args:
-        tau_start, tau_end: the temperature at the start and at the end of the search.
+    tau_start: the temperature at the start of the search; -; above 0; 1 as published
+    tau_end: the temperature at the end of the search; -; above 0; 0.03 as published
     """
 
     level: ClassVar[Literal["valid", "train"]] = "train"

@@ -1,0 +1,34 @@
+"""What a time budget trains where nothing else is said, by the length of text and time.
+
+The figures behind them are in benchmarks/recipes.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SMALL_TEXT = 200_000  # training tokens: below, a network learns the text by heart
+LONG = 600.0  # seconds: from here on, a text above that size gains by more units
+
+
+def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
+    """Settings over those of the default preset, for a run of `kind`, "search" or "train".
+
+    Args:
+        tokens: of the training text. seconds: the budget.
+    """
+    if kind == "search":
+        # Many small steps: a network under search comes down by steps more than by tokens.
+        return {
+            "model": {"hidden": 100 if seconds >= LONG else 64},
+            "windows": {"streams": 16, "bptt": 10},
+            "weights": {"lr": 10.0, "schedule": "cosine"},
+            "alphas": {"lr": 1e-2},
+        }
+    small = tokens < SMALL_TEXT
+    dropout = 0.4 if small else 0.2 if seconds >= LONG else 0.1
+    return {
+        "model": {"hidden": 200 if small or seconds >= LONG else 100},
+        "noise": {"dropout": dropout, "dropoutx": dropout / 2, "dropouth": dropout / 2},
+        "windows": {"streams": 16, "bptt": 35 if small else 20},
+    }

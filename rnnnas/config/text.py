@@ -171,12 +171,12 @@ class SearchConfig(MethodChoice):
                 "has no place in it",
                 "take a method with alphas, e.g. --method darts-1st",
             )
-        if self.order == "exact" and self.model.path == "fast":
-            if reason := reason_against(self.cell_space):
-                raise UsageError(
-                    f"alphas.second_order = 'exact' is not for this space on the fast path: {reason}",
-                    "add --set model.path=eager",
-                )
+        reason = reason_against(self.cell_space)
+        if reason and self.order == "exact" and self.model.path == "fast":
+            raise UsageError(
+                f"alphas.second_order = 'exact' has no fast path in this space: {reason}",
+                "add --set model.path=eager",
+            )
         foreign = sorted(set(self.space.ops) - set(RECURRENT_OPS))
         if self.latency.weight and (foreign or self.space.edges_per_node > 1):
             what = f"operation {foreign[0]!r}" if foreign else "cells of several edges a node"

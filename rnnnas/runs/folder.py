@@ -47,6 +47,9 @@ _NEW = "give --fresh for a new run, or another folder with --out"
 LATER: Mapping[str, Any] = {
     "alphas.published_lookahead": False,
     "model.auxiliary_norm": True,
+    "least_steps": 0,
+    "seconds": 0.0,
+    "start": "",
     "space.ops": ["none", "tanh", "relu", "sigmoid", "identity"],
     "space.nodes": 0,
     "space.edges_per_node": 1,

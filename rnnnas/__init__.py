@@ -20,8 +20,8 @@ __version__ = "0.2.0"
 # Where the names of the door come from: a module, which is imported when one of them is asked for.
 _DOOR = {
     "rnnnas.door": (
-        "add_corpus", "evaluate", "genotype", "list_runs", "load", "open_corpus", "sample",
-        "score", "search", "show", "study", "train",
+        "add_corpus", "evaluate", "genotype", "list_runs", "load", "load_plugin", "open_corpus",
+        "sample", "score", "search", "show", "study", "train",
     ),
     "rnnnas.errors": (
         "CheckpointError", "DataError", "DiskError", "DivergedError", "RnnnasError", "UsageError",
@@ -29,6 +29,7 @@ _DOOR = {
     "rnnnas.nas.genotype": ("Genotype",),
 }  # fmt: skip
 _FROM = {name: module for module, names in _DOOR.items() for name in names}
+_ROOMS = {"operations": "rnnnas.nas.operations"}  # modules that are names of the door themselves
 
 if TYPE_CHECKING:
     from rnnnas.door import add_corpus as add_corpus
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from rnnnas.door import genotype as genotype
     from rnnnas.door import list_runs as list_runs
     from rnnnas.door import load as load
+    from rnnnas.door import load_plugin as load_plugin
     from rnnnas.door import open_corpus as open_corpus
     from rnnnas.door import sample as sample
     from rnnnas.door import score as score
@@ -49,18 +51,22 @@ if TYPE_CHECKING:
     from rnnnas.errors import DivergedError as DivergedError
     from rnnnas.errors import RnnnasError as RnnnasError
     from rnnnas.errors import UsageError as UsageError
+    from rnnnas.nas import operations as operations
     from rnnnas.nas.genotype import Genotype as Genotype
 
 
 if not TYPE_CHECKING:  # a type checker knows the names above, and no others
 
     def __getattr__(name: str) -> Any:
-        if name not in _FROM:
+        if name in _ROOMS:
+            value: Any = import_module(_ROOMS[name])
+        elif name in _FROM:
+            value = getattr(import_module(_FROM[name]), name)
+        else:
             raise AttributeError(f"module 'rnnnas' has no attribute {name!r}")
-        value = getattr(import_module(_FROM[name]), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FROM})
+    return sorted({*globals(), *_FROM, *_ROOMS})

@@ -87,6 +87,17 @@ def add_corpus(
         )  # fmt: skip
 
 
+def load_plugin(*files: Paths) -> None:
+    """Run plug-in files, which register operations or methods; each once in a process.
+
+    Raises:
+        UsageError: where a file cannot be read, or fails, with its line.
+    """
+    from rnnnas.plugins.load import load as run
+
+    run(*files)
+
+
 # Runs
 
 
@@ -130,6 +141,8 @@ def search(
     images = is_of_images(opened)
     resolved = resolve_run("search", preset=preset, file=config, flags=flags, images=images)
     folder = Path(out) if out is not None else default_folder("search", resolved)
+    if not images and not quiet:
+        _say_cell(resolved.cell_space)
     result = run(resolved, opened, folder, device=pick_device(device), fresh=fresh, quiet=quiet)
     return SearchResult.of(result)
 
@@ -165,6 +178,8 @@ def train(
         flags["genotype"] = _genotype_setting(genotype)
     images = is_of_images(opened)
     resolved = resolve_run("train", preset=preset, file=config, flags=flags, images=images)
+    if not images and not quiet:
+        _say_cell(resolved.network)
     called = genotype if isinstance(genotype, str | os.PathLike) else "cell"
     folder = Path(out) if out is not None else default_folder("train", resolved, str(called))
     result = run(resolved, opened, folder, device=pick_device(device), fresh=fresh, quiet=quiet)
@@ -445,6 +460,16 @@ def checkpoint_of(model: Any) -> Path:
         )
     path = Path(model)
     return path / "best.pt" if os.path.isdir(path) else path
+
+
+def _say_cell(cell: Any) -> None:
+    """One line to standard error where the fast path does not know a cell, or a search's space."""
+    import sys
+
+    from rnnnas.lm.fast.known import note_of
+
+    if note := note_of(cell):
+        print(note, file=sys.stderr)
 
 
 def _opened(corpus: AnyCorpus | str) -> AnyCorpus:

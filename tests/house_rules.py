@@ -6,7 +6,7 @@ from __future__ import annotations
 # imports upwards, and rooms of one floor do not know each other. A new room needs its place here.
 FLOORS: list[set[str]] = [
     {"errors", "types", "home"},
-    {"optim", "distributed"},
+    {"optim", "distributed", "plugins"},
     {"nas", "data", "runs"},
     {"lm", "cnn"},
     {"config", "draw"},
@@ -28,6 +28,7 @@ INNER = {"lm.fast", "nas.relax", "cnn.dense"}
 # Libraries, besides Python's own, that a room or a module may use. What is not named may use any.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
+    "plugins.*": set(),
     "nas.genotype": set(),
     "nas.space": set(),
     "nas.stages": set(),

@@ -25,11 +25,26 @@ def pruned(space: CellSpace, seed: int) -> CellSpace:
             continue
 
 
+# Spaces beside that of DARTS: settings of a search on text (`space.*`).
+OPEN: dict[str, dict[str, CellSpace]] = {
+    "two edges": {
+        "recurrent": recurrent_space(4, edges_per_node=2, join="sum", output="loose_ends")
+    },
+    "other operations": {
+        "recurrent": recurrent_space(3, ops=("gelu", "none", "tanh", "sin"), output="last")
+    },
+    "enas": {
+        "recurrent": recurrent_space(
+            11, ops=("tanh", "relu", "sigmoid", "identity"), output="loose_ends"
+        )
+    },
+}
 SPACES: dict[str, dict[str, CellSpace]] = {
     "whole": {"recurrent": recurrent_space()},
     "one node": {"recurrent": recurrent_space(1)},
     "pruned": {"recurrent": pruned(recurrent_space(), 1)},
     "two cells": {"normal": CNN, "reduce": pruned(CNN, 2)},
+    **OPEN,
 }
 
 

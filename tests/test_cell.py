@@ -106,7 +106,7 @@ def test_check_cell_names_what_is_wrong() -> None:
     with pytest.raises(UsageError, match="node 1 uses 'swish'"):
         derived.check_cell(CellGene(nodes=((Gene("swish", 0),),), concat=(1,)))
     two = ((Gene("tanh", 0), Gene("tanh", 1)), (Gene("tanh", 0), Gene("tanh", 1)))
-    with pytest.raises(UsageError, match="one edge"):
+    with pytest.raises(UsageError, match="one input state"):
         derived.check_cell(CellGene(nodes=two, concat=(2, 3)))
 
 

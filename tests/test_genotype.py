@@ -113,11 +113,23 @@ def test_spelling_of_the_text_form() -> None:
         assert Genotype.from_text(text) == expected
 
 
-def test_the_text_form_is_for_one_edge_a_node() -> None:
+def test_the_text_form_of_several_edges_a_node() -> None:
     """A second edge must not be dropped without a word."""
+    nodes = ((Gene(T, 0),), (Gene(T, 0), Gene(R, 1)))
+    for join, text in (("mean", "tanh0 tanh0+relu1"), ("sum", "tanh0 tanh0+relu1 join sum")):
+        made = CellGene(nodes=nodes, concat=(1, 2), inputs=1, join=join)
+        genotype = Genotype(cells={RECURRENT: made})
+        assert genotype.to_text() == text
+        assert Genotype.from_text(text) == Genotype.from_plain(genotype.to_plain()) == genotype
+    ends = Genotype.from_text("tanh0 tanh0+relu1 concat 2 join sum")
+    assert ends.recurrent.concat == (2,) and ends.recurrent.join == "sum"
+    assert Genotype.from_text(ends.to_text()) == ends
+
+
+def test_the_text_form_is_for_one_input() -> None:
     pair = (Gene(T, 0), Gene(R, 1))
     genotype = Genotype(cells={RECURRENT: CellGene(nodes=(pair, pair), concat=(2, 3))})
-    with pytest.raises(UsageError, match="one edge"):
+    with pytest.raises(UsageError, match="one input state"):
         genotype.to_text()
 
 
@@ -139,6 +151,9 @@ def test_the_text_form_is_for_one_edge_a_node() -> None:
         ("tanh0 relu1 concat 0", "concat names state 0"),
         ("tanh0 relu1 concat -1", "concat names state -1"),
         ("tanh0 relu1 concat", "concat"),
+        ("tanh0 relu1+ concat 1", "'' is not an operation"),
+        ("tanh0 relu0+tanh2", "node 2 takes tanh of state 2, but only states 0 to 1"),
+        ("tanh0 relu0+tanh1 join most", "join 'most' must be one of mean, sum"),
     ],
 )
 def test_malformed_text_is_refused_by_name(text: str, named: str) -> None:

@@ -192,7 +192,7 @@ def test_the_command_keeps_a_table_and_show_reads_it(
     assert "tanh" in run("show", " ".join(["tanh0"] * 60)).stdout
     twice = tmp_path / "twice.json"
     pair = [["tanh", 0], ["relu", 0]]
-    twice.write_text(json.dumps({"recurrent": {"nodes": [pair], "concat": [2]}}))
+    twice.write_text(json.dumps({"recurrent": {"nodes": [pair], "concat": [1]}}))
     assert "one edge a node" in run("show", str(twice)).stdout
     assert "published" in run("show", "darts_v2").stdout
     elsewhere = tmp_path / "there.json"

@@ -13,7 +13,7 @@ from tiny_home import home as home
 from torch import Tensor
 
 from rnnnas.errors import DivergedError
-from rnnnas.nas.genotype import CellGene, Gene, Genotype
+from rnnnas.nas.genotype import Gene, Genotype
 from rnnnas.nas.perturbation import Decision, Perturbation
 from rnnnas.nas.relax.base import Mixtures
 from rnnnas.nas.space import CellSpace, recurrent_space
@@ -67,11 +67,13 @@ def by_hand(spaces: Mapping[str, CellSpace], tables: Tables) -> Genotype:
         for node in range(space.nodes):
             rows = [e for e in space.rows(node) if (name, e) in picked]
             ranked = sorted(rows, key=lambda e: -without(name, e, None))  # noqa: B023
-            for edge in ranked[space.keep :]:
+            for edge in ranked[space.kept(node) :]:
                 now[name][edge] = 0
-            genes = [Gene(picked[name, e], space.edges[e][0]) for e in sorted(ranked[: space.keep])]
+            genes = [
+                Gene(picked[name, e], space.edges[e][0]) for e in sorted(ranked[: space.kept(node)])
+            ]
             nodes.append(tuple(genes))
-        cells[name] = CellGene(nodes=tuple(nodes), concat=space.concat)
+        cells[name] = space.cell(nodes)
     return Genotype(cells=cells)
 
 
@@ -102,7 +104,7 @@ def test_the_algorithm_written_twice(kind: str, seed: int) -> None:
         assert found.cells != by_score, "the case must be one in which scores say something else"
     for name, space in spaces.items():
         for i, node in enumerate(found.cells[name].nodes):
-            assert len(node) == space.keep and len({gene.source for gene in node}) == space.keep
+            assert len(node) == len({gene.source for gene in node}) == space.kept(i)
             for op, source in node:
                 assert op != "none" and space.allowed[space.rows(i)[source]][space.ops.index(op)]
 

@@ -34,6 +34,12 @@ SPACES: dict[str, dict[str, CellSpace]] = {
         )
     },
     "two edges": {"normal": CNN},
+    "two edges of one input": {
+        "recurrent": recurrent_space(
+            2, ops=("none", "tanh", "relu"), edges_per_node=2, output="loose_ends"
+        )
+    },
+    "other operations": {"recurrent": recurrent_space(2, ops=("gelu", "sin"), output="last")},
 }
 POLICIES: dict[str, Policy] = {
     "categorical": Categorical(),
@@ -99,13 +105,13 @@ class TestEveryPolicy:
             assert list(paths) == sorted(pair for pair in ones if space.ops[pair[1]] != "none")
             assert all(space.allowed[e][o] for e, o in ones)
             found.add(tuple(sorted(ones)))
-        if kind == "two edges" and name == "categorical":
+        if space.keep == 2 and name == "categorical":
             assert len(found) == 3 ** len(space.edges)
         else:
             assert len(found) == space.count()
             for ones in found:
                 targets = [space.edges[e][1] for e, _ in ones]
-                assert all(targets.count(t) == space.keep for t in targets)
+                assert all(targets.count(t) == space.kept(t - space.inputs) for t in targets)
 
     def test_draws_follow_the_seed_and_mix_has_no_gradient(self, name: str, kind: str) -> None:
         policy, spaces = POLICIES[name], SPACES[kind]

@@ -136,7 +136,8 @@ class TestEveryMethod:
             if name in spaces:
                 allowed = torch.tensor(spaces[name].allowed)
                 if PROMISES[method] in CHOICES and spaces[name].keep == 1:
-                    allowed[:, spaces[name].ops.index("none")] = False  # never a node's only path
+                    # Never a node's only path.
+                    allowed[:, [op == "none" for op in spaces[name].ops]] = False
                 rivals = allowed & (allowed.sum(-1, keepdim=True) > 1)
             else:  # of each edge, as PC-DARTS' betas: rivals are the node's other edges
                 space = spaces[name.rpartition(".")[0]]
@@ -175,14 +176,14 @@ class TestEveryMethod:
         alphas = alphas_of(method, spaces)
         with torch.no_grad():
             for name, space in spaces.items():
-                alphas[name][:, space.ops.index("none")] = 50.0
+                alphas[name][:, [op == "none" for op in space.ops]] = 50.0
         genotype = derive(METHODS[method].relaxation(), alphas, spaces)
         assert set(genotype.cells) == set(spaces)
         for name, space in spaces.items():
             cell = genotype.cells[name]
             assert len(cell.nodes) == space.nodes
             for i, node in enumerate(cell.nodes):
-                assert len(node) == space.keep
+                assert len(node) == space.kept(i)
                 for op, source in node:
                     row = space.rows(i)[source]
                     assert op != "none" and space.allowed[row][space.ops.index(op)]

@@ -82,7 +82,7 @@ def test_rows_of_the_image_cell() -> None:
         {"nodes": 0},
         {"nodes": -1},
         {"keep": 0},
-        {"keep": 2},
+        {"keep": -1},
         {"inputs": 0},
         {"inputs": 2, "keep": 1},  # its cells would read as cells of one input
         {"inputs": 3, "keep": 3},

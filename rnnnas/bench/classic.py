@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from rnnnas.errors import UsageError
 from rnnnas.lm import softmaxes
-from rnnnas.lm.cell import ACTIVATIONS, masked
+from rnnnas.lm.cell import masked
 from rnnnas.lm.loss import penalty
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise
 from rnnnas.lm.search_cell import EPSILON
 from rnnnas.nas.architect import PERTURBATION
 from rnnnas.nas.genotype import RECURRENT, CellGene
+from rnnnas.nas.operations import function_of
 from rnnnas.nas.relax.base import Alphas, Mixture, Relaxation
 from rnnnas.nas.space import NONE, CellSpace
 from rnnnas.types import Batch, HiddenState, Loss
@@ -78,7 +79,7 @@ class _Cell(nn.Module):
             for o, op in enumerate(space.ops):
                 if op == NONE:
                     continue
-                value = part + gate * (ACTIVATIONS[op](z) - part)
+                value = part + gate * (function_of(op)(z) - part)
                 if units < hidden:
                     value = torch.cat([value, states[..., units:]], -1)
                 total = total + (rows[:, o].view(-1, 1, 1) * value).sum(0)
@@ -91,7 +92,7 @@ class _Cell(nn.Module):
 
 def _gated(state: Tensor, product: Tensor, op: str) -> Tensor:
     c, z = product.chunk(2, -1)
-    return state + torch.sigmoid(c) * (ACTIVATIONS[op](z) - state)
+    return state + torch.sigmoid(c) * (function_of(op)(z) - state)
 
 
 def _normalised(state: Tensor) -> Tensor:

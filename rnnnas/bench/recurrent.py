@@ -31,7 +31,6 @@ from rnnnas.lm.fast.matmul import multiply
 from rnnnas.lm.loss import CHUNK, cross_entropy, cross_entropy_reference
 from rnnnas.lm.model import RecurrentLM, low_precision
 from rnnnas.nas.architect import Architect, order_for
-from rnnnas.nas.space import recurrent_space
 from rnnnas.nas.zoo import ZOO
 from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
 from rnnnas.types import Batch
@@ -89,7 +88,7 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
     if kind == "loss":
         return _loss_iteration(config, device, draws)
     search = kind in ("first_order", "second_order")
-    cell = recurrent_space(config.model.nodes) if search else ZOO["DARTS_V2"].genotype.recurrent
+    cell = config.cell_space if search else ZOO["DARTS_V2"].genotype.recurrent
     net = RecurrentLM(
         config.model, VOCABULARY, cell,
         noise=config.noise, penalty=config.penalty, generator=draws,

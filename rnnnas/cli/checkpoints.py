@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from rnnnas.cli import complete
-from rnnnas.cli.common import device_option, json_option, pick_device, print_json, say_compared
+from rnnnas.cli.common import (
+    device_option,
+    json_option,
+    pick_device,
+    plugin_option,
+    print_json,
+    say_compared,
+)
 from rnnnas.errors import UsageError
 from rnnnas.runs.progress import waiting
 
@@ -64,6 +71,7 @@ def _given(settings: tuple[str, ...], dynamic: bool) -> dict[str, Any]:
               help="The continuous cache: words seen lately become likelier.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="A setting of --dynamic that is not chosen, e.g. dynamic.lr=1e-4.")  # fmt: skip
+@plugin_option
 @device_option
 @json_option
 def evaluate(
@@ -155,6 +163,7 @@ def evaluate(
               help="Samples, each with a seed of its own from --seed on.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
               help="Decides every draw.")  # fmt: skip
+@plugin_option
 @device_option
 @json_option
 def sample(
@@ -196,6 +205,7 @@ def sample(
 @click.option("--restart", is_flag=True,
               help="Read every line as if it were the first of a text.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+@plugin_option
 @device_option
 def score(file: Path, checkpoint: Path, restart: bool, as_json: bool, device: str) -> None:
     """Log-probability and perplexity of every line of FILE, as tab-separated values.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -15,6 +16,8 @@ from rnnnas.runs.files import json_plain
 from rnnnas.runs.progress import waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 STARTED = time.perf_counter()  # of the command: a budget covers its start, too
@@ -41,6 +44,30 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object only.")
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+
+
+def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The option `--plugin`, whose files are loaded before the command begins."""
+
+    @functools.wraps(command)
+    def loading(*args: Any, plugin: tuple[str, ...], **options: Any) -> None:
+        from rnnnas.plugins.load import load
+
+        load(*plugin)
+        command(*args, **options)
+
+    return click.option(
+        "--plugin", multiple=True, type=click.Path(dir_okay=False), metavar="FILE",
+        help="A Python file of your own that registers operations or methods; may be repeated.",
+    )(loading)  # fmt: skip
+
+
+def say_cell(cell: Any) -> None:
+    """One line where the fast path does not know a cell, or the space of a search."""
+    from rnnnas.lm.fast.known import note_of
+
+    if note := note_of(cell):
+        click.echo(note, err=True)
 
 
 def budget_seconds(minutes: float | None, seconds: float | None) -> float | None:

@@ -17,7 +17,9 @@ from rnnnas.cli.common import (
     duration,
     json_option,
     pick_device,
+    plugin_option,
     print_json,
+    say_cell,
     say_compared,
     say_kernels,
 )
@@ -37,44 +39,44 @@ SHORT = {"epochs": "epochs", "hidden": "model.hidden", "layers": "model.layers",
 
 def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that search and train share."""
-    for option in reversed(
-        [
-            click.option("--corpus", shell_complete=complete.corpora,
-                         help="A prepared corpus; see `corpus list`. [default: --config's]"),
-            click.option("--preset", shell_complete=complete.presets,
-                         help="A named run; see `presets list`. [default: quick, for "
-                         "images cifar10-quick; with --config none]"),
-            click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
-            click.option("--minutes", type=click.FloatRange(0, min_open=True),
-                         help="A time budget: the steps follow from this device's speed."),
-            click.option("--seconds", type=click.FloatRange(0, min_open=True),
-                         help="The same in seconds."),
-            click.option("--epochs", type=click.IntRange(1), help="Passes over the corpus."),
-            click.option("--hidden", type=click.IntRange(1), help="Units: model.hidden."),
-            click.option("--layers", type=click.IntRange(1), help="Layers: model.layers."),
-            click.option("--lr", type=click.FloatRange(0, min_open=True),
-                         help="Step size: weights.lr."),
-            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                         shell_complete=complete.key_values,
-                         help="Override one setting, e.g. weights.lr=10; may be repeated. "
-                         "`rnnnas settings` lists them."),
-            click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False),
-                         help="Settings from a TOML file, as --print-config prints them; corpus, "
-                         "method and genotype may stand there, too."),
-            click.option("--out", type=click.Path(path_type=Path, file_okay=False),
-                         help="Run folder. The same command with the same folder resumes."),
-            click.option("--fresh", is_flag=True,
-                         help="Start anew beside an existing run, which is kept."),
-            device_option,
-            processes_option,
-            click.option("--dry-run", is_flag=True,
-                         help="Say what would run (time, memory, sizes, steps) and stop."),
-            click.option("--verbose", is_flag=True, help="With --dry-run: all settings, too."),
-            click.option("--print-config", is_flag=True,
-                         help="Print the settings as TOML with comments, or --json, and stop."),
-            json_option,
-        ]
-    ):  # fmt: skip
+    options: list[Callable[..., Any]] = [
+        click.option("--corpus", shell_complete=complete.corpora,
+                     help="A prepared corpus; see `corpus list`. [default: --config's]"),
+        click.option("--preset", shell_complete=complete.presets,
+                     help="A named run; see `presets list`. [default: quick, for "
+                     "images cifar10-quick; with --config none]"),
+        click.option("--seed", type=click.IntRange(0), help="Decides every random draw."),
+        click.option("--minutes", type=click.FloatRange(0, min_open=True),
+                     help="A time budget: the steps follow from this device's speed."),
+        click.option("--seconds", type=click.FloatRange(0, min_open=True),
+                     help="The same in seconds."),
+        click.option("--epochs", type=click.IntRange(1), help="Passes over the corpus."),
+        click.option("--hidden", type=click.IntRange(1), help="Units: model.hidden."),
+        click.option("--layers", type=click.IntRange(1), help="Layers: model.layers."),
+        click.option("--lr", type=click.FloatRange(0, min_open=True),
+                     help="Step size: weights.lr."),
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                     shell_complete=complete.key_values,
+                     help="Override one setting, e.g. weights.lr=10; may be repeated. "
+                     "`rnnnas settings` lists them."),
+        click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False),
+                     help="Settings from a TOML file, as --print-config prints them; corpus, "
+                     "method and genotype may stand there, too."),
+        click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+                     help="Run folder. The same command with the same folder resumes."),
+        click.option("--fresh", is_flag=True,
+                     help="Start anew beside an existing run, which is kept."),
+        plugin_option,
+        device_option,
+        processes_option,
+        click.option("--dry-run", is_flag=True,
+                     help="Say what would run (time, memory, sizes, steps) and stop."),
+        click.option("--verbose", is_flag=True, help="With --dry-run: all settings, too."),
+        click.option("--print-config", is_flag=True,
+                     help="Print the settings as TOML with comments, or --json, and stop."),
+        json_option,
+    ]  # fmt: skip
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -275,6 +277,7 @@ def _run(
     with joined(options["device"]) as (device, ranks):
         if ranks.leads and config.model.path == "fast" and not holds_images(config.corpus):
             say_kernels(device, config.model.precision)
+            say_cell(getattr(config, "cell_space", None) or config.network)
         result = run(
             config,
             corpus,
@@ -307,6 +310,7 @@ def _resolve(
         from rnnnas.config.presets import corpus_of
         from rnnnas.data.corpus import holds_images
         from rnnnas.door import resolve_run, without_effect
+        from rnnnas.plugins.load import require_for
 
     noun = {"train": "training"}.get(kind, kind)
     file, settings = options["file"], list(options["settings"])
@@ -316,6 +320,10 @@ def _resolve(
     corpus = corpus_of(kind, flag=options["corpus"], settings=settings, file=file)
     images = holds_images(corpus)
     seconds = budget_seconds(options["minutes"], options["seconds"])
+    if options["out"] is not None and not options["fresh"]:
+        require_for(options["out"])  # before an operation or a method is unknown
+    if flags.get("genotype") is not None:
+        require_for(flags["genotype"])
     config = resolve_run(
         kind,
         preset=options["preset"],

@@ -13,6 +13,7 @@ from rnnnas.cli.common import (
     device_option,
     json_option,
     pick_device,
+    plugin_option,
     print_json,
     say_kernels,
 )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--latency", "table", type=click.Path(path_type=Path, dir_okay=False),
               help="Predict by this table. [default: all tables of `bench latency`]")  # fmt: skip
 @click.option("--measure", is_flag=True, help="Time the cell too, at the tables' sizes.")
+@plugin_option
 @device_option
 def show(
     genotype: str, form: str | None, out: Path | None, compare: str | None, history: bool,

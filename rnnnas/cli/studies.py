@@ -15,6 +15,7 @@ from rnnnas.cli.common import (
     device_option,
     json_option,
     pick_device,
+    plugin_option,
     print_json,
 )
 from rnnnas.errors import UsageError
@@ -52,6 +53,7 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
               help="Where jobs run; slurm needs the extra rnnnas[slurm].")  # fmt: skip
 @click.option("--partition", help="Of the SLURM cluster; others by --set slurm.time=240 ...")
 @click.option("--fresh", is_flag=True, help="Start anew beside an existing study, which is kept.")
+@plugin_option
 @device_option
 @click.option("--dry-run", is_flag=True,
               help="List the jobs, with steps and estimated seconds, and stop.")  # fmt: skip
@@ -75,6 +77,7 @@ def study(
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
     """
     from rnnnas.data.corpus import open_corpus
+    from rnnnas.plugins.load import files as plugin_files
     from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study
 
     flags: dict[str, Any] = {"corpus": corpus, "methods": _words(methods), "seeds": _seeds(seeds)}
@@ -110,7 +113,9 @@ def study(
     from rnnnas.studies.report import table
 
     name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
-    more = () if device == "auto" else ("--device", device)
+    more: tuple[str, ...] = () if device == "auto" else ("--device", device)
+    for path in plugin_files():
+        more += ("--plugin", str(path))
     result = run(
         config, opened, out or checkpoints_folder() / name, cluster=cluster, slots=slots, more=more,
         fresh=fresh, say=lambda text: click.echo(text, err=True),

@@ -9,6 +9,7 @@ from typing import Any
 
 from rnnnas.config.plain import merge
 from rnnnas.errors import UsageError, nearest
+from rnnnas.plugins.load import load
 
 IMAGE = "image-"  # begins the kinds of runs on images
 TABLES = ("search", "train", "image-search", "image-train", "study")  # what a preset may hold
@@ -108,7 +109,18 @@ def _read(file: Path) -> dict[str, Any]:
         table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"--config {file} cannot be read as TOML: {error}") from error
+    _load_plugins(table.pop("plugins", {}), file)
     return table
+
+
+def _load_plugins(table: Any, file: Path) -> None:
+    """Load the files that a settings file names in its `[plugins]`, as seen from its folder."""
+    if table == {}:
+        return
+    names = table.get("files") if isinstance(table, dict) and set(table) <= {"files"} else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f'[plugins] of {file} must be files = ["my_ops.py", ...]')
+    load(*(file.parent / name for name in names))
 
 
 def _extended(

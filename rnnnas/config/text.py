@@ -15,6 +15,7 @@ from rnnnas.config.plain import to_toml as to_toml
 from rnnnas.data.text_streams import WindowConfig
 from rnnnas.errors import UsageError
 from rnnnas.lm.cell import check_cell
+from rnnnas.lm.fast.known import reason_against
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.lstm_gru import Baseline
 from rnnnas.lm.model import ModelConfig
@@ -25,7 +26,7 @@ from rnnnas.nas.genotype import CellGene, Genotype
 from rnnnas.nas.halving import SelectConfig
 from rnnnas.nas.latency_price import LatencyConfig
 from rnnnas.nas.methods import method_of
-from rnnnas.nas.space import RECURRENT_OPS
+from rnnnas.nas.space import RECURRENT_OPS, CellSpace, Output, recurrent_space
 from rnnnas.nas.stages import Stage, StageConfig, plan
 from rnnnas.nas.strategies import BlackboxConfig
 from rnnnas.optim import AlphaConfig, WeightConfig
@@ -49,6 +50,34 @@ def check_length(config: SearchConfig | TrainConfig) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceConfig:
+    """Which recurrent cells a search may find; by default those of DARTS.
+
+    ops: operations of an edge, of those that are registered, where `none` leaves the edge out; -;
+        names, each once; those of the DARTS paper
+    nodes: N, another name of `model.nodes`, which holds the number; nodes; 1 or more, 0 to leave
+        it; 0, so that one place holds it
+    edges_per_node: k, edges that a node keeps, or all where it has fewer; edges; 1 or more; 1 as
+        in the DARTS paper
+    join: what a node takes of its k edges, "mean" or "sum"; a mean keeps the size of a state
+    output: what a cell gives, the "mean" of its nodes, the "last" one, or the mean of the
+        "loose_ends", which no node takes (ENAS); the mean as in the DARTS paper
+    """
+
+    ops: tuple[str, ...] = RECURRENT_OPS
+    nodes: int = 0
+    edges_per_node: int = 1
+    join: Literal["mean", "sum"] = "mean"
+    output: Output = "mean"
+
+    def __post_init__(self) -> None:
+        if self.nodes < 0:
+            raise UsageError(f"space.nodes = {self.nodes} must be at least 1")
+        if self.edges_per_node < 1:
+            raise UsageError(f"space.edges_per_node = {self.edges_per_node} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig(MethodChoice):
     """One search of a recurrent cell on a text.
 
@@ -69,6 +98,7 @@ class SearchConfig(MethodChoice):
         then costs a minute at most
     capture: whether a window's kernels run as one CUDA graph, "auto" where that pays; it is slower
         nowhere
+    space: which cells may be found
     model: sizes of the network, and how it is computed
     noise: dropout
     penalty: activation regularisation
@@ -93,6 +123,7 @@ class SearchConfig(MethodChoice):
     valid_streams: int = 64
     save_seconds: float = 60.0
     capture: Literal["auto", "on", "off"] = "auto"
+    space: SpaceConfig = field(default_factory=SpaceConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
@@ -108,6 +139,11 @@ class SearchConfig(MethodChoice):
     select: SelectConfig = field(default_factory=SelectConfig)
 
     def __post_init__(self) -> None:
+        if self.space.nodes:  # one place holds the number, under the name that it always had
+            model = dataclasses.replace(self.model, nodes=self.space.nodes)
+            object.__setattr__(self, "model", model)
+            object.__setattr__(self, "space", dataclasses.replace(self.space, nodes=0))
+        _ = self.cell_space  # refuses unknown operations
         _ = self.relaxation  # refuses an unknown method or setting of one
         # Settings that the components share with a training but that a search has no place for.
         for name, value, only in (
@@ -137,6 +173,20 @@ class SearchConfig(MethodChoice):
                 f"method {self.method!r} has no alphas: latency.weight = {self.latency.weight} "
                 "has no place in it",
                 "take a method with alphas, e.g. --method darts-1st",
+            )
+        reason = reason_against(self.cell_space)
+        if reason and self.order == "exact" and self.model.path == "fast":
+            raise UsageError(
+                f"alphas.second_order = 'exact' has no fast path in this space: {reason}",
+                "add --set model.path=eager",
+            )
+        foreign = sorted(set(self.space.ops) - set(RECURRENT_OPS))
+        if self.latency.weight and (foreign or self.space.edges_per_node > 1):
+            what = f"operation {foreign[0]!r}" if foreign else "cells of several edges a node"
+            raise UsageError(
+                f"a table of latencies has no {what}: latency.weight = {self.latency.weight} has "
+                "no place in this space",
+                "leave it out, or search a space of one edge a node and the default operations",
             )
         method = method_of(self.method)
         if self.alphas.published_lookahead and self.order != "finite":
@@ -189,6 +239,8 @@ class SearchConfig(MethodChoice):
 
     def _idle(self) -> set[str]:
         keys = MethodChoice._idle(self) | {*WITHOUT_RESULT}
+        if self.space.edges_per_node == 1:
+            keys.add("space.join")
         if self.derive.by == "scores":
             keys |= {f"derive.{f.name}" for f in dataclasses.fields(DeriveConfig)} - {"derive.by"}
         elif not self.derive.tune_windows:
@@ -217,12 +269,25 @@ class SearchConfig(MethodChoice):
         return self.select.by == "race" and not self.from_scratch
 
     @property
+    def cell_space(self) -> CellSpace:
+        """The cells that the search may find.
+
+        Raises:
+            UsageError: for operations that are not registered, or are named twice.
+        """
+        own = self.space
+        return recurrent_space(
+            self.model.nodes, ops=own.ops, edges_per_node=own.edges_per_node, join=own.join,
+            output=own.output,
+        )  # fmt: skip
+
+    @property
     def plan(self) -> tuple[Stage, ...]:
         """The stages; one, unless `stages.ops` or the method ask for more."""
         return plan(
             self.stages,
             staged=method_of(self.method).staged,
-            operations=len(RECURRENT_OPS),
+            operations=len(self.space.ops),
             hidden=self.model.hidden,
             partial=self.model.partial,
             dropouth=self.noise.dropouth,

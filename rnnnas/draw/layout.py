@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from rnnnas.cnn.dense.genotype import is_dense
 from rnnnas.nas.genotype import CellGene, Genotype
+from rnnnas.nas.operations import colour_of
 
 MARGIN = 20.0
 TITLE_SIZE = 15
@@ -31,10 +32,6 @@ _TITLE_LENGTH = 100
 _STEPS = 250  # of the relaxation of heights: what it leaves uneven is below a pixel
 # Colour-blind safe (Okabe and Ito 2008); kernels of one kind share a hue and differ in lightness.
 _PALETTE = {
-    "tanh": "#0072b2",
-    "relu": "#d55e00",
-    "sigmoid": "#009e73",
-    "identity": "#cc79a7",
     "skip_connect": "#cc79a7",
     "max_pool_3x3": "#e69f00",
     "avg_pool_3x3": "#56b4e9",
@@ -53,7 +50,8 @@ FILLS = {"input": "#eef1f5", "node": "#ffffff", "output": "#eef1f5"}
 
 def colour(op: str) -> str:
     """The colour '#rrggbb' of an operation's edges; an unknown operation always gets the same."""
-    return _PALETTE.get(op) or _OTHERS[zlib.crc32(op.encode("utf-8", "replace")) % len(_OTHERS)]
+    known = _PALETTE.get(op) or colour_of(op)
+    return known or _OTHERS[zlib.crc32(op.encode("utf-8", "replace")) % len(_OTHERS)]
 
 
 Pieces = list[tuple[str, bool]]  # parts of a text, each with whether it is a subscript

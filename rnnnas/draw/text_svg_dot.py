@@ -62,15 +62,17 @@ def as_text(genotype: Genotype, title: str = "") -> str:
 
     A recurrent cell is a tree that starts at s0: on every branch the operation, then the state it
     makes; '*' marks the states whose mean is the output; the level is the number of operations
-    since s0. Its short form, which `read_genotype` accepts, follows. A cell of an image network
-    is a list of its states, each with the sum it is. A network of dense blocks is a list of these.
+    since s0. Its short form, which `read_genotype` accepts, follows. A cell of an image network, or
+    one whose nodes take several edges, is a list of its states, each with what it is. A network of
+    dense blocks is a list of these.
     """
     parts = [_wrap(" ".join(title.split()))] if title.strip() else []
     if is_dense(genotype.cells):
         return "\n\n".join([*parts, _blocks(genotype)]) + "\n"
     for name, cell in genotype.cells.items():
         g = graph(cell)
-        parts.append(_tree(name, cell, g) if cell.inputs == 1 else _sums(name, cell, g))
+        tree = cell.inputs == 1 and all(len(node) == 1 for node in cell.nodes)
+        parts.append(_tree(name, cell, g) if tree else _sums(name, cell, g))
         if name == RECURRENT and cell.inputs == 1:
             parts.append(_wrap(genotype.to_text()))
     return "\n\n".join(parts) + "\n"
@@ -122,10 +124,15 @@ def _tree(name: str, cell: CellGene, g: Graph) -> str:
 
 
 def _sums(name: str, cell: CellGene, g: Graph) -> str:
-    lines = [_heading(name, cell, g, "c_k = concat"), "", "level"]
+    recurrent = cell.inputs == 1
+    output = "h_t = mean" if recurrent else "c_k = concat"
+    lines = [_heading(name, cell, g, output), "", "level"]
+    lines += ["    0  s0 = gated tanh(x_t, h_{t-1})"] if recurrent else []
     for state, kind in g.kinds.items():
-        if kind == "node":
+        if kind == "node" and state != f"s{cell.inputs - 1}":
             terms = [f"{e.op}({e.source})" for e in g.edges if e.target == state]
+            if recurrent and cell.join == "mean" and len(terms) > 1:
+                terms = [f"mean({', '.join(terms)})"]
             mark = " *" if any(e.source == state and e.kind == "concat" for e in g.edges) else ""
             row = f"{g.levels[state]:5d}  {state} = {' + '.join(terms)}{mark}"
             lines.append(_wrap(row, " " * 12))

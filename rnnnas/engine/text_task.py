@@ -20,12 +20,13 @@ from rnnnas.engine.job import Position
 from rnnnas.engine.task import AlphaBatch, Net
 from rnnnas.errors import DataError
 from rnnnas.latency.recurrent import given_table, run_price
-from rnnnas.lm.model import RecurrentLM
+from rnnnas.lm.model import RecurrentLM, cell_path
 from rnnnas.nas.derive import derive
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.latency_price import Price
+from rnnnas.nas.operations import are_shipped
 from rnnnas.nas.relax.base import Alphas, Relaxation, Spaces
-from rnnnas.nas.space import recurrent_space
+from rnnnas.plugins import load as plugins
 from rnnnas.types import Batch, Noise
 
 Lengths = TypeVar("Lengths", SearchConfig, TrainConfig)
@@ -74,7 +75,9 @@ class _Text:
 
     def cuda_graphs(self) -> CudaGraphs | None:
         config = self.config
-        return cuda_graphs_for(config.capture, self.device, self.ranks, config.model.path)
+        cell = config.cell_space if isinstance(config, SearchConfig) else config.network
+        path = cell_path(config.model, cell)
+        return cuda_graphs_for(config.capture, self.device, self.ranks, path)
 
 
 @final
@@ -89,7 +92,7 @@ class TextSearch(_Text):
         self.corpus = corpus
         self.device = device
         self.ranks = ranks
-        self.spaces: Spaces = {RECURRENT: recurrent_space(config.model.nodes)}
+        self.spaces: Spaces = {RECURRENT: config.cell_space}
         streams = config.windows.streams
         train, alpha = search_texts(config, corpus)
         part = ranks.part(streams)
@@ -180,7 +183,13 @@ class TextTraining(_Text):
         return {}  # a recurrent network has no buffers
 
     def described(self) -> dict[str, Any]:
-        return {"vocabulary": self.corpus.vocab.to_plain()}
+        described: dict[str, Any] = {"vocabulary": self.corpus.vocab.to_plain()}
+        network = self.config.network
+        if not isinstance(network, str) and not are_shipped(
+            gene.op for node in network.nodes for gene in node
+        ):
+            described["plugins"] = plugins.loaded()  # says what to name where it is loaded
+        return described
 
 
 def search_texts(config: SearchConfig, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:

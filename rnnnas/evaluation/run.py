@@ -26,7 +26,9 @@ from rnnnas.errors import CheckpointError, DataError, RnnnasError, UsageError
 from rnnnas.evaluation.adaptive import evaluate_adapting
 from rnnnas.evaluation.images import accuracy, is_classifier
 from rnnnas.lm.model import RecurrentLM
+from rnnnas.nas import operations
 from rnnnas.nas.genotype import Genotype
+from rnnnas.plugins import load as plugins
 from rnnnas.runs.checkpoint import content_digest, load_content
 from rnnnas.runs.files import read_json
 
@@ -65,6 +67,7 @@ def rebuild_language_model(content: dict[str, Any], path: Path, device: torch.de
             f"{path} holds an image network, which neither reads nor writes text",
             "`rnnnas eval --checkpoint` gives its accuracy",
         )
+    _require_operations(content, path)
     try:
         config = from_plain(TrainConfig, content["config"])
         if content["genotype"] != config.genotype:
@@ -94,6 +97,23 @@ def rebuild_language_model(content: dict[str, Any], path: Path, device: torch.de
             f"{path} is intact but does not hold a trained recurrent cell: {reason}",
             "give the best.pt of a run of `rnnnas train`",
         ) from error
+
+
+def _require_operations(content: Mapping[str, Any], path: Path) -> None:
+    """Raises CheckpointError where a best.pt has operations that nobody has registered here."""
+    try:
+        nodes = Genotype.from_plain(content["genotype"]).recurrent.nodes
+    except (KeyError, UsageError):
+        return  # a baseline, or no checkpoint of ours, which is told of by others
+    unknown = sorted({g.op for node in nodes for g in node if not operations.is_known(g.op)})
+    if unknown:
+        noted = content.get("plugins")
+        plugins.require(noted, f"the cell of {path}, with operation {', '.join(unknown)},")
+        raise CheckpointError(
+            f"the cell of {path} has operation {', '.join(unknown)}, which is not registered here",
+            "name the file that registers it with --plugin FILE, or call "
+            "rnnnas.operations.register",
+        )
 
 
 def refuse_search(path: Path) -> None:

@@ -305,7 +305,7 @@ def _fitting(config: SearchConfig, table: LatencyTable) -> LatencyTable:
 
 def price_of(config: SearchConfig, table: LatencyTable, ranks: Ranks = ALONE) -> LatencyPrice:
     """The price of latency in a search by `table`."""
-    spaces = {RECURRENT: recurrent_space(config.model.nodes)}
+    spaces = {RECURRENT: config.cell_space}
     return LatencyPrice.of(config.latency, {RECURRENT: table.costs}, spaces, ranks.mean)
 
 

@@ -8,20 +8,13 @@ DARTS, section 3.1.2 and appendix A.2; facts of its public code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from rnnnas.errors import UsageError
+from rnnnas.nas import operations
 from rnnnas.nas.genotype import CellGene
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "identity": lambda z: z,
-}
+from rnnnas.nas.operations import function_of
 
 
 def masked(state: Tensor, mask: Tensor | None) -> Tensor:
@@ -32,7 +25,7 @@ def masked(state: Tensor, mask: Tensor | None) -> Tensor:
 def gated(state: Tensor, product: Tensor, op: str) -> Tensor:
     """s + sigmoid(c) (f(z) - s), with [c, z] = product (..., 2H). Returns (..., H)."""
     c, z = product.chunk(2, -1)
-    return state + torch.sigmoid(c) * (ACTIVATIONS[op](z) - state)
+    return state + torch.sigmoid(c) * (function_of(op)(z) - state)
 
 
 def input_product(inputs: Tensor, first: Tensor, mask_x: Tensor | None) -> Tensor:
@@ -62,11 +55,19 @@ def step(
     mask_x: Tensor | None,
     mask_h: Tensor | None,
 ) -> Tensor:
-    """One time step of a derived cell. x (B, D), h (B, H) → the next h (B, H)."""
+    """One time step of a derived cell. x (B, D), h (B, H) → the next h (B, H).
+
+    A node with several edges is the mean or the sum of them, as `cell.join` says; its edges share
+    the node's matrix.
+    """
     states = [first_state(x, h, first, mask_x, mask_h)]
-    for weight, ((op, source),) in zip(nodes, cell.nodes, strict=True):
-        s = states[source]
-        states.append(gated(s, masked(s, mask_h) @ weight, op))
+    for weight, genes in zip(nodes, cell.nodes, strict=True):
+        parts = [
+            gated(states[source], masked(states[source], mask_h) @ weight, op)
+            for op, source in genes
+        ]
+        joined = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        states.append(joined / len(parts) if cell.join == "mean" and len(parts) > 1 else joined)
     return torch.stack([states[i] for i in cell.concat]).mean(0)
 
 
@@ -91,13 +92,10 @@ def check_cell(cell: CellGene) -> None:
     """Refuse what this cell cannot run.
 
     Raises:
-        UsageError: naming the node with more than one edge or an unknown operation.
+        UsageError: naming the node with an unknown operation, or a cell of two inputs.
     """
+    if cell.inputs != 1:
+        raise UsageError(f"a recurrent cell has one input state, s0, not {cell.inputs}")
     for i, node in enumerate(cell.nodes):
-        if len(node) != 1:
-            raise UsageError(f"node {i + 1} of a recurrent cell takes one edge, not {len(node)}")
-        op = node[0].op
-        if op not in ACTIVATIONS:
-            raise UsageError(
-                f"node {i + 1} uses {op!r}", f"a recurrent cell knows {', '.join(ACTIVATIONS)}"
-            )
+        for gene in node:
+            operations.check(gene.op, f"node {i + 1}")

@@ -23,6 +23,7 @@ from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.fast import derived as fused
 from rnnnas.lm.fast import mixture as fused_mixed
 from rnnnas.lm.fast.directional import directional
+from rnnnas.lm.fast.known import reason_against
 from rnnnas.lm.loss import PenaltyConfig, cross_entropy, cross_entropy_reference, penalty
 from rnnnas.lm.lstm_gru import Baseline
 from rnnnas.lm.noise import SILENCE, LayerNoise, LMNoise, NoiseConfig, draw
@@ -40,7 +41,8 @@ class ModelConfig:
     """Sizes of a recurrent network, and which form of the computation runs.
 
     "reference" follows the definitions operation by operation; "eager" gives the same values at
-    less cost; both can be differentiated twice. "fast" gives the same values and first gradients.
+    less cost; both can be differentiated twice. "fast" gives the same values and first gradients;
+    a cell that it does not know is computed as by "eager", with the rest of the model fast.
     Evaluation is always float32, and so are weights, sums and the loss.
 
     hidden: H, units of the state, and of the embedding, which the decoder is tied to; units; 1 or
@@ -77,6 +79,15 @@ class ModelConfig:
             )
         if self.path != "fast" and self.precision == "bfloat16":
             raise UsageError("model.precision = 'bfloat16' needs model.path = 'fast'")
+
+
+def cell_path(
+    config: ModelConfig, cell: CellGene | CellSpace | Baseline
+) -> Literal["fast", "eager", "reference"]:
+    """The form in which `cell` is computed: the one that is set, or what stands in for it."""
+    if config.path != "fast" or isinstance(cell, str):
+        return config.path
+    return "eager" if reason_against(cell) else "fast"
 
 
 def low_precision(config: ModelConfig, device: torch.device) -> bool:
@@ -196,7 +207,7 @@ class RecurrentLM(nn.Module):
     @property
     def by_tangents(self) -> bool:
         """Whether `directional` serves this network's exact second order."""
-        return self.config.path == "fast" and isinstance(self.cell, CellSpace)
+        return isinstance(self.cell, CellSpace) and cell_path(self.config, self.cell) == "fast"
 
     @property
     def tangents_pay(self) -> bool:
@@ -265,7 +276,7 @@ class RecurrentLM(nn.Module):
         low: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs (T, B, H) of layer `k`, counted from 0, and its state after them."""
-        fast = self.config.path == "fast"
+        fast = cell_path(self.config, self.cell) == "fast"
         name = str(k + 1)
         own: Mapping[str, Tensor] = {}
         if name in self.layers:

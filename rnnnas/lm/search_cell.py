@@ -21,7 +21,8 @@ from torch import Tensor
 
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import UsageError
-from rnnnas.lm.cell import ACTIVATIONS, first_state, gated, input_product, masked
+from rnnnas.lm.cell import first_state, gated, input_product, masked
+from rnnnas.nas.operations import function_of
 from rnnnas.nas.space import NONE, CellSpace
 
 EPSILON = 1e-5  # of the batch normalisation
@@ -71,6 +72,43 @@ def normalise(state: Tensor, ranks: Ranks = ALONE) -> Tensor:
     return centred * torch.rsqrt(ranks.mean(centred.square().mean(0)) + EPSILON)
 
 
+def output_shares(space: CellSpace, ways: Sequence[Route], weights: Tensor) -> Tensor | None:
+    """The share v of each node in the cell's output, (N,), adding up to 1; None for equal ones.
+
+    Args:
+        ways: what is computed, as `routes` says; other weights do not count.
+
+    `last`: the last node alone. `loose_ends`: the chance that no later node takes the
+    state, over the sum of these: v_j ∝ Π_i (1 - q_ij), with q_ij the mass of edge j > i but
+    `none`'s among those of all edges of node i, times the edges that it keeps, 1 at most. Where a
+    cell is drawn, whose weights are 0 and 1, the loose ends have equal shares; under a soft mixture
+    it can be differentiated in the weights.
+    """
+    if space.output == "mean":
+        return None
+    if space.output == "last":
+        return F.pad(weights.new_ones(1), (space.nodes - 1, 0))
+    free = [weights.new_ones(())] * (space.inputs + space.nodes)
+    for node, route in enumerate(ways):
+        mass = [torch.stack([weights[edge, o] for o in ops]).sum() for edge, ops in route]
+        if not mass:
+            continue
+        total = torch.stack(mass).sum()
+        total = torch.where(total > 0, total, torch.ones_like(total))
+        for (edge, _), own in zip(route, mass, strict=True):
+            taken = (own * space.kept(node) / total).clamp(max=1.0)
+            source = space.edges[edge][0]
+            free[source] = free[source] * (1 - taken)
+    loose = torch.stack(free[space.inputs :])
+    return loose / loose.sum()
+
+
+def _output(states: list[Tensor], parts: Tensor | None) -> Tensor:
+    """The cell's output (B, H) of its states s0 to sN."""
+    made = torch.stack(states[1:])
+    return made.mean(0) if parts is None else (parts.view(-1, 1, 1) * made).sum(0)
+
+
 def finished(total: Tensor, units: int, ranks: Ranks) -> Tensor:
     """A node's state from its sum: normalised, and rolled where only `units` are computed."""
     state = normalise(total, ranks)
@@ -93,13 +131,16 @@ def unroll_reference(
     """All T steps, operation by operation, as the definition says.
 
     s_i = BN(Σ_j Σ_f P[ji, f] u_jf), u_jf = s_j + sigmoid(c) (f(z) - s_j), [c, z] = (s_j mask) W_i.
-    `none` adds nothing but takes mass. The output is the mean of s1 to sN.
+    `none` adds nothing but takes mass. The output is Σ_i v_i s_i, see `output_shares`: the mean of
+    s1 to sN unless the space says otherwise. Whether a node's edges are added or averaged is the
+    same here: the normalisation takes any factor out.
     inputs (T, B, D), h (B, H), weights (E, O) → outputs (T, B, H). paths: see `routes`, and for
     what it raises; the others are skipped whatever their weight, and get no gradient.
     """
     ways = routes(space, paths)
     units = nodes.shape[1]
     mask = None if mask_h is None else mask_h[:, :units]
+    parts = output_shares(space, ways, weights)
     outputs = []
     for x in inputs:
         states = [normalise(first_state(x, h, first, mask_x, mask_h), ranks)]
@@ -111,12 +152,12 @@ def unroll_reference(
                 c, z = (masked(part, mask) @ weight).chunk(2, -1)
                 gate = torch.sigmoid(c)
                 for o in ops:
-                    value = part + gate * (ACTIVATIONS[space.ops[o]](z) - part)
+                    value = part + gate * (function_of(space.ops[o])(z) - part)
                     if units < s.shape[-1]:
                         value = torch.cat([value, rest], -1)
                     total = total + weights[edge, o] * value
             states.append(finished(total, units, ranks))
-        h = torch.stack(states[1:]).mean(0)
+        h = _output(states, parts)
         outputs.append(h)
     return torch.stack(outputs)
 
@@ -145,6 +186,7 @@ def unroll(
     mask = None if mask_h is None else mask_h[:, :units]
     from_x, from_h = input_product(inputs, first, mask_x), first[width:]
     plans = [_shares(space, route, weights) for route in ways]
+    parts = output_shares(space, ways, weights)
     outputs = []
     for t in range(steps):
         product = torch.addmm(from_x[t], masked(h, mask_h), from_h)
@@ -164,7 +206,7 @@ def unroll(
                 total = carried.sum(0) + F.pad(gained.sum(0), (0, h.shape[-1] - units))
             states.append(finished(total, units, ranks))
             inner.append(masked(states[-1][:, :units], mask))
-        h = torch.stack(states[1:]).mean(0)
+        h = _output(states, parts)
         outputs.append(h)
     return torch.stack(outputs)
 
@@ -215,7 +257,7 @@ def _mixture(z: Tensor, shares: list[Share]) -> Tensor:
     mix = torch.zeros_like(z)
     for op, at, p in shares:
         if at is None:
-            mix = mix + p * ACTIVATIONS[op](z)
+            mix = mix + p * function_of(op)(z)
         else:
-            mix = mix.index_add(0, at, p * ACTIVATIONS[op](z.index_select(0, at)))
+            mix = mix.index_add(0, at, p * function_of(op)(z.index_select(0, at)))
     return mix

@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 from rnnnas.errors import UsageError
 
 RECURRENT = "recurrent"
+MEAN, SUM = "mean", "sum"
+JOINS = (MEAN, SUM)
 _GENE = re.compile(r"([a-z_]+(?:_\d+x\d+)*)(\d+)")
+_FORM = "write a cell as 'sigmoid0 relu1 tanh1', one word a node, 'tanh0+relu1' for two edges"
 
 
 class Gene(NamedTuple):
@@ -27,19 +30,29 @@ class Gene(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellGene:
-    """A cell: for every node the edges that enter it, and the states that form the output."""
+    """A cell: for every node the edges that enter it, and the states that form the output.
+
+    inputs: number of input states; where it is 0, one if every node has one edge, else two.
+    join: what a node of a recurrent cell with several edges takes of them. Image cells add theirs.
+    """
 
     nodes: tuple[tuple[Gene, ...], ...]
     concat: tuple[int, ...]
-
-    @property
-    def inputs(self) -> int:
-        """Number of input states: one where every node has one edge, else two."""
-        return 1 if all(len(node) == 1 for node in self.nodes) else 2
+    inputs: int = 0
+    join: str = MEAN
 
     def __post_init__(self) -> None:
         if not self.nodes:
             raise UsageError("a cell needs at least one node")
+        single = all(len(node) == 1 for node in self.nodes)
+        if self.inputs == 0:
+            object.__setattr__(self, "inputs", 1 if single else 2)
+        if self.inputs not in (1, 2):
+            raise UsageError(f"a cell has one input state or two, not {self.inputs}")
+        if self.join not in JOINS:
+            raise UsageError(f"join {self.join!r} must be one of {', '.join(JOINS)}")
+        if single and self.join != MEAN:  # of one edge, mean and sum are one
+            object.__setattr__(self, "join", MEAN)
         for i, node in enumerate(self.nodes):
             if not node:
                 raise UsageError(f"node {i + self.inputs} has no incoming edge")
@@ -69,6 +82,7 @@ class Genotype:
             name: {
                 "nodes": [[[gene.op, gene.source] for gene in node] for node in cell.nodes],
                 "concat": list(cell.concat),
+                **({} if cell.join == MEAN else {"join": cell.join}),
             }
             for name, cell in self.cells.items()
         }
@@ -90,55 +104,68 @@ class Genotype:
                     for node in cell["nodes"]
                 )
                 concat = tuple(_index(state) for state in cell["concat"])
-            except (KeyError, TypeError, ValueError) as error:
+                join = _text(cell.get("join", MEAN))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise UsageError(
                     f"cell {name!r} of the genotype is not understood: {error!r}",
                     'expected {"nodes": [[["tanh", 0]], ...], "concat": [1, ...]}',
                 ) from error
-            cells[str(name)] = CellGene(nodes=nodes, concat=concat)
+            inputs = 1 if name == RECURRENT else 0
+            cells[str(name)] = CellGene(nodes=nodes, concat=concat, inputs=inputs, join=join)
         return cls(cells=cells)
 
     def to_text(self) -> str:
         """The field's short form of a recurrent cell, e.g. 'sigmoid0 relu1 tanh1'.
 
+        A node with several edges is 'tanh0+relu1'; 'join sum' says that they are added.
+
         Raises:
-            UsageError: where there is no recurrent cell, or a node of it has several edges.
+            UsageError: where there is no recurrent cell.
         """
         cell = self.recurrent
-        if any(len(node) != 1 for node in cell.nodes):
-            raise UsageError("the short form is for cells with one edge a node; use JSON")
-        genes = " ".join(f"{node[0].op}{node[0].source}" for node in cell.nodes)
+        if cell.inputs != 1:
+            raise UsageError("the short form is for cells with one input state; use JSON")
+        genes = " ".join(
+            "+".join(f"{gene.op}{gene.source}" for gene in node) for node in cell.nodes
+        )
         default = tuple(range(1, len(cell.nodes) + 1))
         concat = "" if cell.concat == default else " concat " + ",".join(map(str, cell.concat))
-        return genes + concat
+        return genes + concat + ("" if cell.join == MEAN else f" join {cell.join}")
 
     @classmethod
     def from_text(cls, text: str) -> Genotype:
         """Read the short form of a recurrent cell.
 
         'relu0 tanh1 tanh1 concat 2,3': one 'operation predecessor' pair a node, in order;
-        without `concat` the output is the mean of all nodes.
+        without `concat` the output is the mean of all nodes. 'tanh0+relu1' is a node with two
+        edges, their mean; with 'join sum' at the end, the nodes add theirs.
 
         Raises:
             UsageError: naming the word that is not understood.
         """
-        body, word, tail = text.partition("concat")
+        words = text.split()
+        join = MEAN
+        if len(words) > 1 and words[-2] == "join":
+            join, words = words[-1], words[:-2]
+        at = words.index("concat") if "concat" in words else len(words)
         nodes = []
-        for gene in body.split():
-            match = _GENE.fullmatch(gene)
-            if match is None:
-                raise UsageError(
-                    f"{gene!r} is not an operation with its predecessor",
-                    "write a cell as 'sigmoid0 relu1 tanh1', one word a node",
-                )
-            nodes.append((Gene(match[1], int(match[2])),))
+        for word in words[:at]:
+            node = []
+            for gene in word.split("+"):
+                match = _GENE.fullmatch(gene)
+                if match is None:
+                    raise UsageError(f"{gene!r} is not an operation with its predecessor", _FORM)
+                node.append(Gene(match[1], int(match[2])))
+            nodes.append(tuple(node))
+        tail = " ".join(words[at + 1 :])
         try:
             concat = tuple(int(part) for part in tail.replace(",", " ").split())
         except ValueError as error:
             raise UsageError(f"concat {tail.strip()!r} is not a list of node numbers") from error
-        if word and not concat:
+        if at < len(words) and not concat:
             raise UsageError("concat names no node", "write it as 'concat 1,2', or leave it out")
-        cell = CellGene(nodes=tuple(nodes), concat=concat or tuple(range(1, len(nodes) + 1)))
+        everything = tuple(range(1, len(nodes) + 1))
+        cell = CellGene(nodes=tuple(nodes), concat=concat or everything, inputs=1, join=join)
         return cls(cells={RECURRENT: cell})
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 
 from rnnnas.errors import UsageError
@@ -596,6 +596,6 @@ def neighbours(genotype: Genotype, spaces: Spaces) -> list[Genotype]:
                     if other != gene:
                         changed = (*genes[:slot], other, *genes[slot + 1 :])
                         nodes = (*cell.nodes[:node], changed, *cell.nodes[node + 1 :])
-                        cells = {**genotype.cells, name: replace(cell, nodes=nodes)}
+                        cells = {**genotype.cells, name: space.cell(nodes)}
                         found.append(Genotype(cells=cells))
     return found

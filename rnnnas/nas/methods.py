@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rnnnas.errors import UsageError, nearest
+from rnnnas.plugins.load import load_installed
 
 if TYPE_CHECKING:
     from rnnnas.nas.relax.base import Relaxation
@@ -152,9 +153,9 @@ def method_of(name: str) -> Method:
     Raises:
         UsageError: where it is unknown, with the nearest known name.
     """
-    if name not in METHODS:
+    if name not in METHODS and not (load_installed() and name in METHODS):
         raise UsageError(
             f"method {name!r} is unknown{nearest(name, list(METHODS))}",
-            f"methods: {', '.join(METHODS)}",
+            f"methods: {', '.join(METHODS)}; or one of your own: --plugin FILE",
         )
     return METHODS[name]

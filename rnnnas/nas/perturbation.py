@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, final
 from torch import Tensor
 
 from rnnnas.errors import DivergedError
-from rnnnas.nas.genotype import CellGene, Gene, Genotype
+from rnnnas.nas.genotype import Gene, Genotype
 from rnnnas.nas.relax.base import Mixture, Mixtures, Spaces
 
 
@@ -72,7 +72,7 @@ class Perturbation:
             Decision(name, "edges", node)
             for name, space in spaces.items()
             for node in range(space.nodes)
-            if len(self._usable(name, node)) > space.keep
+            if len(self._usable(name, node)) > space.kept(node)
         ]
         if order == "random":
             rng.shuffle(edges)
@@ -178,7 +178,8 @@ class Perturbation:
                 "the loss was not finite whatever was masked",
                 "lower the step size with --set derive.lr=... and start with --fresh",
             )
-        count = 1 if decision.kind == "operation" else self.spaces[decision.cell].keep
+        space = self.spaces[decision.cell]
+        count = 1 if decision.kind == "operation" else space.kept(decision.place)
         loss_of = dict(zip(candidates, losses or (0.0,), strict=True))
         kept = sorted(sorted(candidates, key=lambda c: (-loss_of[c], c))[:count])
         self.kept.append(tuple(kept))
@@ -198,7 +199,7 @@ class Perturbation:
                 )
                 for node in range(space.nodes)
             )
-            cells[name] = CellGene(nodes=nodes, concat=space.concat)
+            cells[name] = space.cell(nodes)
         return Genotype(cells=cells)
 
     def state(self) -> dict[str, Any]:

@@ -10,11 +10,15 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.genotype import CellGene, Gene
+from rnnnas.nas import operations
+from rnnnas.nas.genotype import MEAN, CellGene, Gene
+from rnnnas.nas.operations import NONE as NONE
+from rnnnas.nas.operations import RECURRENT_OPS as RECURRENT_OPS
 
-NONE = "none"
+Output = Literal["mean", "last", "loose_ends"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,10 @@ class CellSpace:
     """All cells that a search may find.
 
     Node i (0-based) may take any of the `inputs + i` states before it. `keep` edges stay a node
-    when a cell is derived. `allowed` is an (E, O) table; without it every operation is allowed.
+    when a cell is derived, or all where it has fewer. `allowed` is an (E, O) table; without it
+    every operation is allowed. join: what a recurrent cell's node takes of its edges, their mean or
+    sum. output: what a cell gives: the "mean" of its nodes (of an image cell all of them), the
+    "last" node, or the mean of its "loose_ends", which no node takes (ENAS).
     """
 
     inputs: int
@@ -30,6 +37,8 @@ class CellSpace:
     ops: tuple[str, ...]
     keep: int
     allowed: tuple[tuple[bool, ...], ...] = ()
+    join: str = MEAN
+    output: Output = "mean"
     edges: tuple[tuple[int, int], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -39,11 +48,12 @@ class CellSpace:
             for source in range(self.inputs + node)
         )
         object.__setattr__(self, "edges", edges)
-        # A CellGene tells the number of its inputs by the number of edges that its nodes keep.
-        if self.nodes < 1 or self.inputs not in (1, 2) or self.keep != self.inputs:
+        # An image cell tells the number of its inputs by the number of edges that its nodes keep.
+        fits = self.keep == 2 if self.inputs == 2 else self.inputs == 1 and self.keep >= 1
+        if self.nodes < 1 or not fits:
             raise UsageError(
                 f"{self.nodes} nodes that keep {self.keep} edges over {self.inputs} inputs make "
-                "no cell: it has one input and keeps one edge a node, or two and two"
+                "no cell: it has one input and keeps at least one edge a node, or two and two"
             )
         if not self.allowed:
             everything = ((True,) * len(self.ops),) * len(edges)
@@ -51,13 +61,19 @@ class CellSpace:
         self._check_shape("allowed", self.allowed)
         for node in range(self.nodes):
             usable = [e for e in self.rows(node) if self.choices(e)]
-            if len(usable) < self.keep:
-                raise UsageError(f"node {node + self.inputs} has fewer than {self.keep} edges left")
+            if len(usable) < self.kept(node):
+                raise UsageError(
+                    f"node {node + self.inputs} has fewer than {self.kept(node)} edges left"
+                )
 
     def rows(self, node: int) -> range:
         """The rows of node `node` (0-based): one for each state before it, in order."""
         start = node * self.inputs + node * (node - 1) // 2
         return range(start, start + self.inputs + node)
+
+    def kept(self, node: int) -> int:
+        """How many edges node `node` (0-based) keeps: `keep`, or all that it has."""
+        return min(self.keep, len(self.rows(node)))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -75,8 +91,18 @@ class CellSpace:
 
     @property
     def concat(self) -> tuple[int, ...]:
-        """The states that form the output of every cell of this space: all its nodes."""
+        """All nodes: what the output of a cell is formed of where `output` is the mean."""
         return tuple(range(self.inputs, self.inputs + self.nodes))
+
+    def cell(self, nodes: Sequence[tuple[Gene, ...]]) -> CellGene:
+        """The cell of this space with these edges into its nodes."""
+        concat = self.concat
+        if self.output == "last":
+            concat = concat[-1:]
+        elif self.output == "loose_ends":
+            taken = {gene.source for node in nodes for gene in node}
+            concat = tuple(state for state in concat if state not in taken)
+        return CellGene(nodes=tuple(nodes), concat=concat, inputs=self.inputs, join=self.join)
 
     def discretise(self, scores: Sequence[Sequence[float]]) -> CellGene:
         """Derive the cell: per node the `keep` best edges by their best operation but `none`.
@@ -99,9 +125,9 @@ class CellSpace:
                 if choices:
                     op = max(choices, key=lambda o: (scores[edge][o], -o))
                     best.append((-scores[edge][op], self.edges[edge][0], op))
-            kept = sorted(best)[: self.keep]
+            kept = sorted(best)[: self.kept(node)]
             nodes.append(tuple(Gene(self.ops[op], source) for _, source, op in kept))
-        return CellGene(nodes=tuple(nodes), concat=self.concat)
+        return self.cell(nodes)
 
     def discretise_within(
         self, scores: Sequence[Sequence[float]], limits: Mapping[str, int]
@@ -135,7 +161,7 @@ class CellSpace:
     def _can_miss(self, node: int, edge: int) -> bool:
         """Whether enough edges stay to `node` when one choice of `edge` goes."""
         usable = [row for row in self.rows(node) if self.choices(row)]
-        return len(self.choices(edge)) > 1 or len(usable) > self.keep
+        return len(self.choices(edge)) > 1 or len(usable) > self.kept(node)
 
     def prune(self, allowed: Sequence[Sequence[bool]]) -> CellSpace:
         """The space in which only what this one and `allowed` (E, O) both allow is left.
@@ -155,14 +181,14 @@ class CellSpace:
         nodes = []
         for node in range(self.nodes):
             usable = [edge for edge in self.rows(node) if self.choices(edge)]
-            edges = sorted(rng.sample(usable, self.keep))
+            edges = sorted(rng.sample(usable, self.kept(node)))
             nodes.append(
                 tuple(
                     Gene(self.ops[rng.choice(self.choices(edge))], self.edges[edge][0])
                     for edge in edges
                 )
             )
-        return CellGene(nodes=tuple(nodes), concat=self.concat)
+        return self.cell(nodes)
 
     def count(self) -> int:
         """How many different cells the space holds."""
@@ -170,11 +196,12 @@ class CellSpace:
         for node in range(self.nodes):
             # Ways to choose `keep` edges, each with one of its operations: the elementary
             # symmetric polynomial of degree `keep` in the edges' numbers of choices.
-            ways = [1] + [0] * self.keep
+            keep = self.kept(node)
+            ways = [1] + [0] * keep
             for edge in self.rows(node):
-                for degree in range(self.keep, 0, -1):
+                for degree in range(keep, 0, -1):
                     ways[degree] += ways[degree - 1] * len(self.choices(edge))
-            total *= ways[self.keep]
+            total *= ways[keep]
         return total
 
 
@@ -234,9 +261,25 @@ def row_space(
     )
 
 
-RECURRENT_OPS = ("none", "tanh", "relu", "sigmoid", "identity")
+def recurrent_space(
+    nodes: int = 8,
+    *,
+    ops: tuple[str, ...] = RECURRENT_OPS,
+    edges_per_node: int = 1,
+    join: str = MEAN,
+    output: Output = "mean",
+) -> CellSpace:
+    """A space of recurrent cells; by default that of DARTS (section 3.1.2): one edge a node, five
+    operations, the mean of all nodes.
 
-
-def recurrent_space(nodes: int = 8) -> CellSpace:
-    """The recurrent space of DARTS (section 3.1.2): one edge a node, five operations."""
-    return CellSpace(inputs=1, nodes=nodes, ops=RECURRENT_OPS, keep=1)
+    Raises:
+        UsageError: for an operation that is not registered, or is named twice, or none at all.
+    """
+    if len(set(ops)) != len(ops) or not set(ops) - {NONE}:
+        raise UsageError(
+            f"space.ops = {list(ops)} must name at least one operation beside 'none', each once"
+        )
+    for op in ops:
+        if op != NONE:
+            operations.check(op, "space.ops")
+    return CellSpace(inputs=1, nodes=nodes, ops=ops, keep=edges_per_node, join=join, output=output)

@@ -11,11 +11,11 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, final
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.genotype import CellGene, Gene, Genotype
+from rnnnas.nas.genotype import Gene, Genotype
 from rnnnas.nas.space import CellSpace
 
 Spaces = Mapping[str, CellSpace]
@@ -197,8 +197,7 @@ def mutated(genotype: Genotype, spaces: Spaces, draws: random.Random) -> Genotyp
     genes = list(cell.nodes[node])
     genes[slot] = draws.choice(options)
     nodes = (*cell.nodes[:node], tuple(genes), *cell.nodes[node + 1 :])
-    changed: CellGene = replace(cell, nodes=nodes)
-    return Genotype(cells={**genotype.cells, name: changed})
+    return Genotype(cells={**genotype.cells, name: spaces[name].cell(nodes)})
 
 
 def _operations(genotype: Genotype, spaces: Spaces, place: tuple[str, int, int]) -> list[Gene]:

@@ -106,7 +106,7 @@ def read_genotype(reference: str) -> Genotype:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
         except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
             raise UsageError(f"{path} is not a genotype in JSON: {error}") from error
-    if " " in reference.strip() or _GENE.fullmatch(reference):
+    if " " in reference.strip() or all(map(_GENE.fullmatch, reference.split("+"))):
         return Genotype.from_text(reference)
     raise UsageError(
         f"genotype {reference!r} is neither a file, a run folder nor a published cell"

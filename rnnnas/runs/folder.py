@@ -24,6 +24,7 @@ import numpy as np
 import rnnnas
 from rnnnas.distributed import Ranks
 from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.plugins import load as plugins
 from rnnnas.runs.checkpoint import load_content, save_content
 from rnnnas.runs.files import (
     Lock,
@@ -46,6 +47,14 @@ _NEW = "give --fresh for a new run, or another folder with --out"
 LATER: Mapping[str, Any] = {
     "alphas.published_lookahead": False,
     "model.auxiliary_norm": True,
+    "least_steps": 0,
+    "seconds": 0.0,
+    "start": "",
+    "space.ops": ["none", "tanh", "relu", "sigmoid", "identity"],
+    "space.nodes": 0,
+    "space.edges_per_node": 1,
+    "space.join": "mean",
+    "space.output": "mean",
 }
 
 
@@ -122,7 +131,9 @@ class Run:
         if not path.exists():
             self._id = secrets.token_hex(16)
             about = {"kind": kind, "config": config, "version": rnnnas.__version__}
-            write_json(path, about | {"run": self._id})
+            used = plugins.loaded()
+            more = {"plugins": used} if used else {}
+            write_json(path, about | {"run": self._id} | more)
         else:
             self._id = _check_config(path, kind, config, {*idle, *grows})
             if _grown(read_json(path)["config"], config, grows):
@@ -354,6 +365,12 @@ def _check_config(
         raise CheckpointError(f"{path} is damaged: it holds no configuration", _NEW)
     if stored.get("kind") != kind:
         raise UsageError(f"{path.parent} holds a {stored.get('kind')} run, not a {kind} run", _NEW)
+    used = stored.get("plugins") or []
+    plugins.require(used, str(path.parent))
+    if changed := plugins.changed(used):
+        raise UsageError(
+            f"plug-in {', '.join(changed)} is not the one that {path.parent} was begun with", _NEW
+        )
     if changes := differences(stored["config"], config, idle):
         raise UsageError(
             f"{path.parent} holds a run with another configuration: {'; '.join(changes)}", _NEW

@@ -20,9 +20,8 @@ from rnnnas.engine.steps import evaluate, generator, own_state, weight_step
 from rnnnas.engine.task import products_in
 from rnnnas.engine.text_task import scoring_streams, search_texts
 from rnnnas.errors import DivergedError
-from rnnnas.lm.model import RecurrentLM, low_precision
+from rnnnas.lm.model import RecurrentLM, cell_path, low_precision
 from rnnnas.nas.genotype import RECURRENT, Genotype
-from rnnnas.nas.space import recurrent_space
 from rnnnas.optim import restore_optimizer, scheduled, weight_optimizer
 from rnnnas.runs.folder import AnyRun
 from rnnnas.searching.derive_by_trying import log_candidate, strategy_of
@@ -46,7 +45,7 @@ class CandidateJob:
         self.pace = pace
         self.device = device
         self.vocabulary = corpus.vocab.size
-        self.strategy = strategy_of(config, {RECURRENT: recurrent_space(config.model.nodes)})
+        self.strategy = strategy_of(config, {RECURRENT: config.cell_space})
         self.epochs = self.strategy.total
         train, _ = search_texts(config, corpus)
         self.train = Streams(train, config.windows.streams, device)
@@ -72,7 +71,8 @@ class CandidateJob:
             penalty=config.penalty,
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
         ).to(self.device)
-        self.cuda_graphs = cuda_graphs_for(config.capture, self.device, path=config.model.path)
+        path = cell_path(config.model, genotype.recurrent)
+        self.cuda_graphs = cuda_graphs_for(config.capture, self.device, path=path)
         self.optimizer = weight_optimizer(self.net, config.weights)
         self.hidden_state: HiddenState = None
         self.diverged = False

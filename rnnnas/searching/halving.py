@@ -21,7 +21,6 @@ from rnnnas.engine.metrics import perplexity
 from rnnnas.errors import CheckpointError, DivergedError
 from rnnnas.nas.genotype import RECURRENT, Genotype, cell_text
 from rnnnas.nas.halving import Entrant, Plan, Proposal, Race, Standing, Trial, plan_of
-from rnnnas.nas.space import recurrent_space
 from rnnnas.runs.files import disk_errors
 from rnnnas.runs.folder import Run
 from rnnnas.runs.progress import Progress
@@ -38,7 +37,7 @@ _ROWS = 6  # of a rung in the table, at least where there are so many cells
 def plan_from(config: SearchConfig, course: Course) -> Plan:
     """The plan that the settings of a search by halving ask for."""
     black = config.blackbox
-    cells = recurrent_space(config.model.nodes).count()
+    cells = config.cell_space.count()
     return plan_of(black.budget, course.steps, least=black.rung, cells=cells)
 
 
@@ -68,7 +67,7 @@ class HalvingJob:
         self.config, self.corpus, self.device = config, corpus, device
         self.course = Course(config, corpus, device)
         self.plan = plan_from(config, self.course)
-        self._spaces = {RECURRENT: recurrent_space(config.model.nodes)}
+        self._spaces = {RECURRENT: config.cell_space}
         self._proposed, self._guards = tuple(proposed), guards
         self.race = self._new_race()
         count = torch.get_num_threads() if workers is None else workers

@@ -14,7 +14,6 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.errors import CheckpointError
 from rnnnas.nas.halving import plan_for
-from rnnnas.nas.space import recurrent_space
 from rnnnas.runs.files import read_json, write_json
 from rnnnas.searching.halving import HalvingJob
 
@@ -65,7 +64,7 @@ def timed_race(
         usual,
         workers=job.workers,
         least=black.rung,
-        cells=recurrent_space(config.model.nodes).count(),
+        cells=config.cell_space.count(),
     )
     return plan.cost, plan.steps
 

@@ -12,7 +12,7 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus
 from rnnnas.nas.derive import DeriveConfig
 from rnnnas.nas.early_stopping import StopConfig
-from rnnnas.nas.genotype import CellGene, Gene, Genotype
+from rnnnas.nas.genotype import Gene, Genotype
 from rnnnas.nas.halving import Proposal, SelectConfig
 from rnnnas.nas.latency_price import LatencyConfig
 from rnnnas.nas.relax.policy import Policy
@@ -134,5 +134,5 @@ def sample(
                 weights = [max(weight, 1e-12) for _, weight in options]
                 genes.append(rng.choices([gene for gene, _ in options], weights)[0])
             nodes.append(tuple(sorted(genes, key=lambda gene: gene.source)))
-        cells[name] = CellGene(nodes=tuple(nodes), concat=space.concat)
+        cells[name] = space.cell(tuple(nodes))
     return Genotype(cells=cells)

@@ -21,7 +21,6 @@ from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.halving import plan_of
 from rnnnas.nas.methods import method_of
-from rnnnas.nas.space import recurrent_space
 from rnnnas.nas.zoo import BASELINES, ZOO
 
 DEFAULT_PRESET = "study-quick"
@@ -249,9 +248,9 @@ def train_config(config: StudyConfig, kind: Literal["short", "final"]) -> TrainC
 
 
 def random_cell(config: StudyConfig, number: int) -> str:
-    """The short text of random cell `number`: `random:NUMBER`, of as many nodes as are searched."""
-    nodes = search_config(config, config.methods[0]).model.nodes
-    cell = recurrent_space(nodes).sample(random.Random(f"{number}/cell"))
+    """The short text of random cell `number`: `random:NUMBER`, of the space that is searched."""
+    space = search_config(config, config.methods[0]).cell_space
+    cell = space.sample(random.Random(f"{number}/cell"))
     return Genotype(cells={RECURRENT: cell}).to_text()
 
 

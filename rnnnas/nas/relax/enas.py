@@ -84,7 +84,7 @@ class Enas(Policy):
             paths: list[tuple[int, int]] = []
             for node in range(space.nodes):
                 used: list[int] = []
-                for _ in range(space.keep):
+                for _ in range(space.kept(node)):
                     state = _advance(alphas, *state)
                     sources = _sources(space, node, used)
                     source = sources[
@@ -114,7 +114,7 @@ class Enas(Policy):
             table = alphas["start"].new_zeros(len(space.edges), len(space.ops))
             for node in range(space.nodes):
                 used: list[int] = []
-                for _ in range(space.keep):
+                for _ in range(space.kept(node)):
                     state = _advance(alphas, *state)
                     sources = _sources(space, node, used)
                     logits = self._source_logits(alphas, state[1], known, sources)
@@ -125,7 +125,7 @@ class Enas(Policy):
                         choices = space.choices(row)
                         decoded = self._squash(branch[1] @ alphas["decode"])[choices]
                         joint = share * decoded.softmax(-1)
-                        table[row, choices] = table[row, choices] + joint / space.keep
+                        table[row, choices] = table[row, choices] + joint / space.kept(node)
                         top = int(joint.argmax())
                         value = float(joint[top].detach())
                         if value > best:

@@ -1,0 +1,1 @@
+"""Plug-ins: files and packages of the user's own that bring operations and search methods."""

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the package beside this page, installed or not
 MARK = "## Every file\n"
 SETTINGS = """# Settings
 
@@ -31,6 +32,11 @@ corpus = "ptb"             # a file for --config may name corpus, method and gen
 limit = 300
 ```
 
+## Presets
+
+| preset | what |
+|---|---|
+PRESETS
 ## Settings of a run
 """
 
@@ -59,7 +65,10 @@ def file_map() -> str:
 def settings_page() -> str:
     """docs/settings.md: a table for each group of settings."""
     from rnnnas.config.catalogue import Setting, catalogue
+    from rnnnas.config.preset_files import preset_names, preset_tables
     from rnnnas.studies.plan import ALL_KINDS
+
+    presets = [f"| `{name}` | {preset_tables(name)['about']} |\n" for name in preset_names()]
 
     def row(one: Setting) -> str:
         about = one.field.about
@@ -75,7 +84,7 @@ def settings_page() -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
 
     head = "| setting | of | meaning | unit; range | default; why | presets that change it |"
-    lines = [SETTINGS, head, "|---|---|---|---|---|---|"]
+    lines = [SETTINGS.replace("PRESETS", "".join(presets)), head, "|---|---|---|---|---|---|"]
     listed = catalogue(ALL_KINDS)
     for number, one in enumerate(listed):
         if not one.field.group:

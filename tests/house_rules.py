@@ -34,6 +34,7 @@ LIBRARIES: dict[str, set[str]] = {
     "nas.stages": set(),
     "nas.strategies": set(),
     "nas.zoo": set(),
+    "nas.structure": {"numpy"},
     "nas.early_stopping": set(),
     "draw.layout": set(),
     "draw.text_svg_dot": set(),

@@ -32,7 +32,7 @@ _EXACT: dict[str, float] = {"float32": 2e-4, "float16": 2e-4, "int8": 5e-3}
 
 
 def write_page(path: Path, source: Source, dtype: Dtype) -> dict[str, Any]:
-    """Write the page of a model; returns the figures of its verification.
+    """Write the page of a language model; returns the figures of its verification.
 
     The weights and the header are read back from the file and computed with as the page does.
 
@@ -40,10 +40,6 @@ def write_page(path: Path, source: Source, dtype: Dtype) -> dict[str, Any]:
         ExportError: where the page would not compute what torch computes.
         UsageError: for a vocabulary that the page has no rule for.
     """
-    if source.images is not None:
-        from rnnnas.exporting.image_page import write_image_page
-
-        return write_image_page(path, source, dtype)
     assert source.text is not None
     net, vocab = source.language_model(), source.text.vocab
     table, blob = packed(net, dtype)

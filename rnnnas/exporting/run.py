@@ -182,9 +182,10 @@ def _write(
 ) -> dict[str, Any]:
     """Write a file of one of the formats and verify it; returns the figures."""
     if format == "html":
+        from rnnnas.exporting.image_page import write_image_page
         from rnnnas.exporting.page import write_page
 
-        return write_page(path, source, dtype)
+        return (write_page if source.images is None else write_image_page)(path, source, dtype)
     about = metadata(source, dtype)
     if source.images is not None:
         return _write_images(source, path, format, dtype, opset, about)

@@ -1,7 +1,6 @@
 """Successive halving with one-gene children: which cell is trained how far, and which go on.
 
-Needs no torch: a `Race` says which trainings are due and is told what they gave. A training's
-length is counted in weight steps, a race's cost in full trainings of T steps.
+A `Race` says which trainings are due and is told what they gave. T: weight steps of a full one.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ class SelectConfig:
     budget: what all trainings of the race cost together; full trainings of `windows` weight steps
         each; 2 or more; two cells of a dozen then get a full one
     windows: weight steps of a full training; steps; 0 or more, 0 for as many as the search's own;
-        500 tell cells of 100 units apart (benchmarks/halving.md)
+        500 tell cells of 100 units apart
     rung: weight steps of the race's first rung, at least; steps; 1 or more; below, the train loss
         says little of a cell
     guards: random cells that take part, at least; cells; 0 or more; enough to see chance
-    points: how often the cell that the alphas stand for is noted on the way, evenly; times; 0 or
-        more; a search that collapses is at its best before
-    samples: cells drawn from the distribution that the alphas stand for, or the best of those that
-        were tried with shared weights; cells; 0 or more; a few, beside those of `points`
+    points: how often the cell of the alphas is noted on the way, evenly; times; 0 or more; a search
+        that collapses is at its best before
+    samples: cells drawn from the alphas' distribution, or the best of those that were tried with
+        shared weights; cells; 0 or more; a few, beside those of `points`
     published: whether published cells take part; they cost as little as random ones
     schedule: schedule of the step size over a full training of the race; cosine, as trainings have
     """

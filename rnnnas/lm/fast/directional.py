@@ -8,7 +8,7 @@ difference of two gradients; Pearlmutter, Fast exact multiplication by the Hessi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,9 @@ from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.space import CellSpace
 from rnnnas.types import Batch, HiddenState
 
-if TYPE_CHECKING:
-    from rnnnas.lm.model import RecurrentLM
-
 
 def directional(
-    net: RecurrentLM, weights: Mapping[str, Tensor], vector: Mapping[str, Tensor], batch: Batch,
+    net: Any, weights: Mapping[str, Tensor], vector: Mapping[str, Tensor], batch: Batch,
     hidden_state: HiddenState, mixtures: Mapping[str, Mixture], noise: LMNoise, *, low: bool,
 ) -> Tensor:  # fmt: skip
     """The objective's derivative along `vector` at `weights`, both by parameter name: a scalar.
@@ -42,6 +39,7 @@ def directional(
     network's own forward pass.
 
     Args:
+        net: a `RecurrentLM` under search; its module imports this one.
         low: round the factors of products to bfloat16.
     """
     assert isinstance(net.cell, CellSpace)

@@ -255,13 +255,13 @@ void dual_losses(int64_t rows, int64_t words, P *logits, P *dlogits, const S *bi
         for (int64_t b = 0; b < rows; b++) {
             P *l = logits + b * words, *dl = dlogits + b * words;
             S most = -INFINITY, mass = 0, sum = 0, *x = line.data(), *dx = dline.data();
-            int lost = 0;
-#pragma omp simd reduction(max : most) reduction(| : lost)
+            int broken = 0;
+#pragma omp simd reduction(max : most) reduction(| : broken)
             for (int64_t v = 0; v < words; v++) {
                 x[v] = S(widen(l[v])) + bias[v];
                 dx[v] = S(widen(dl[v])) + dbias[v];
                 most = x[v] > most ? x[v] : most;
-                lost |= x[v] != x[v];
+                broken |= x[v] != x[v];
             }
 #pragma omp simd reduction(+ : mass, sum)
             for (int64_t v = 0; v < words; v++) {
@@ -269,7 +269,7 @@ void dual_losses(int64_t rows, int64_t words, P *logits, P *dlogits, const S *bi
                 mass += x[v];
                 sum += x[v] * dx[v];
             }
-            S mean = (lost ? S(NAN) : sum) / mass, share = scale / mass;
+            S mean = (broken ? S(NAN) : sum) / mass, share = scale / mass;
             int64_t t = targets[b];
             moved[b] = double(mean) - double(dx[t]);
             S hit = x[t] * share;

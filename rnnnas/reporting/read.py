@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rnnnas.cnn.space import image_spaces
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import CellSpace, recurrent_space
-from rnnnas.runs.files import read_json
+from rnnnas.runs.files import parse_json, read_json
 
 Table = Sequence[Sequence[float]]
 
@@ -158,7 +157,7 @@ def genotype_from(text: str) -> Genotype | None:
     """The genotype that `derive.cell_text` wrote, or None where it cannot be read."""
     try:
         return (
-            Genotype.from_plain(json.loads(text)) if text[:1] == "{" else Genotype.from_text(text)
+            Genotype.from_plain(parse_json(text)) if text[:1] == "{" else Genotype.from_text(text)
         )
     except (UsageError, ValueError):
         return None
@@ -248,7 +247,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for at, line in enumerate(whole, 1):
         try:
-            plain = json.loads(line)
+            plain = parse_json(line)
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged in line {at}: {error}") from error
         if isinstance(plain, dict):

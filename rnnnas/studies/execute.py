@@ -271,10 +271,12 @@ def seconds_of(job: Job, done: list[Job], results: dict[str, dict[str, Any]]) ->
 
 
 def _result(path: Path) -> dict[str, Any]:
-    result = read_json(path)
-    if not isinstance(result, dict) or not {"seconds", "valid_perplexity"} <= set(result):
+    result: dict[str, Any] = read_json(path)
+    whole = isinstance(result, dict) and {"seconds", "valid_perplexity"} <= set(result)
+    numbers = (result["seconds"], result["valid_perplexity"] or 0.0) if whole else (None,)
+    if not all(type(number) in (int, float) for number in numbers):
         raise CheckpointError(
-            f"{path} is damaged",
+            f"{path} is damaged: it lacks its seconds or its perplexity",
             "delete it, and the study's command reports anew from the saved state",
         )
     return result

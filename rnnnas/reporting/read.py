@@ -15,6 +15,8 @@ from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.runs.files import parse_json, read_json
+from rnnnas.runs.sealed import read_result, read_sealed
+from rnnnas.studies.record import DAMAGED
 
 Table = Sequence[Sequence[float]]
 
@@ -203,13 +205,12 @@ def read_run(folder: Path) -> RunData:
     config = about.get("config")
     if not isinstance(config, Mapping):
         raise CheckpointError(f"{folder / 'config.json'} is damaged: it holds no configuration")
-    path = folder / "result.json"
     return RunData(
         folder=folder,
         kind=str(about.get("kind", "")),
         config=config,
         version=str(about.get("version", "")),
-        result=_object(path) if path.is_file() else None,
+        result=read_result(folder),
         lines=tuple(_lines(folder / "metrics.jsonl")),
     )
 
@@ -221,7 +222,7 @@ def read_study(folder: Path) -> StudyData:
         CheckpointError: where a file is damaged.
     """
     path = folder / "study.json"
-    stored = _object(path)
+    stored = read_sealed(path, DAMAGED)
     plan, jobs, result = stored.get("plan"), stored.get("jobs"), stored.get("result")
     if not isinstance(plan, Mapping) or not isinstance(jobs, Mapping) or "config" not in plan:
         raise CheckpointError(f"{path} is damaged: it holds no plan")

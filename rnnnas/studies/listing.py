@@ -16,6 +16,8 @@ from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.zoo import ZOO, genotype_of
 from rnnnas.runs.files import Lock, parse_json, read_object
+from rnnnas.runs.sealed import read_result, read_sealed
+from rnnnas.studies.record import DAMAGED
 from rnnnas.studies.record import NAME as STUDY
 
 State = Literal["finished", "running", "stopped", "failed", "damaged"]
@@ -110,7 +112,7 @@ def _run(folder: Path, date: str) -> RunInfo:
     config: dict[str, Any] = stored["config"]
     kind = ("image-" if "augment" in config else "") + stored["kind"]
     what = config["method"] if "method" in config else cell_name(config)
-    result = _result(folder)
+    result = read_result(folder)
     epoch, failed = _last_epoch(folder / "metrics.jsonl")
     state: State = "stopped"
     if result is not None:
@@ -128,7 +130,7 @@ def _run(folder: Path, date: str) -> RunInfo:
 
 
 def _study(folder: Path, date: str) -> RunInfo:
-    stored = read_object(folder / STUDY)
+    stored = read_sealed(folder / STUDY, DAMAGED)
     config, jobs = stored["plan"]["config"], stored["jobs"]
     result = stored["result"] or {}
     done = sum(job["state"] == "done" for job in jobs.values())
@@ -172,13 +174,6 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
         and not isinstance(value, bool)
         and name not in _NO_FIGURES
     }
-
-
-def _result(folder: Path) -> dict[str, Any] | None:
-    path = folder / "result.json"
-    if not path.exists():
-        return None
-    return read_object(path)
 
 
 def _last_epoch(path: Path) -> tuple[int, str]:

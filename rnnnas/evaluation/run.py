@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rnnnas.config.plain import from_plain
 from rnnnas.config.text import TrainConfig
@@ -78,6 +79,7 @@ def rebuild_language_model(content: dict[str, Any], path: Path, device: torch.de
             penalty=config.penalty, generator=torch.Generator(),
         )  # fmt: skip
         net.load_state_dict(content["weights"])
+        check_finite(net)
         return Loaded(
             net=net.to(device),
             config=config,
@@ -94,6 +96,13 @@ def rebuild_language_model(content: dict[str, Any], path: Path, device: torch.de
             f"{path} is intact but does not hold a trained recurrent cell: {reason}",
             "give the best.pt of a run of `rnnnas train`",
         ) from error
+
+
+def check_finite(net: nn.Module) -> None:
+    """Raises CheckpointError where a weight is infinite or no number: no figure of it means any."""
+    for name, weight in net.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise CheckpointError(f"its weights are not finite ({name}): its training diverged")
 
 
 def refuse_search(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +20,7 @@ from rnnnas.engine.budget import Costs, Pace, Plan, Stopwatch, enter_plan, plann
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.pick_task import check, fitted
-from rnnnas.errors import UsageError
+from rnnnas.errors import DivergedError, UsageError
 from rnnnas.nas.genotype import cell_text
 from rnnnas.nas.latency_price import MICROSECOND
 from rnnnas.nas.methods import method_of
@@ -149,6 +151,7 @@ def search(
             known = partial(yardsticks, cast(Corpus, corpus), "valid", streams)
             beside = ranks.on_rank_zero(lambda: known().to_plain())
         genotype = job.genotype()
+        check_finite(job.measured(), job.epochs)
         digest = content_digest({"genotype": genotype.to_plain(), **job.outcome()})
         ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
         result = {
@@ -173,3 +176,18 @@ def search(
         result = ranks.broadcast(result)  # the seconds differ
         run.finish(result)
         return result
+
+
+def check_finite(measured: Mapping[str, float], epochs: int) -> None:
+    """Refuse to recommend a cell whose measured figures are no numbers.
+
+    Raises:
+        DivergedError: where one is not finite and there was anything to train.
+    """
+    for name, value in measured.items():
+        if epochs and not math.isfinite(value):
+            raise DivergedError(
+                f"{name.replace('_', ' ')} is {value}: every candidate diverged, and there is no "
+                "cell to recommend",
+                "lower the step size with --set weights.lr=... and start with --fresh",
+            )

@@ -214,12 +214,35 @@ def _told_error(told: dict[str, Any]) -> RnnnasError:
 
 def started() -> bool:
     """Whether this process was started as one of several, by torchrun or by `--processes`."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    world = place("WORLD_SIZE", 1)
+    if world > 1 and not os.environ.get("RANK", "").strip():
+        raise UsageError(
+            f"WORLD_SIZE is {world}, but RANK is not set",
+            "start with torchrun or --processes, which set both; or unset WORLD_SIZE",
+        )
+    return world > 1
+
+
+def place(name: str, default: int) -> int:
+    """A number that torchrun puts into the environment; `default` where it is not there or empty.
+
+    Raises:
+        UsageError: where it is no number, or below 0.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit()) or len(text) > 6:
+        raise UsageError(
+            f"the environment variable {name} is {text!r}, which is no number of processes",
+            f"start with torchrun or --processes, which set it; or unset {name}",
+        )
+    return int(text)
 
 
 def local_rank() -> int:
     """Which of the processes on this machine this is: it takes the device of that number."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return place("LOCAL_RANK", 0)
 
 
 def orphaned() -> bool:
@@ -242,8 +265,13 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if not started():
         yield ALONE
         return
-    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == world and sys.platform != "win32":
+    world, rank = place("WORLD_SIZE", 1), place("RANK", 0)
+    if rank >= world:
+        raise UsageError(
+            f"RANK is {rank}, but WORLD_SIZE is {world}: ranks count from 0",
+            "start with torchrun or --processes, which set both",
+        )
+    if place("LOCAL_WORLD_SIZE", 0) == world and sys.platform != "win32":
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     file = os.environ.get(STORE)

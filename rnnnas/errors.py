@@ -56,6 +56,20 @@ class Interrupted(RnnnasError):
         self.exit_code = exit_code
 
 
+_VISIBLE = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
+}
+
+
+def visible(text: object) -> str:
+    """A text that a terminal may be given: control characters, and what no encoding has, escaped.
+
+    Names, words and errors come from files that others wrote; raw, an escape sequence in them
+    could rewrite what stands on the screen. Tabs and line ends stay.
+    """
+    return str(text).encode("utf-8", "backslashreplace").decode().translate(_VISIBLE)
+
+
 def nearest(word: str, known: list[str]) -> str:
     """' (did you mean ...?)' for the known word closest to `word`, or an empty string."""
     import difflib

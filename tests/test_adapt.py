@@ -368,7 +368,7 @@ def test_a_folder_that_cannot_be_written(
 
     expected = evaluate_checkpoint(best, "test", device=CPU, **CACHE)
     best.with_name("best.dynamic.json").unlink()
-    monkeypatch.setattr(adaptive, "write_json", refuse)
+    monkeypatch.setattr(adaptive, "write_sealed", refuse)
     assert evaluate_checkpoint(best, "test", device=CPU, cache=True) == expected
     told = capsys.readouterr()
     assert "best.dynamic.json could not be written" in told.err and told.out == ""

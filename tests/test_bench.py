@@ -42,7 +42,7 @@ def flops(shapes: Counter[recurrent.Product]) -> int:
 
 
 def test_products_of_the_papers_settings() -> None:
-    """Against the arithmetic of the paper's setting: 170 GFLOP forward in search, three times with back."""
+    """Against the arithmetic of the paper's setting: 170 GFLOP forward, three times with back."""
     config = recurrent._config("first_order", "fast", ())
     rows, hidden = 35 * 256, 300
     forward = 2 * rows * hidden * (2 * hidden * (2 + 36) + recurrent.VOCABULARY)

@@ -15,6 +15,7 @@ import torch
 
 import rnnnas
 from rnnnas.errors import CheckpointError, DiskError, UsageError
+from rnnnas.runs import files
 from rnnnas.runs import folder as run_module
 from rnnnas.runs.checkpoint import content_digest, load_content
 from rnnnas.runs.files import write_json
@@ -94,14 +95,14 @@ def test_fresh_takes_the_next_free_folder_and_leaves_the_others(tmp_path):
             assert run.folder == tmp_path / name
             run.save_state({"name": name})
     (tmp_path / "run-4").mkdir()  # empty: free
-    (tmp_path / "run-4" / ".config.json.0123456789abcdef.tmp").write_text("half")
+    (tmp_path / "run-4" / files._temporary_name("config.json")).write_text("half")
     assert load_content(base / "state.pt")["state"] == {"name": "run"}
     with Run.open(base, "search", {"other": 1}, fresh=True) as run:
         assert run.folder.name == "run-4"
 
 
 def test_a_run_killed_at_its_very_start_is_begun_again_and_cleaned_up(tmp_path):
-    left = [".config.json.0123456789abcdef.tmp", ".state.pt.00000000000000ff.tmp"]
+    left = [files._temporary_name(name) for name in ("config.json", "state.pt")]
     for name in [*left, ".lock"]:
         (tmp_path / name).write_text("half")
     with Run.open(tmp_path, "train", CONFIG):

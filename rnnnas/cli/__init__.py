@@ -22,7 +22,8 @@ from rnnnas.cli import (
     show,
     studies,
 )
-from rnnnas.errors import RnnnasError
+from rnnnas.cli.common import echo
+from rnnnas.errors import RnnnasError, visible
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
 # a busy laptop) long spinning stalls everybody: two searches at once took 1.7 to 17 s a step
@@ -53,23 +54,25 @@ class _Group(click.Group):
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
         except click.ClickException as error:
+            setattr(error, "message", visible(error.message))  # noqa: B010  # final to mypy alone
             error.show()
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted", err=True)
+            echo("interrupted", err=True)
             sys.exit(130)
         except RnnnasError as error:
             if not error.quiet:
-                click.echo(f"rnnnas: {error.cause}", err=True)
+                echo(f"rnnnas: {error.cause}", err=True)
                 if error.remedy:
-                    click.echo(f"  {error.remedy}", err=True)
+                    echo(f"  {error.remedy}", err=True)
             sys.exit(error.exit_code)
         except (MemoryError, RuntimeError) as error:
             # torch has no exception of its own for memory on a CPU.
             if not isinstance(error, MemoryError) and not any(w in str(error) for w in _TOO_LARGE):
                 raise
-            click.echo(f"rnnnas: not enough memory: {str(error).splitlines()[0]}", err=True)
-            click.echo("  lower model.hidden, windows.streams or windows.bptt", err=True)
+            reason = str(error).splitlines() or ["there is none left"]
+            echo(f"rnnnas: not enough memory: {reason[0]}", err=True)
+            echo("  lower model.hidden, windows.streams or windows.bptt", err=True)
             sys.exit(2)
         except BrokenPipeError:
             _drop_output()
@@ -80,8 +83,8 @@ class _Group(click.Group):
                 raise
             where = error.filename or "standard output"
             _drop_output()
-            click.echo(f"rnnnas: {where} cannot be used: {error.strerror or error}", err=True)
-            click.echo("  make room or name another place, then give the command again", err=True)
+            echo(f"rnnnas: {where} cannot be used: {error.strerror or error}", err=True)
+            echo("  make room or name another place, then give the command again", err=True)
             sys.exit(5)
 
     # A reader that went away is no failure; click itself would end with exit code 1.

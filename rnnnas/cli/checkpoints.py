@@ -11,6 +11,7 @@ import click
 from rnnnas.cli import complete
 from rnnnas.cli.common import (
     device_option,
+    echo,
     json_option,
     pick_device,
     plugin_option,
@@ -107,7 +108,7 @@ def evaluate(
             cache=cache, given=_given(settings, dynamic),
         )  # fmt: skip
     if result.get("leak"):
-        click.echo(
+        echo(
             f"warning: perplexity {result['perplexity']:.2f} lies below the "
             f"{result['best_perplexity']:.2f} that the best model can reach on this source: "
             "the model has seen this text, or the evaluation leaks",
@@ -117,31 +118,31 @@ def evaluate(
         print_json(result)
         return
     if "accuracy" in result:
-        click.echo(f"{result['split']} accuracy {result['accuracy']:.2f} %")
+        echo(f"{result['split']} accuracy {result['accuracy']:.2f} %")
         if "top5" in result:
-            click.echo(f"among the best five {result['top5']:.2f} %")
-        click.echo(f"{result['nats']:.6f} nats an image over {result['images']:,} images")
+            echo(f"among the best five {result['top5']:.2f} %")
+        echo(f"{result['nats']:.6f} nats an image over {result['images']:,} images")
         return
-    click.echo(f"{result['split']} perplexity {result['perplexity']:.4f}")
-    click.echo(f"{result['nats']:.6f} nats a token over {result['tokens']:,} tokens, "
+    echo(f"{result['split']} perplexity {result['perplexity']:.4f}")
+    echo(f"{result['nats']:.6f} nats a token over {result['tokens']:,} tokens, "
                f"{result['unknown']:,} unknown words")  # fmt: skip
     if "plain_perplexity" in result:
-        click.echo(f"without adapting {result['plain_perplexity']:.4f}")
+        echo(f"without adapting {result['plain_perplexity']:.4f}")
     for name in ("dynamic", "cache"):
         if name in result:
             chosen = ", ".join(
                 f"{key} {value}" if isinstance(value, str) else f"{key} {value:g}"
                 for key, value in result[name].items() if not key.startswith("valid_")
             )  # fmt: skip
-            click.echo(f"{name}: {chosen}; validation perplexity "
+            echo(f"{name}: {chosen}; validation perplexity "
                        f"{result[name]['valid_perplexity']:.4f}")  # fmt: skip
     if result["word_perplexity"] != result["perplexity"]:
-        click.echo(f"perplexity a word {result['word_perplexity']:.4f}")
+        echo(f"perplexity a word {result['word_perplexity']:.4f}")
     if "bits_per_byte" in result:
-        click.echo(f"{result['bits_per_byte']:.4f} bits a byte")
+        echo(f"{result['bits_per_byte']:.4f} bits a byte")
         say_compared(result, result["perplexity"], "this model", "train it longer: --minutes N")
     if "best_perplexity" in result:
-        click.echo(f"best any model can reach {result['best_perplexity']:.4f}")
+        echo(f"best any model can reach {result['best_perplexity']:.4f}")
 
 
 @click.command()
@@ -187,14 +188,14 @@ def sample(
         return
     for one in seeds:
         if count > 1:
-            click.echo(f"--- {one - seed + 1}, seed {one}", err=True)
+            echo(f"--- {one - seed + 1}, seed {one}", err=True)
         last = prompt
-        click.echo(prompt, nl=False)
+        echo(prompt, nl=False)
         for piece in model.stream(prompt, seed=one, **options):
-            click.echo(piece, nl=False)
+            echo(piece, nl=False)
             last = piece or last
         if not last.endswith("\n"):
-            click.echo()
+            echo()
 
 
 @click.command()
@@ -232,7 +233,7 @@ def score(file: Path, checkpoint: Path, restart: bool, as_json: bool, device: st
         yield total(scored)
 
     if not as_json:
-        click.echo("line\tlog_prob\ttokens\tunknown\tperplexity\ttext")
+        echo("line\tlog_prob\ttokens\tunknown\tperplexity\ttext")
     for one in each():
         if as_json:
             print_json(one.to_plain())
@@ -240,4 +241,4 @@ def score(file: Path, checkpoint: Path, restart: bool, as_json: bool, device: st
         number = "all" if one.line is None else str(one.line)
         text = (one.text or "").replace("\t", " ")
         figures = f"{one.log_prob:.6f}\t{one.tokens}\t{one.unknown}\t{one.perplexity:.4f}"
-        click.echo(f"{number}\t{figures}\t{text}")
+        echo(f"{number}\t{figures}\t{text}")

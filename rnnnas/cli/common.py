@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnnnas.errors import UsageError
+from rnnnas.errors import UsageError, visible
 from rnnnas.runs.files import json_plain
 from rnnnas.runs.progress import waiting
 
@@ -23,9 +23,17 @@ if TYPE_CHECKING:
 STARTED = time.perf_counter()  # of the command: a budget covers its start, too
 
 
+def echo(text: object = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print a text. On standard error, and where a person looks on, without control characters."""
+    stream = sys.stderr if err else sys.stdout
+    if err or (stream is not None and stream.isatty()):
+        text = visible(text)
+    click.echo(text, nl=nl, err=err)
+
+
 def print_json(value: object) -> None:
     """One JSON object on standard output; what JSON has no number for (inf, nan) is null."""
-    click.echo(json.dumps(json_plain(value), allow_nan=False))
+    echo(json.dumps(json_plain(value), allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -85,15 +93,15 @@ def say_kernels(device: torch.device, precision: str = "auto") -> None:
     from rnnnas.lm.fast.cpu_library import built, has_bfloat16
 
     if device.type == "cuda" and (reason := devices.reason(device)):
-        click.echo(f"note: without kernels for CUDA, hence slower: {reason}", err=True)
+        echo(f"note: without kernels for CUDA, hence slower: {reason}", err=True)
     if device.type != "cpu":
         return
     with waiting("compiling the kernels, once for this processor"):
         reason = built().reason
     if reason:
-        click.echo(f"note: without compiled kernels, hence slower: {reason}", err=True)
+        echo(f"note: without compiled kernels, hence slower: {reason}", err=True)
     if precision == "bfloat16" and not has_bfloat16():
-        click.echo("note: this processor has no bfloat16 products: imitating them is many times "
+        echo("note: this processor has no bfloat16 products: imitating them is many times "
                    "slower than model.precision=float32", err=True)  # fmt: skip
 
 
@@ -106,7 +114,7 @@ def say_compared(result: dict[str, Any], perplexity: float | None, whose: str, r
     given = Yardsticks(unigram=result["unigram_perplexity"], bigram=result["bigram_perplexity"])
     value = math.inf if perplexity is None else perplexity
     for line in compared(value, given, whose=whose, remedy=remedy):
-        click.echo(line, err=line.startswith("WARNING"))
+        echo(line, err=line.startswith("WARNING"))
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnnas.cli import complete
-from rnnnas.cli.common import json_option, print_json
+from rnnnas.cli.common import echo, json_option, print_json
 from rnnnas.data.text_files import shown
 from rnnnas.errors import UsageError
 
@@ -54,7 +54,7 @@ def corpus_list(as_json: bool) -> None:
             size = f"{row['tokens']:>12,} tokens"
         elif "images" in row:
             size = f"{row['images']:>12,} images"
-        click.echo(f"{row['name']:16} {size}  {shown(row['note'])}".rstrip())
+        echo(f"{row['name']:16} {size}  {shown(row['note'])}".rstrip())
 
 
 @corpus.command()
@@ -77,20 +77,20 @@ def info(name: str, as_json: bool) -> None:
         _say_images(described)
         return
     for split in ("train", "valid", "test"):
-        click.echo(
+        echo(
             f"{split:10} {described[split]:>12,} tokens, "
             f"{described['words'][split] - described['lines'][split]:,} words, "
             f"{described['lines'][split]:,} lines, {_said_bytes(described['bytes'][split])}, "
             f"{_said_share(described['unknown'][split], described[split])} unknown"
         )
     kind = described["kind"] + (", punctuation split off" if described["tokenizer"] else "")
-    click.echo(f"{'vocabulary':10} {described['vocabulary']:>12,} ({kind})")
-    click.echo(f"unigram perplexity on test {described['unigram_perplexity']:10.2f}")
-    click.echo(f"bigram perplexity on test  {described['bigram_perplexity']:10.2f}")
+    echo(f"{'vocabulary':10} {described['vocabulary']:>12,} ({kind})")
+    echo(f"unigram perplexity on test {described['unigram_perplexity']:10.2f}")
+    echo(f"bigram perplexity on test  {described['bigram_perplexity']:10.2f}")
     if described["best_perplexity"] is not None:
-        click.echo(f"best any model can reach   {described['best_perplexity']:10.2f}")
+        echo(f"best any model can reach   {described['best_perplexity']:10.2f}")
     _say_origin(described)
-    click.echo(f"sha256 {described['sha256']}")
+    echo(f"sha256 {described['sha256']}")
 
 
 def _said_bytes(size: int | None) -> str:
@@ -104,26 +104,26 @@ def _said_share(unknown: int, tokens: int) -> str:
 def _say_images(described: dict[str, Any]) -> None:
     for split in ("train", "valid", "test"):
         counts = described["class_counts"][split]
-        click.echo(
+        echo(
             f"{split:10} {described[split]:>12,} images, {min(counts):,} to {max(counts):,} a class"
         )
     size = described["size"]
     said = f"{size[1]} x {size[0]} pixels" if size else "kept encoded, decoded at every use"
-    click.echo(f"{'size':10} {said}")
+    echo(f"{'size':10} {said}")
     classes = described["classes"]
     more = ", ..." if len(classes) > 20 else ""
-    click.echo(f"{'classes':10} {len(classes):>12,} ({', '.join(map(shown, classes[:20]))}{more})")
+    echo(f"{'classes':10} {len(classes):>12,} ({', '.join(map(shown, classes[:20]))}{more})")
     for key in ("mean", "std"):
-        click.echo(f"{key:10} {' '.join(f'{value:.4f}' for value in described[key])}")
+        echo(f"{key:10} {' '.join(f'{value:.4f}' for value in described[key])}")
     _say_origin(described)
-    click.echo(f"sha256 {described['sha256']}")
+    echo(f"sha256 {described['sha256']}")
 
 
 def _say_origin(described: dict[str, Any]) -> None:
     if described.get("canonical") and not described["note"].startswith("the canonical words"):
-        click.echo("the canonical text of the benchmark, byte for byte")
+        echo("the canonical text of the benchmark, byte for byte")
     if described["note"]:
-        click.echo(f"note: {shown(described['note'])}")
+        echo(f"note: {shown(described['note'])}")
 
 
 def _vocabulary_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -239,7 +239,7 @@ def rm(name: str, as_json: bool) -> None:
     if as_json:
         print_json({"name": name, "removed": str(folder)})
     else:
-        click.echo(f"removed {folder}")
+        echo(f"removed {folder}")
 
 
 def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
@@ -259,22 +259,22 @@ def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
     if as_json:
         print_json({"name": prepared.name, **sizes, **about})
         return
-    click.echo(f"{prepared.name}: {said}")
+    echo(f"{prepared.name}: {said}")
     if unknown:
         shares = " / ".join(f"{100 * share:.2f} %" for share in unknown.values())
-        click.echo(f"unknown (<unk>): {shares} of train / valid / test")
+        echo(f"unknown (<unk>): {shares} of train / valid / test")
     if max(unknown.values(), default=0) > UNKNOWN_LIMIT:
         for split, share in unknown.items():
             if share >= 0.5:
-                click.echo(
+                echo(
                     f"warning: {split} is mostly unknown words: is it another language or kind of "
                     "text than train?",
                     err=True,
                 )
-        click.echo(
+        echo(
             "warning: more than 2 % of a split is <unk>, which a model predicts without knowing "
             "the word; --vocab sentencepiece or bytes has none, --vocab-size sets more words",
             err=True,
         )
     _say_origin(about)
-    click.echo(f"search on it: rnnnas search --corpus {prepared.name}", err=True)
+    echo(f"search on it: rnnnas search --corpus {prepared.name}", err=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rnnnas.cli.common import json_option, print_json
+from rnnnas.cli.common import echo, json_option, print_json
 
 
 @click.command()
@@ -43,7 +43,7 @@ def export(
     if as_json:
         print_json(result.to_plain())
         return
-    click.echo(f"wrote {result.path} ({result.bytes:,} bytes, {result.dtype})")
+    echo(f"wrote {result.path} ({result.bytes:,} bytes, {result.dtype})")
     for line in result.lines():
-        click.echo(line)
-    click.echo(f"next: {result.hint()}")
+        echo(line)
+    echo(f"next: {result.hint()}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnnas.cli import complete
-from rnnnas.cli.common import json_option, print_json
+from rnnnas.cli.common import echo, json_option, print_json
 from rnnnas.home import checkpoints_folder
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def runs_list(folder: Path | None, as_json: bool) -> None:
         print_json({"runs": [one.to_plain() for one in found]})
         return
     if not found:
-        click.echo(f"no runs in {folder or checkpoints_folder()}", err=True)
+        echo(f"no runs in {folder or checkpoints_folder()}", err=True)
         return
     rows = [
         (one.date[:16].replace("T", " "), str(one.path), one.kind, one.corpus, _short(one.what),
@@ -71,7 +71,7 @@ def runs_list(folder: Path | None, as_json: bool) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         texts = (f"{text:{width}}" for text, width in zip(row, widths, strict=True))
-        click.echo("  ".join(texts).rstrip())
+        echo("  ".join(texts).rstrip())
 
 
 def _short(text: str) -> str:
@@ -112,8 +112,8 @@ def runs_compare(first: Path, second: Path, as_json: bool) -> None:
     rows += [(name, _number(a), _number(b)) for name, (a, b) in compared.figures.items()]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, a, b in rows:
-        click.echo(f"{name:{widths[0]}}  {a:{widths[1]}}  {b}".rstrip())
-    click.echo("\n" + side_by_side(compared, shutil.get_terminal_size((160, 24)).columns))
+        echo(f"{name:{widths[0]}}  {a:{widths[1]}}  {b}".rstrip())
+    echo("\n" + side_by_side(compared, shutil.get_terminal_size((160, 24)).columns))
 
 
 def _value(value: Any) -> str:

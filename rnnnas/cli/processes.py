@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rnnnas.cli.common import pick_device
+from rnnnas.cli.common import echo, pick_device
 from rnnnas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,13 @@ def started_by_hand(processes: int) -> bool:
     Raises:
         UsageError: under torchrun, which has its own option for their number.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    text = os.environ.get("WORLD_SIZE", "").strip()
+    if text in ("", "1"):
+        return processes > 1
+    from rnnnas.distributed import place, started
+
+    world = place("WORLD_SIZE", 1)
+    started()  # refuses what is half set
     if world > 1 and processes not in (1, world):
         raise UsageError(
             f"--processes {processes} was given to one of {world} processes",
@@ -125,8 +131,8 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
     for rank, child in enumerate(children):
         if (child.returncode or 0) < 0:  # it could say nothing itself
             name = signal.Signals(-child.returncode).name
-            click.echo(f"rnnnas: process {rank} of {len(children)} was ended by {name}", err=True)
-            click.echo("  the same command goes on from the last saved state", err=True)
+            echo(f"rnnnas: process {rank} of {len(children)} was ended by {name}", err=True)
+            echo("  the same command goes on from the last saved state", err=True)
             return 128 - child.returncode
     codes = [child.returncode or 0 for child in children]
     return codes[0] or failed or next((c for c in codes if c), 0)

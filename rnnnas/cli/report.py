@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from rnnnas.cli.common import echo
+
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="RUN|STUDY...",
@@ -27,7 +29,7 @@ def report(paths: tuple[Path, ...], out: Path, opened: bool) -> None:
     from rnnnas.reporting.page import report as write
 
     path = write(paths, out)
-    click.echo(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)", err=True)
+    echo(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)", err=True)
     if opened:
         import webbrowser
 

@@ -15,6 +15,7 @@ from rnnnas.cli.common import (
     budget_seconds,
     device_option,
     duration,
+    echo,
     json_option,
     pick_device,
     plugin_option,
@@ -116,7 +117,7 @@ def search(method: str | None, **options: Any) -> None:
     if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
         images = is_of_images(corpus)
         what, measure = ("images", "accuracy") if images else ("text", "perplexity")
-        click.echo(
+        echo(
             f"note: alphas are trained on the validation {what}, as in the paper; "
             f"validation {measure} is then no independent measure", err=True,
         )  # fmt: skip
@@ -129,17 +130,17 @@ def search(method: str | None, **options: Any) -> None:
     from rnnnas.draw.text_svg_dot import as_text
     from rnnnas.nas.genotype import Genotype
 
-    click.echo(as_text(Genotype.from_plain(result["genotype"])))
+    echo(as_text(Genotype.from_plain(result["genotype"])))
     briefly = config.from_scratch or getattr(config, "races", False)
     whose = "the best cell, briefly trained" if briefly else "the search network"
-    click.echo(f"validation {_measured(result, 'valid')} of {whose}")
+    echo(f"validation {_measured(result, 'valid')} of {whose}")
     say_compared(
         result, result.get("valid_perplexity"), whose,
         "such a search says little of cells; search longer with --minutes N or --epochs N",
     )  # fmt: skip
-    click.echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
+    echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
     folder = shlex.quote(result["run"])
-    click.echo(f"train it: rnnnas train --corpus {config.corpus} --genotype {folder}", err=True)
+    echo(f"train it: rnnnas train --corpus {config.corpus} --genotype {folder}", err=True)
 
 
 @click.command()
@@ -198,17 +199,17 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     if options["as_json"]:
         print_json(result)
         return
-    click.echo(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s")
-    click.echo(f"validation {_measured(result, 'valid')}")
-    click.echo(f"test       {_measured(result, 'test')}")
+    echo(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s")
+    echo(f"validation {_measured(result, 'valid')}")
+    echo(f"test       {_measured(result, 'test')}")
     say_compared(
         result, result.get("test_perplexity"), "this model",
         "train longer, on with --epochs N or --minutes N, or with fewer units by --hidden N",
     )  # fmt: skip
     if "bits_per_byte" in result:
-        click.echo(f"{result['bits_per_byte']:.3f} bits a byte")
+        echo(f"{result['bits_per_byte']:.3f} bits a byte")
     best = shlex.quote(result["checkpoint"])
-    click.echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
+    echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
 
 
 def _train_folder(options: Settings, genotype: str | None, start: Path | None) -> Path:
@@ -336,12 +337,12 @@ def _resolve(
         planned=planned,
     )
     for key in without_effect(config, kind, file, settings, images):
-        click.echo(f"warning: {key} has no effect on this {noun}", err=True)
+        echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
         if options["as_json"]:
             print_json(to_plain(config))
         else:
-            click.echo(commented(config), nl=False)
+            echo(commented(config), nl=False)
         return None
     return config
 
@@ -371,22 +372,22 @@ def _dry_run(job: Any, config: Any, seconds: Callable[[], float], options: Setti
     plain = to_plain(config)
     if isinstance(job, HalvingJob) and not options["as_json"]:
         for line in job.plan.lines():
-            click.echo(line)
+            echo(line)
     if options["as_json"]:
         sizes = {"parameters": parameters, f"steps_per_{what}": steps, f"{what}s": job.epochs}
         print_json({"seconds": taken, "memory_bytes": memory, **sizes, "config": plain})
         return
     held = "" if memory is None else f", {memory / 1e9:.2g} GB of memory"
-    click.echo(("budget " if budget else "about ") + duration(taken) + held)
+    echo(("budget " if budget else "about ") + duration(taken) + held)
     stages = () if isinstance(job, HalvingJob) else getattr(job, "plan", ())
     staged = " in the first stage" if len(stages) > 1 else ""
     many = "" if budget else f", {job.epochs} {what}s"
-    click.echo(
+    echo(
         f"{parameters:,} parameters{staged}, {steps:,} steps {'an' if what == 'epoch' else 'a'} "
         f"{what}{many}"
     )
     if options["verbose"]:
-        click.echo(to_toml(plain), nl=False)
+        echo(to_toml(plain), nl=False)
 
 
 @click.command()
@@ -420,13 +421,13 @@ def demo(
         seed=seed,
         device=pick_device(device),
         seconds=budget_seconds(minutes, seconds),
-        say=lambda text: click.echo(text, err=True),
+        say=lambda text: echo(text, err=True),
     )
     if as_json:
         print_json(result)
         return
-    click.echo("\n" + as_text(Genotype.from_plain(result["genotype"]), "the cell that was found"))
-    click.echo(f"test perplexity on {corpus}, lower is better, networks trained the same way:")
+    echo("\n" + as_text(Genotype.from_plain(result["genotype"]), "the cell that was found"))
+    echo(f"test perplexity on {corpus}, lower is better, networks trained the same way:")
     for label, key in {
         "the searched cell": "test_perplexity",
         f"the mean of {len(result['random_cells'])} random cells": "random_mean_test_perplexity",
@@ -434,13 +435,13 @@ def demo(
         "a bigram model": "bigram_perplexity",
         "a unigram model": "unigram_perplexity",
     }.items():
-        click.echo(f"  {label:36} {result[key]:8.2f}")
+        echo(f"  {label:36} {result[key]:8.2f}")
     say_compared(
         result, result["test_perplexity"], "the searched cell",
         "give the demo more time with --minutes N",
     )  # fmt: skip
     found, folder = (shlex.quote(result["runs"][name]) for name in ("found", "search"))
-    click.echo(
+    echo(
         f"\n{result['seconds']:.0f} s. One seed of a small run says little about cells; "
         "`rnnnas presets list` has longer ones.\nWhere to look next:\n"
         f"  rnnnas report {folder} --open   the search as one page\n"

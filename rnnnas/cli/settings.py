@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rnnnas.cli.common import json_option, print_json
+from rnnnas.cli.common import echo, json_option, print_json
 from rnnnas.cli.complete import setting_keys
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def settings(key: str | None, kind: str | None, as_json: bool) -> None:
     if key is None:
         _table(chosen)
         return
-    click.echo("\n\n".join(_whole(one) for one in chosen))
+    echo("\n\n".join(_whole(one) for one in chosen))
 
 
 def _table(chosen: list[Setting]) -> None:
@@ -50,10 +50,10 @@ def _table(chosen: list[Setting]) -> None:
     width = max(len(one.key) for one in plain)
     for one in chosen:
         if one.field.group:
-            click.echo(f"\n{one.key}: {one.field.about.meaning}")
+            echo(f"\n{one.key}: {one.field.about.meaning}")
             continue
-        click.echo(f"  {one.key:{width}}  {one.default_text():12} {_of(one)}")
-    click.echo("\nmeaning, range and presets of one of them or of a group: rnnnas settings KEY")
+        echo(f"  {one.key:{width}}  {one.default_text():12} {_of(one)}")
+    echo("\nmeaning, range and presets of one of them or of a group: rnnnas settings KEY")
 
 
 def _of(one: Setting) -> str:

@@ -11,6 +11,7 @@ import click
 from rnnnas.cli import complete
 from rnnnas.cli.common import (
     device_option,
+    echo,
     json_option,
     pick_device,
     plugin_option,
@@ -159,7 +160,7 @@ def _give_history(folder: Path, form: str, out: Path | None) -> None:
     ]
     data = as_gif(frames) if form == "gif" else as_animation(frames).encode()
     write_where_told(out, data)
-    click.echo(f"wrote {out} ({len(data) / 1000:.0f} kB)", err=True)
+    echo(f"wrote {out} ({len(data) / 1000:.0f} kB)", err=True)
 
 
 def _give_comparison(
@@ -235,10 +236,10 @@ def _give(text: str, out: Path | None) -> None:
     from rnnnas.runs.files import write_where_told
 
     if out is None:
-        click.echo(text)
+        echo(text)
     else:
         write_where_told(out, (text + "\n").encode())
-        click.echo(f"wrote {out}", err=True)
+        echo(f"wrote {out}", err=True)
 
 
 @click.group()
@@ -272,7 +273,7 @@ def presets_list(as_json: bool) -> None:
         return
     for name, tables in rows.items():
         kinds = " and ".join(kind for kind in TABLES if kind in tables)
-        click.echo(f"{name:18} {kinds:28} {tables['about']}")
+        echo(f"{name:18} {kinds:28} {tables['about']}")
 
 
 @presets.command("show")
@@ -286,7 +287,7 @@ def presets_show(name: str) -> None:
     """
     from rnnnas.config.presets import preset_text
 
-    click.echo(preset_text(name), nl=False)
+    echo(preset_text(name), nl=False)
 
 
 @click.command()
@@ -328,7 +329,7 @@ def bench(
       rnnnas bench cnn --set batches.size=8
       rnnnas bench latency --set model.hidden=100 --set windows.streams=32
     """
-    where, say = pick_device(device), lambda text: click.echo(text, err=True)
+    where, say = pick_device(device), lambda text: echo(text, err=True)
     if what == "latency":
         _bench_latency(where, settings, out, as_json, say)
         return
@@ -347,9 +348,9 @@ def bench(
         print_json(report)
         return
     for kind, values in report.items():
-        click.echo(kind)
+        echo(kind)
         for name, value in values.items():
-            click.echo(f"  {name:32} {value:12.3f}")
+            echo(f"  {name:32} {value:12.3f}")
 
 
 def _bench_latency(
@@ -369,11 +370,9 @@ def _bench_latency(
         print_json(plain)
         return
     seconds = plain.pop("seconds")
-    click.echo(", ".join(f"{name} {value}" for name, value in plain.items()))
+    echo(", ".join(f"{name} {value}" for name, value in plain.items()))
     rows = {"products": seconds["products"], "rests": seconds["rests"], **seconds["activations"]}
-    click.echo(f"microseconds a time step; s0 and the input {seconds['first'] * 1e6:.1f}")
-    click.echo(
-        f"  {'nodes together':14}" + "".join(f"{n + 1:9}" for n in range(len(rows["rests"])))
-    )
+    echo(f"microseconds a time step; s0 and the input {seconds['first'] * 1e6:.1f}")
+    echo(f"  {'nodes together':14}" + "".join(f"{n + 1:9}" for n in range(len(rows["rests"]))))
     for name, values in rows.items():
-        click.echo(f"  {name:14}" + "".join(f"{value * 1e6:9.1f}" for value in values))
+        echo(f"  {name:14}" + "".join(f"{value * 1e6:9.1f}" for value in values))

@@ -13,6 +13,7 @@ from rnnnas.cli.common import (
     STARTED,
     budget_seconds,
     device_option,
+    echo,
     json_option,
     pick_device,
     plugin_option,
@@ -95,7 +96,7 @@ def study(
             config, seconds, slots, start=time.perf_counter() - STARTED,
             methods=methods is not None, seeds=seeds is not None,
         )  # fmt: skip
-        click.echo(line(config, seconds), err=True)
+        echo(line(config, seconds), err=True)
     if dry_run:
         from rnnnas.studies.estimate import estimate
 
@@ -105,8 +106,8 @@ def study(
             print_json(listed)
             return
         for job in listed["jobs"]:
-            click.echo(f"{job['name']:28} {job['steps']:>9,} steps  {job['seconds']:>9,.0f} s")
-        click.echo(f"about {listed['seconds'] / 60:,.0f} minutes, {slots} at a time")
+            echo(f"{job['name']:28} {job['steps']:>9,} steps  {job['seconds']:>9,.0f} s")
+        echo(f"about {listed['seconds'] / 60:,.0f} minutes, {slots} at a time")
         return
     from rnnnas.studies.execute import study as run
     from rnnnas.studies.paired_table import paired_table
@@ -118,14 +119,14 @@ def study(
         more += ("--plugin", str(path))
     result = run(
         config, opened, out or checkpoints_folder() / name, cluster=cluster, slots=slots, more=more,
-        fresh=fresh, say=lambda text: click.echo(text, err=True),
+        fresh=fresh, say=lambda text: echo(text, err=True),
     )  # fmt: skip
     if as_json:
         print_json(result)
         return
-    click.echo(paired_table(result) if config.finals == "all" else table(result))
-    click.echo(f"as a page: rnnnas report {result['run']}", err=True)
-    click.echo(f"curves: rnnnas board {result['run']}", err=True)
+    echo(paired_table(result) if config.finals == "all" else table(result))
+    echo(f"as a page: rnnnas report {result['run']}", err=True)
+    echo(f"curves: rnnnas board {result['run']}", err=True)
 
 
 def _slots(device: str) -> int:

@@ -127,7 +127,9 @@ def value_of(text: str) -> Any:
     """What `--set` gives: a TOML value, or else the plain word."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError as error:
+        raise UsageError(f"a value is nested too deeply: {text[:20]}...") from error
+    except ValueError:  # TOMLDecodeError is one; so is a number of thousands of digits
         return text
 
 

@@ -25,7 +25,7 @@ from rnnnas.engine.cuda_graphs import PATIENCE, synchronise
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import EVALUATION_STEPS, Readable, evaluate
 from rnnnas.errors import CheckpointError, UsageError
-from rnnnas.runs.files import read_json, write_json
+from rnnnas.runs.sealed import read_sealed, write_sealed
 from rnnnas.types import Batch
 
 T = TypeVar("T")
@@ -158,14 +158,14 @@ def read_plan(folder: Path) -> Plan | None:
     if not path.exists():
         return None
     try:
-        return Plan.from_plain(read_json(path))
-    except (KeyError, TypeError, AttributeError) as error:
+        return Plan.from_plain(read_sealed(path, "start the run anew with --fresh"))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged", "start the run anew with --fresh") from error
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
     """Keep `plan` in a run folder. Raises DiskError where it cannot be written."""
-    write_json(folder / PLAN, plan.to_plain())
+    write_sealed(folder / PLAN, plan.to_plain())
 
 
 def planned(

@@ -339,7 +339,7 @@ def finished(run: AnyRun, ranks: Ranks = ALONE) -> dict[str, Any]:
         raise ranks.rank_zero_error(
             CheckpointError(
                 f"{run.folder / 'result.json'} is damaged",
-                "delete it, and the same command reports anew from the saved state",
+                "move it away, and the same command reports anew from the saved state",
             )
         )
     if ranks.leads:

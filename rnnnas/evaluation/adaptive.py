@@ -28,8 +28,9 @@ from rnnnas.evaluation.dynamic import Dynamic, DynamicConfig, gradient_rms
 from rnnnas.evaluation.log_probs import Scores, score
 from rnnnas.evaluation.neural_cache import Cache, CacheConfig, mixed, with_cache
 from rnnnas.lm.model import RecurrentLM
-from rnnnas.runs.files import json_plain, read_json, write_json
+from rnnnas.runs.files import json_plain
 from rnnnas.runs.progress import Progress
+from rnnnas.runs.sealed import open_sealed, write_sealed
 from rnnnas.types import HiddenState
 
 T = TypeVar("T")
@@ -296,10 +297,17 @@ class _Kept:
         tried += [asdict(_start(given or {})), sorted(given or {})]
         self._content: dict[str, Any] = {"digest": digest, "tried": json_plain(tried)}
         if path.exists():
-            with suppress(CheckpointError):
-                content = read_json(path)
-                if isinstance(content, dict) and self._content.items() <= content.items():
+            try:
+                content, sealed = open_sealed(path, "")
+                if sealed is None:
+                    self._say(f"{path} has no seal: its parameters are chosen anew")
+                elif self._content.items() <= content.items():
                     self._content = content
+            except CheckpointError as error:
+                self._say(f"{error.cause}: its parameters are chosen anew")
+
+    def _say(self, text: str) -> None:
+        Progress("dynamic", 0, quiet=self._quiet).line(text)
 
     def get(
         self, name: str, cls: type[T], tune: Callable[[], dict[str, Any]]
@@ -330,7 +338,7 @@ class _Kept:
 
     def _write(self, name: str) -> None:
         try:
-            write_json(self._path, self._content)
+            write_sealed(self._path, self._content)
         except DiskError as error:  # the evaluation is not lost for that
             bar = Progress(name, 0, quiet=self._quiet)
             bar.line(f"the chosen parameters are not kept: {error.cause}")

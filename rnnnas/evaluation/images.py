@@ -57,6 +57,8 @@ def rebuild(content: Mapping[str, Any], path: Path, device: torch.device) -> Cla
         classes = tuple(content["classes"])
         net = derived_network(config.model, config.network, len(classes), torch.Generator())
         net.load_state_dict(content["weights"])
+        if bad := [n for n, w in net.named_parameters() if not bool(w.isfinite().all())]:
+            raise CheckpointError(f"its weights are not finite ({bad[0]}): its training diverged")
         return Classifier(
             net=net.to(device),
             config=config,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rnnnas.config.plain import from_plain
 from rnnnas.config.text import TrainConfig
@@ -81,6 +82,7 @@ def rebuild_language_model(content: dict[str, Any], path: Path, device: torch.de
             penalty=config.penalty, generator=torch.Generator(),
         )  # fmt: skip
         net.load_state_dict(content["weights"])
+        check_finite(net)
         return Loaded(
             net=net.to(device),
             config=config,
@@ -114,6 +116,13 @@ def _require_operations(content: Mapping[str, Any], path: Path) -> None:
             "name the file that registers it with --plugin FILE, or call "
             "rnnnas.operations.register",
         )
+
+
+def check_finite(net: nn.Module) -> None:
+    """Raises CheckpointError where a weight is infinite or no number: no figure of it means any."""
+    for name, weight in net.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise CheckpointError(f"its weights are not finite ({name}): its training diverged")
 
 
 def refuse_search(path: Path) -> None:

@@ -22,7 +22,7 @@ from rnnnas.config.images import ImageSearchConfig
 from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.latency.recurrent import RUN_FILE, alternating, least, processor
-from rnnnas.runs.files import read_json, write_json
+from rnnnas.runs.sealed import CHANGED, read_sealed, write_sealed
 
 P = TypeVar("P")
 Size = tuple[int, int]
@@ -85,7 +85,7 @@ def read_layer_table(path: Path) -> LayerTable:
     """
     if not path.exists():
         raise CheckpointError(f"there is no table of the latencies of layers {path}", _GIVE)
-    plain = read_json(path)
+    plain = read_sealed(path, CHANGED)
     try:
         seconds = {str(name): float(value) for name, value in plain["seconds"].items()}
         if not all(0 <= value < float("inf") for value in seconds.values()):
@@ -187,7 +187,7 @@ def keeping(
         path = folder / RUN_FILE
         if not path.is_file():
             table = given or replace(measured(), network=network)
-            write_json(path, asdict(table))
+            write_sealed(path, asdict(table))
         return price(read_layer_table(path))
 
     return kept

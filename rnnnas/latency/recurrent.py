@@ -27,7 +27,7 @@ from rnnnas.lm.model import low_precision
 from rnnnas.nas.genotype import RECURRENT, CellGene, Gene
 from rnnnas.nas.latency_price import MICROSECOND, LatencyPrice, RecurrentCosts
 from rnnnas.nas.space import NONE, RECURRENT_OPS, recurrent_space
-from rnnnas.runs.files import read_json, write_json
+from rnnnas.runs.sealed import CHANGED, read_sealed, write_sealed
 
 K = TypeVar("K", bound=Hashable)
 
@@ -102,7 +102,7 @@ def read_table(path: Path) -> LatencyTable:
     """
     if not path.exists():
         raise CheckpointError(f"there is no table of latencies {path}", _ANEW)
-    plain = read_json(path)
+    plain = read_sealed(path, CHANGED)
     try:
         return LatencyTable.from_plain(plain)
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
@@ -325,7 +325,7 @@ def run_price(
     def settle() -> dict[str, Any]:
         path = folder / RUN_FILE
         if not path.is_file():
-            write_json(path, (given or measure_table(config, device)).to_plain())
+            write_sealed(path, (given or measure_table(config, device)).to_plain())
         return read_table(path).to_plain()
 
     return price_of(config, LatencyTable.from_plain(ranks.on_rank_zero(settle)), ranks)

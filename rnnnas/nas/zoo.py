@@ -101,9 +101,11 @@ def read_genotype(reference: str) -> Genotype:
             )
     if _is(path.is_file):
         try:
-            return Genotype.from_plain(json.loads(path.read_text(encoding="utf-8")))
+            return Genotype.from_plain(json.loads(path.read_text(encoding="utf-8-sig")))
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        except RecursionError as error:
+            raise UsageError(f"{path} is not a genotype in JSON: nested too deeply") from error
         except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
             raise UsageError(f"{path} is not a genotype in JSON: {error}") from error
     if " " in reference.strip() or all(map(_GENE.fullmatch, reference.split("+"))):

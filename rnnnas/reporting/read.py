@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from rnnnas.cnn.space import image_spaces
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import CellSpace, recurrent_space
-from rnnnas.runs.files import read_json
+from rnnnas.runs.files import parse_json, read_json
+from rnnnas.runs.sealed import read_result, read_sealed
+from rnnnas.studies.record import DAMAGED
 
 Table = Sequence[Sequence[float]]
 
@@ -158,7 +159,7 @@ def genotype_from(text: str) -> Genotype | None:
     """The genotype that `derive.cell_text` wrote, or None where it cannot be read."""
     try:
         return (
-            Genotype.from_plain(json.loads(text)) if text[:1] == "{" else Genotype.from_text(text)
+            Genotype.from_plain(parse_json(text)) if text[:1] == "{" else Genotype.from_text(text)
         )
     except (UsageError, ValueError):
         return None
@@ -204,13 +205,12 @@ def read_run(folder: Path) -> RunData:
     config = about.get("config")
     if not isinstance(config, Mapping):
         raise CheckpointError(f"{folder / 'config.json'} is damaged: it holds no configuration")
-    path = folder / "result.json"
     return RunData(
         folder=folder,
         kind=str(about.get("kind", "")),
         config=config,
         version=str(about.get("version", "")),
-        result=_object(path) if path.is_file() else None,
+        result=read_result(folder),
         lines=tuple(_lines(folder / "metrics.jsonl")),
     )
 
@@ -222,7 +222,7 @@ def read_study(folder: Path) -> StudyData:
         CheckpointError: where a file is damaged.
     """
     path = folder / "study.json"
-    stored = _object(path)
+    stored = read_sealed(path, DAMAGED)
     plan, jobs, result = stored.get("plan"), stored.get("jobs"), stored.get("result")
     if not isinstance(plan, Mapping) or not isinstance(jobs, Mapping) or "config" not in plan:
         raise CheckpointError(f"{path} is damaged: it holds no plan")
@@ -248,7 +248,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for at, line in enumerate(whole, 1):
         try:
-            plain = json.loads(line)
+            plain = parse_json(line)
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged in line {at}: {error}") from error
         if isinstance(plain, dict):

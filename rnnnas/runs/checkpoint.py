@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from rnnnas.errors import CheckpointError
-from rnnnas.runs.files import RESTORE, reason_of, write_atomic
+from rnnnas.runs.files import RESTORE, unreadable, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,7 +197,7 @@ def _hash_bytes(file: BinaryIO, count: int | None) -> bytes:
 # What torch.load raises on files that are not its own, or are not safe to load.
 _LOAD_ERRORS = (
     RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, AssertionError,
-    OverflowError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error,
+    OverflowError, RecursionError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error,
 )  # fmt: skip
 
 
@@ -218,8 +218,7 @@ def load_content(path: Path) -> dict[str, Any]:
             file.seek(0)
             stored = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        remedy = RESTORE if os.path.exists(path) else "check the path of the checkpoint"
-        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}", remedy) from error
+        raise unreadable(path, error) from error
     except _LOAD_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} cannot be decoded: {reason}", RESTORE) from error

@@ -10,12 +10,15 @@ runs that end in the same state have the same digest. torch is imported where it
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import math
 import os
 import re
 import secrets
+import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +26,8 @@ from typing import Any, BinaryIO, cast
 
 from rnnnas.errors import CheckpointError, DiskError, UsageError
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_TEMPORARY = re.compile(r"(\..+)\.([0-9a-f]{16})([0-9a-f]{16})\.tmp", re.DOTALL)
+DEPTH = 100  # levels of nesting in a JSON file that is read
 RESTORE = "restore the file from a copy, or start a new run with --fresh"
 
 
@@ -82,7 +86,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     path = Path(path)
     # The start of the name will do: the whole and the ending may be more than a name can hold.
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(_temporary_name(path.name[:40]))
     with disk_errors(path):
         raw = _Raw(temporary, "x+")
     try:
@@ -140,9 +144,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _temporary_name(stem: str) -> str:
+    """A name that nobody else has given: random, and with a digest that only we append."""
+    start, token = f".{stem}", secrets.token_hex(8)
+    return f"{start}.{token}{_proof(start, token)}.tmp"
+
+
+def _proof(start: str, token: str) -> str:
+    text = f"rnnnas {start} {token}".encode("utf-8", "surrogateescape")
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
 def is_temporary(path: Path) -> bool:
-    """Whether `path` is named like the temporary file of an atomic write."""
-    return _TEMPORARY.fullmatch(path.name) is not None
+    """Whether `path` is the temporary file of an atomic write of ours.
+
+    Its name ends in a digest of the rest: a file of the user's that merely looks like one has
+    another, and is no concern of ours.
+    """
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None or match[3] != _proof(match[1], match[2]):
+        return False
+    return path.is_file() and not path.is_symlink()
 
 
 def remove_temporaries(folder: Path) -> int:
@@ -179,18 +201,78 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. A byte-order mark in front is skipped.
+
+    Raises:
+        ValueError: where it is no JSON, or nested deeper than `DEPTH`: no file of ours is, and
+            what walks through it recursively could not.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        value = json.loads(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError(f"nested deeper than {DEPTH} levels") from None
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(DEPTH + 1):
+        if not level:
+            return value
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+            if isinstance(item, (dict, list))
+        ]
+    raise ValueError(f"nested deeper than {DEPTH} levels")
+
+
 def read_json(path: Path) -> Any:
     """Read what `write_json` wrote.
 
     Raises:
-        CheckpointError: where the file is missing, unreadable or damaged.
+        CheckpointError: where the file is missing, unreadable or damaged, each said as such.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}", RESTORE) from error
+        raise unreadable(path, error) from error
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
         raise CheckpointError(f"{path} is damaged: {error}", RESTORE) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        CheckpointError: as `read_json`, and where it holds another value.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise CheckpointError(f"{path} is damaged: a {kind} in place of an object", RESTORE)
+    return value
+
+
+# What the system says for reasons of its own: nothing is wrong with the file.
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in ("EMFILE", "ENFILE", "EIO", "ENOMEM", "ESTALE", "EAGAIN", "EINTR", "ETIMEDOUT")
+    if hasattr(errno, name)
+)
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """The CheckpointError that says why `path` could not be read, and what helps."""
+    if error.errno in _PASSING:
+        remedy = "that is the system's trouble, not the file's: end it, then give the command again"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "close other programs or raise the limit (ulimit -n), then try again"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "give yourself the right to read it"
+    else:
+        remedy = RESTORE if os.path.lexists(path) else "check the path"
+    return CheckpointError(f"{path} cannot be read: {reason_of(error)}", remedy)
 
 
 def reason_of(error: OSError) -> str:
@@ -208,11 +290,19 @@ class Lock:
     NAME = ".lock"
 
     def __init__(self, folder: Path) -> None:
-        with disk_errors(folder / self.NAME):
-            self._handle = os.open(folder / self.NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        path = folder / self.NAME
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        if path.is_symlink():  # also where the system has no O_NOFOLLOW
+            raise UsageError(
+                f"{path} is a link, not a lock of ours: it is left as it is",
+                "choose another folder with --out",
+            )
+        with disk_errors(path):
+            self._handle = os.open(path, flags, 0o666)
         try:
             import fcntl
-        except ImportError:  # no such locks on this system
+        except ImportError:
+            self._warn(folder, "this system has no file locks")
             return
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -223,11 +313,25 @@ class Lock:
                 f"{folder} is in use by another process" + (f" ({holder})" if holder else ""),
                 "wait until it ends, or choose another folder with --out",
             ) from error
-        except OSError:  # a file system without locks: better a run than none
+        except OSError as error:  # better a run than none
+            self._warn(folder, f"its file system has no locks ({reason_of(error)})")
             return
-        with disk_errors(folder / self.NAME):
+        if not self._ours():  # a file of the user's by that name: it holds as well, as it is
+            return
+        with disk_errors(path):
             os.ftruncate(self._handle, 0)
-            os.write(self._handle, str(os.getpid()).encode())
+            os.pwrite(self._handle, str(os.getpid()).encode(), 0)
+
+    def _ours(self) -> bool:
+        """Whether the file is empty or holds a number, as ours do."""
+        about = os.fstat(self._handle)
+        held = os.pread(self._handle, 21, 0) if stat.S_ISREG(about.st_mode) else b"?"
+        return not held or (len(held) <= 20 and held.strip().isdigit())
+
+    @staticmethod
+    def _warn(folder: Path, why: str) -> None:
+        text = f"WARNING: a second process writing {folder} would not be noticed: {why}"
+        print(text, file=sys.stderr, flush=True)
 
     def release(self) -> None:
         """Let others in; further calls do nothing."""

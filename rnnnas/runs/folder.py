@@ -35,6 +35,7 @@ from rnnnas.runs.files import (
     remove_temporaries,
     write_json,
 )
+from rnnnas.runs.sealed import read_result, write_result
 from rnnnas.runs.tensorboard import Board, curve_name, has_events
 
 if TYPE_CHECKING:
@@ -141,11 +142,8 @@ class Run:
                 self.result_path.unlink(missing_ok=True)
                 about = {"kind": kind, "config": config, "version": rnnnas.__version__}
                 write_json(path, about | ({"run": self._id} if self._id else {}))
-        if self.result_path.exists():
-            result = read_json(self.result_path)
-            if not isinstance(result, dict):
-                raise CheckpointError(f"{self.result_path} is damaged: not an object", _NEW)
-            self.result = result
+        self.result = read_result(self.folder)
+        if self.result is not None:
             self.close()  # nothing more is written: others may look as well
 
     @property
@@ -301,9 +299,8 @@ class Run:
             DiskError: where it cannot be written.
         """
         self._check_open()
-        if self._board is not None:
-            self._board.flush()
-        write_json(self.result_path, result)
+        self._close_files()
+        write_result(self.folder, result)
         self.result = json_plain(result)
         self.close()
 

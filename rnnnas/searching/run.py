@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ from rnnnas.engine.budget import Costs, Course, Pace, Plan, Stopwatch, enter_pla
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.pick_task import check, fitted
-from rnnnas.errors import UsageError
+from rnnnas.errors import DivergedError, UsageError
 from rnnnas.nas.collapse import collapse_note
 from rnnnas.nas.genotype import Genotype, cell_text
 from rnnnas.nas.latency_price import MICROSECOND
@@ -227,6 +228,7 @@ def search(
             origin = {"origin": job.origin(), "random_cells": job.random_cells()}
         elif not quiet and ranks.leads:
             _say_collapse(job, genotype, measured, beside)
+        check_finite(measured, job.epochs)
         digest = content_digest({"genotype": genotype.to_plain(), **outcome})
         ranks.on_rank_zero(lambda: write_json(run.folder / "genotype.json", genotype.to_plain()))
         result = {
@@ -252,3 +254,18 @@ def search(
         result = ranks.broadcast(result)  # the seconds differ
         run.finish(result)
         return result
+
+
+def check_finite(measured: Mapping[str, float], epochs: int) -> None:
+    """Refuse to recommend a cell whose measured figures are no numbers.
+
+    Raises:
+        DivergedError: where one is not finite and there was anything to train.
+    """
+    for name, value in measured.items():
+        if epochs and not math.isfinite(value):
+            raise DivergedError(
+                f"{name.replace('_', ' ')} is {value}: every candidate diverged, and there is no "
+                "cell to recommend",
+                "lower the step size with --set weights.lr=... and start with --fresh",
+            )

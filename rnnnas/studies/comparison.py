@@ -11,6 +11,7 @@ from rnnnas.draw.text_svg_dot import as_text
 from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.runs.files import read_json
+from rnnnas.runs.sealed import read_result
 from rnnnas.studies.listing import RunInfo, info_of
 from rnnnas.studies.plan import leaves
 
@@ -85,8 +86,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _numbers(folder: Path, one: RunInfo) -> dict[str, float]:
     numbers = dict(one.figures)
-    path = folder / "result.json"
-    result = read_json(path) if path.is_file() else {}
+    result = read_result(folder) or {}
     for name in ("parameters", "seconds"):
         if isinstance(result.get(name), int | float):
             numbers[name] = result[name]

@@ -9,7 +9,8 @@ from typing import Any, Literal, final
 
 from rnnnas.data.corpus import Corpus, check_unchanged
 from rnnnas.errors import CheckpointError, Interrupted, UsageError
-from rnnnas.runs.files import Lock, disk_errors, read_json, remove_temporaries
+from rnnnas.runs.files import Lock, disk_errors, remove_temporaries
+from rnnnas.runs.sealed import read_result
 from rnnnas.runs.signals import StopRequest
 from rnnnas.studies.local_jobs import LocalRunner, Runner, last_words
 from rnnnas.studies.paired_table import paired_report
@@ -277,11 +278,13 @@ def seconds_of(job: Job, done: list[Job], results: dict[str, dict[str, Any]]) ->
 
 
 def _result(path: Path) -> dict[str, Any]:
-    result = read_json(path)
-    if not isinstance(result, dict) or not {"seconds", "valid_perplexity"} <= set(result):
+    result = read_result(path.parent) or {}
+    whole = {"seconds", "valid_perplexity"} <= set(result)
+    numbers = (result["seconds"], result["valid_perplexity"] or 0.0) if whole else (None,)
+    if not all(type(number) in (int, float) for number in numbers):
         raise CheckpointError(
-            f"{path} is damaged",
-            "delete it, and the study's command reports anew from the saved state",
+            f"{path} is damaged: it lacks its seconds or its perplexity",
+            "move it away, and the study's command reports anew from the saved state",
         )
     return result
 

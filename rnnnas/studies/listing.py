@@ -5,7 +5,6 @@ Nothing is opened for writing, and no network is loaded: a folder's JSON files s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,10 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from rnnnas.errors import CheckpointError, RnnnasError, UsageError
+from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.zoo import ZOO, genotype_of
-from rnnnas.runs.files import Lock, read_json
+from rnnnas.runs.files import Lock, parse_json, read_object
+from rnnnas.runs.sealed import read_result, read_sealed
+from rnnnas.studies.record import DAMAGED
 from rnnnas.studies.record import NAME as STUDY
 
 State = Literal["finished", "running", "stopped", "failed", "damaged"]
@@ -107,11 +108,11 @@ def info_of(folder: Path) -> RunInfo:
 
 
 def _run(folder: Path, date: str) -> RunInfo:
-    stored = read_json(folder / "config.json")
+    stored = read_object(folder / "config.json")
     config: dict[str, Any] = stored["config"]
     kind = ("image-" if "augment" in config else "") + stored["kind"]
     what = config["method"] if "method" in config else cell_name(config)
-    result = _result(folder)
+    result = read_result(folder)
     epoch, failed = _last_epoch(folder / "metrics.jsonl")
     state: State = "stopped"
     if result is not None:
@@ -129,7 +130,7 @@ def _run(folder: Path, date: str) -> RunInfo:
 
 
 def _study(folder: Path, date: str) -> RunInfo:
-    stored = read_json(folder / STUDY)
+    stored = read_sealed(folder / STUDY, DAMAGED)
     config, jobs = stored["plan"]["config"], stored["jobs"]
     result = stored["result"] or {}
     done = sum(job["state"] == "done" for job in jobs.values())
@@ -175,16 +176,6 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _result(folder: Path) -> dict[str, Any] | None:
-    path = folder / "result.json"
-    if not path.exists():
-        return None
-    result = read_json(path)
-    if not isinstance(result, dict):
-        raise CheckpointError(f"{path} is damaged: not an object")
-    return result
-
-
 def _last_epoch(path: Path) -> tuple[int, str]:
     """How many epochs are over, and why the run failed where it did."""
     epoch, failed = 0, ""
@@ -196,7 +187,7 @@ def _last_epoch(path: Path) -> tuple[int, str]:
         return 0, ""
     for line in lines:
         try:
-            told = json.loads(line)
+            told = parse_json(line)
         except ValueError:  # the first one, cut; the last one of a run that was killed
             continue
         if isinstance(told, dict) and told.get("kind") == "epoch":

@@ -15,11 +15,13 @@ from typing import Any, final
 import rnnnas
 from rnnnas.config.plain import from_plain, to_plain
 from rnnnas.errors import CheckpointError, UsageError
-from rnnnas.runs.files import json_plain, read_json, write_json
+from rnnnas.runs.files import json_plain
 from rnnnas.runs.folder import first_free, is_empty
+from rnnnas.runs.sealed import read_sealed, write_sealed
 from rnnnas.studies.plan import FREE, GROWS, StudyConfig, leaves, resolved_runs
 
 NAME = "study.json"
+DAMAGED = "restore it from a copy, or begin the study anew with --fresh"
 _NEW = "give --fresh for a new study, or another folder with --out"
 
 
@@ -55,7 +57,7 @@ class Record:
             if folder.exists() and not is_empty(folder):
                 raise UsageError(f"{folder} holds files but no study (no {NAME})", _NEW)
             return cls(folder, config, corpus_sha256)
-        stored = read_json(path)
+        stored = read_sealed(path, DAMAGED)
         try:
             plan, jobs, result = stored["plan"], stored["jobs"], stored["result"]
             there = from_plain(StudyConfig, plan["config"])
@@ -76,7 +78,7 @@ class Record:
 
     def save(self) -> None:
         """Write study.json. Raises DiskError where that fails; the older one stays."""
-        write_json(
+        write_sealed(
             self.folder / NAME,
             {
                 "kind": "study",

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from rnnnas.errors import RnnnasError, UsageError
-from rnnnas.runs.files import read_json, write_json
+from rnnnas.errors import CheckpointError, RnnnasError, UsageError
+from rnnnas.runs.files import read_object, write_json
 from rnnnas.studies.local_jobs import STOP_SECONDS, log_path
 
 if TYPE_CHECKING:
@@ -132,12 +132,21 @@ class ClusterRunner:
         self._running.update(names)
         return dict(names)
 
+    def _exit_code(self, name: str) -> int:
+        code = read_object(self._done(name)).get("exit_code")
+        if type(code) is not int:
+            raise CheckpointError(
+                f"{self._done(name)} is damaged: it has no exit code",
+                "give the study's command again: it submits what is not done",
+            )
+        return code
+
     def ended(self) -> dict[str, int]:
         over: dict[str, int] = {}
         waiting = dict(self._running)
         for name in list(waiting):
             if self._done(name).exists():
-                over[name] = int(read_json(self._done(name))["exit_code"])
+                over[name] = self._exit_code(name)
                 del waiting[name]
         there = self._queued(list(waiting.values())) if waiting else set()
         now = time.monotonic()

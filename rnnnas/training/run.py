@@ -35,7 +35,7 @@ from rnnnas.optim import (
     scheduled,
     weight_optimizer,
 )
-from rnnnas.runs.checkpoint import load_content
+from rnnnas.runs.checkpoint import content_digest, load_content
 from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import AnyRun, differences, open_run
 from rnnnas.training.costs import training_costs
@@ -244,6 +244,28 @@ class TrainJob:
                 "put this run's own best.pt back, or train anew with --fresh",
             )
 
+    def check_result(self, run: AnyRun) -> None:
+        """Hold the result of a finished run against its best.pt.
+
+        Raises:
+            CheckpointError: where best.pt is missing, damaged, another run's, or its digest or
+                its validation figure is not the one that the result tells.
+        """
+        self.check_best(run)
+        content, result = load_content(run.best_path), run.result or {}
+        name = f"valid_{self.task.measure}"
+        was, told = content.get("metrics", {}).get(name), result.get(name)
+        same = (
+            isinstance(was, float)
+            and isinstance(told, float)
+            and math.isclose(was, told, rel_tol=0.01)
+        )
+        if content_digest(content) != result.get("digest") or not same:
+            raise CheckpointError(
+                f"{run.folder / 'result.json'} does not tell of the best.pt beside it",
+                "move result.json away, and the same command reports anew from the saved state",
+            )
+
     def checkpoint(self, at: Position, measured: float) -> dict[str, Any]:
         """The content of best.pt: all that evaluation and sampling need, and nothing that differs
         between two runs of the same command. measured: perplexity or accuracy.
@@ -356,6 +378,7 @@ def train(
     }  # fmt: skip
     with open_run(ranks, folder, "train", plain, **options) as run:
         if run.result is not None:
+            ranks.on_rank_zero(lambda: job.check_result(run))
             return finished(run, ranks)
         if plan is not None:
             enter_plan(plan, run.folder, job.course, quiet=quiet, ranks=ranks)

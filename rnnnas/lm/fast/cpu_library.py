@@ -18,6 +18,8 @@ import os
 import platform
 import shlex
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -44,6 +46,7 @@ FLAGS = (
 )  # fmt: skip
 COLUMNS = ("mass", "tanh", "relu", "sigmoid", "identity")  # of an edge's shares and sums
 PART = 16  # streams, or rows of logits, whose sums are taken together
+COMPILE_SECONDS = 300  # that a compiler may take: a few are usual
 KEPT_SECONDS = 30 * 24 * 3600  # that libraries of other versions stay in the cache
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of threads
@@ -77,7 +80,11 @@ def built() -> Built:
         return Built(None, f"{SWITCH} says so")
     if platform.system() != "Linux":
         return Built(None, "they are compiled on Linux only")
-    compiler = shlex.split(os.environ.get("CXX", "")) or next(
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        return Built(None, f"CXX cannot be split into words: {error}")
+    compiler = named or next(
         ([name] for name in ("g++", "c++", "clang++") if shutil.which(name)), []
     )
     if not compiler:
@@ -87,7 +94,9 @@ def built() -> Built:
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or [f"{compiler[0]} failed"]
         return Built(None, next((line for line in lines if "error" in line), lines[-1]))
-    except (OSError, RuntimeError) as error:  # the latter where there is no home
+    except subprocess.TimeoutExpired as error:
+        return Built(None, f"{compiler[0]} did not end within {error.timeout:.0f} seconds")
+    except (OSError, ValueError, RuntimeError) as error:  # the latter where there is no home
         return Built(None, str(error))
     for name, signature in _SIGNATURES.items():
         for kind in _NAMES.values():
@@ -100,7 +109,10 @@ def built() -> Built:
 
 
 def _loaded(compiler: list[str]) -> ctypes.CDLL:
-    """The library; compiled once more where the file that is there cannot be loaded."""
+    """The library; compiled once more where the file that is there cannot be loaded.
+
+    Loading runs what is in the file: `_compiled` lets none through that is not as it was written.
+    """
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
     except OSError:
@@ -119,23 +131,75 @@ def _compiled(compiler: list[str], anew: bool = False) -> Path:
     version = _run([*compiler, "--version"])
     key = repr((sources, compiler, flags, version, _processor())).encode()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnnas"
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_own(cache)
     target = cache / f"kernels-{hashlib.sha256(key).hexdigest()[:16]}.so"
-    if anew or not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+    if anew or not intact(target):
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             fresh = Path(folder) / target.name
             units = (str(path) for path in SOURCES if path.suffix == ".cpp")
             _run([*compiler, *units, "-o", str(fresh), *flags])
-            fresh.replace(target)  # whole or not at all: others may be doing the same
+            digest = Path(folder) / "digest"
+            digest.write_text(_digest(fresh))
+            for path in (fresh, digest):
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            # Whole or not at all: others may be doing the same. Where their library meets our
+            # digest, whoever comes next compiles it again.
+            fresh.replace(target)
+            digest.replace(_digest_path(target))
+            if not intact(target):  # another process replaced one of the two meanwhile
+                raise OSError(f"{target} was changed while it was compiled")
         for old in cache.glob("kernels-*.so"):
             if time.time() - old.stat().st_mtime > KEPT_SECONDS:
                 old.unlink(missing_ok=True)
+                _digest_path(old).unlink(missing_ok=True)
     return target
 
 
+def check_own(folder: Path) -> None:
+    """Raises OSError where another user could put a library into `folder`, which we would run."""
+    about = folder.stat()
+    if about.st_uid != os.geteuid():
+        raise OSError(f"the cache {folder} belongs to another user")
+    if about.st_mode & 0o022:
+        raise OSError(f"others may write to the cache {folder} (chmod go-w would help)")
+
+
+def intact(library: Path) -> bool:
+    """Whether a library is there, a file of the user's own, as it was when it was compiled."""
+    try:
+        about = library.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
+            return False
+        return _digest_path(library).read_text() == _digest(library)
+    except (OSError, ValueError):
+        return False
+
+
+def _digest_path(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
-    return done.stdout
+    """What a command prints. It and its own processes end when it takes too long."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, errors="replace", start_new_session=True,
+    ) as child:  # fmt: skip
+        try:
+            out, said = child.communicate(timeout=COMPILE_SECONDS)
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command, out, said)
+    return out
 
 
 def _processor() -> str:

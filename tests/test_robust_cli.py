@@ -1,0 +1,105 @@
+"""What the command says: no control characters, no traceback, two lines for a half-set start."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from rnnnas import cli, distributed
+from rnnnas.cli.common import echo
+from rnnnas.cli.processes import started_by_hand
+from rnnnas.errors import UsageError, visible
+from rnnnas.runs.progress import Progress
+
+BAD = [chr(c) for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(words))
+    told = capsys.readouterr()
+    return int(str(caught.value.code)), told.out + told.err
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[f"{ord(c):02x}" for c in BAD])
+def test_control_characters_become_visible(bad: str) -> None:
+    assert visible(f"a{bad}b\t\nä") == f"a\\x{ord(bad):02x}b\t\nä"
+
+
+def test_text_that_no_encoding_has_becomes_visible() -> None:
+    assert visible("a\ud800") == "a\\ud800"
+
+
+def test_a_terminal_gets_no_control_characters_and_a_file_gets_the_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for terminal in (True, False):
+        out = io.StringIO()
+        monkeypatch.setattr(out, "isatty", lambda: terminal)  # noqa: B023
+        monkeypatch.setattr(sys, "stdout", out)
+        echo("a\x9b2Jb")
+        assert ("\x9b" in out.getvalue()) is not terminal
+
+
+def test_lines_beside_a_progress_bar_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress("x", 0).line("a\x1b[2J")
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err and "\\x1b[2J" in told.out + told.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("show", "sigmoid0 re\x1b]0;x\x07lu1"), ("show", "\x9b2J"), ("sh\x1bow",),
+     ("train", "--corp\x1bus"), ("eval", "no\x1bthing"), ("show", "x\udc80 y1")],
+)  # fmt: skip
+def test_errors_hold_no_control_characters(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = run(capsys, *words)
+    assert code in (2, 4) and not any(bad in told for bad in BAD)
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("said", ["", "cannot allocate memory: 9 GB"])
+def test_out_of_memory_ends_in_a_line_and_a_remedy(
+    said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError(said) if said else MemoryError
+
+    monkeypatch.setattr(cli.main.commands["presets"].commands["list"], "callback", fail)
+    code, told = run(capsys, "presets", "list")
+    assert code == 2 and "not enough memory" in told and "lower" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": " "}, "RANK is not set"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '99"),
+    ],
+)
+def test_a_half_set_environment_is_refused(
+    given: dict[str, str], cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    for asked in (distributed.started, lambda: started_by_hand(1)):
+        with pytest.raises(UsageError, match=cause) as caught:
+            asked()
+        assert caught.value.remedy
+
+
+def test_an_empty_environment_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert not distributed.started() and started_by_hand(2)
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    with pytest.raises(UsageError, match="LOCAL_RANK"):
+        distributed.local_rank()

@@ -1,0 +1,126 @@
+"""Figures are believed where a seal covers them, and where what they speak of is there."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rnnnas.engine.budget import read_plan
+from rnnnas.errors import CheckpointError
+from rnnnas.latency.recurrent import read_table
+from rnnnas.reporting.read import read_run, read_study
+from rnnnas.runs.folder import Run
+from rnnnas.runs.sealed import open_sealed, read_result, read_sealed, write_sealed
+from rnnnas.studies.listing import info_of as info
+from rnnnas.studies.record import Record
+
+RESULT = {
+    "run": "r",
+    "seconds": 12.5,
+    "valid_perplexity": 123.456,
+    "digest": "ab" * 32,
+    "bad": float("inf"),
+}
+CONFIG = {"corpus": "nowhere", "epochs": 1, "method": "darts", "seed": 1}
+
+
+def finished(folder: Path, kind: str = "search") -> Path:
+    with Run.open(folder, kind, CONFIG) as run:
+        run.log("epoch", 10, epoch=1, valid_perplexity=123.456)
+        run.save_best({"metrics": {"valid_perplexity": 123.456}})
+        run.finish(RESULT)
+    return folder
+
+
+def test_a_result_reads_as_it_was_given(tmp_path):
+    folder = finished(tmp_path / "r")
+    assert (
+        read_result(folder) == RESULT | {"bad": None} == Run.open(folder, "search", CONFIG).result
+    )
+    assert info(folder).state == "finished" and read_run(folder).result == RESULT | {"bad": None}
+    assert read_result(tmp_path) is None
+
+
+def test_every_changed_digit_of_a_result_is_refused(tmp_path):
+    path = finished(tmp_path / "r") / "result.json"
+    text = path.read_text()
+    places = [i for i, c in enumerate(text) if c.isdigit()]
+    for at in random.Random(1).sample(places, 60):
+        path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+        for read in (read_result, read_run, lambda f: Run.open(f, "search", CONFIG)):
+            with pytest.raises(CheckpointError, match=r"result\.json is damaged: it was changed"):
+                read(path.parent)
+        assert info(path.parent).state == "damaged"
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"x"', '{"sealed": 3}', '{"sealed": {}}', ""])
+def test_a_result_of_another_type_is_refused(text, tmp_path):
+    path = finished(tmp_path / "r") / "result.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"result\.json is damaged"):
+        read_result(path.parent)
+
+
+def test_a_run_whose_best_is_gone_or_anothers_is_not_finished(tmp_path):
+    folder, other = finished(tmp_path / "r"), tmp_path / "other"
+    with Run.open(other, "search", CONFIG) as run:
+        run.save_best({"metrics": {"valid_perplexity": 99.0}})
+    (folder / "best.pt").rename(tmp_path / "kept.pt")
+    with pytest.raises(CheckpointError, match=r"is not finished: its best\.pt is gone"):
+        read_result(folder)
+    assert info(folder).state != "finished"
+    (other / "best.pt").rename(folder / "best.pt")
+    with pytest.raises(CheckpointError, match=r"best\.pt is not the one that"):
+        read_result(folder)
+    (tmp_path / "kept.pt").rename(folder / "best.pt")
+    assert read_result(folder) is not None
+
+
+def test_metrics_that_were_changed_afterwards_are_noticed(tmp_path):
+    folder = finished(tmp_path / "r")
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace("123.456", "113.456"))
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl was changed"):
+        read_run(folder)
+
+
+def test_results_of_earlier_versions_have_no_seal_and_are_read(tmp_path):
+    folder = finished(tmp_path / "r")
+    (folder / "result.json").write_text(json.dumps({"digest": "x"}))
+    assert read_result(folder) == {"digest": "x"}
+    (folder / "result.json").write_text(json.dumps({"checkpoint": "r/best.pt"}))
+    (folder / "best.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"its best\.pt is gone"):
+        read_result(folder)
+
+
+def test_a_seal_covers_what_it_is_about_too(tmp_path):
+    path = tmp_path / "x.json"
+    write_sealed(path, {"a": 1}, {"best": "one"})
+    assert open_sealed(path, "") == ({"a": 1}, {"best": "one"})
+    path.write_text(path.read_text().replace("one", "two"))
+    with pytest.raises(CheckpointError, match="changed"):
+        read_sealed(path, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("study.json", read_study),
+        ("study.json", lambda folder: Record.open(folder, None, "sha")),
+        ("plan.json", read_plan),
+        ("latency.json", lambda folder: read_table(folder / "latency.json")),
+    ],
+)
+def test_other_files_of_ours_are_sealed(
+    name: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    write_sealed(tmp_path / name, {"seconds": 1.25, "plan": {}, "jobs": {}, "result": None})
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(text.replace("1.25", "1.26"))
+    with pytest.raises(CheckpointError, match="it was changed since it was written"):
+        read(tmp_path)

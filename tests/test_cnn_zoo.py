@@ -13,7 +13,7 @@ from rnnnas.cnn.space import FURTHER, OPERATIONS, check_genotype, image_spaces
 from rnnnas.cnn.zoo import ZOO, genotype_of, published
 from rnnnas.draw.layout import colour
 from rnnnas.errors import UsageError
-from rnnnas.nas import genotype as recurrent
+from rnnnas.nas import zoo as recurrent
 from rnnnas.nas.genotype import CellGene, Gene, Genotype
 
 

@@ -36,7 +36,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     """Sizes of a few units then end within a tile, or need several."""
     # Whatever is asked for here is asked for by a test that wants the kernels.
     for module in (derived, mixture, loss):
-        monkeypatch.setattr(module.device, "usable", lambda *tensors: True)
+        monkeypatch.setattr(module.triton_support, "usable", lambda *tensors: True)
     if request.node.get_closest_marker("gpu"):  # as they are shipped
         yield
         return

@@ -182,7 +182,7 @@ def test_the_fast_path_alone_uses_both(path: Any, monkeypatch: pytest.MonkeyPatc
         (ops, "halves"),
     ):
         spied(module, name)
-    assert fast_cell.norm is fast_batch_norm and ops.norm is fast_batch_norm
+    assert fast_cell.fast_batch_norm is fast_batch_norm and ops.fast_batch_norm is fast_batch_norm
     batch = Batch(torch.randn(16, 3, 32, 32), torch.zeros(16, dtype=torch.int64))
     net = ConvNet(CnnConfig(channels=4, layers=3, path=path), ZOO["DARTS_V2"].genotype, 2,
                   generator=seeded(0))  # fmt: skip

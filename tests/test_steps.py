@@ -133,7 +133,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
 
 def text(count: int, streams: int, seed: int = 0) -> Streams:
     tokens = np.random.default_rng(seed).integers(0, V, count).astype(np.uint16)
-    return Streams(tokens, text_streams, CPU)
+    return Streams(tokens, streams, CPU)
 
 
 @torch.no_grad()
@@ -152,11 +152,11 @@ def token_by_token(net: RecurrentLM, over: Streams) -> tuple[float, int]:
 
 @pytest.mark.parametrize(("count", "streams"), [(150, 1), (151, 2), (200, 7)])
 def test_evaluation_equals_one_token_at_a_time(count: int, streams: int) -> None:
-    net, over = lm(), text(count, text_streams)
+    net, over = lm(), text(count, streams)
     score = evaluate(net, over, {})
     nats, targets = token_by_token(net, over)
     # The first token of a stream is no target: dividing by all tokens would be too kind.
-    assert score.tokens == targets == text_streams * (count // text_streams - 1)
+    assert score.tokens == targets == streams * (count // streams - 1)
     assert score.nats == pytest.approx(nats, rel=1e-10)
     assert score.perplexity == pytest.approx(math.exp(nats / targets), rel=1e-10)
 

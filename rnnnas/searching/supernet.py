@@ -409,7 +409,7 @@ class SearchJob:
         self.alpha_state = own_state(state["alpha_carry"], self.device, self.ranks)
         self.alpha_start = state["alpha_start"]
         self.valid_score = state["valid_score"]
-        self.passed = [Genotype.from_plain(plain) for plain in state["passed"]]
+        self.passed = [Genotype.from_plain(plain) for plain in state.get("passed", [])]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
         if self.pace is not None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rnnnas.errors import UsageError
 
 RECURRENT = "recurrent"
+MOST_NODES = 256
 _GENE = re.compile(r"([a-z_]+(?:_\d+x\d+)*)(\d+)")
 
 
@@ -40,6 +41,11 @@ class CellGene:
     def __post_init__(self) -> None:
         if not self.nodes:
             raise UsageError("a cell needs at least one node")
+        if len(self.nodes) > MOST_NODES:
+            raise UsageError(
+                f"a cell of {len(self.nodes):,} nodes is more than the {MOST_NODES} that are read: "
+                "every node waits for the one before it, and published cells have 4 to 12"
+            )
         for i, node in enumerate(self.nodes):
             if not node:
                 raise UsageError(f"node {i + self.inputs} has no incoming edge")

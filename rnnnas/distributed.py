@@ -11,6 +11,8 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +28,8 @@ T = TypeVar("T")
 
 STORE = "RNNNAS_RANKS_FILE"  # where ranks that were started by hand find each other: a file
 PARENT = "RNNNAS_RANKS_PARENT"  # the process that started them
+GRACE = 20.0  # seconds that a rank has to save, once the process that started it has gone
+_LOOK = 1.0  # seconds between two looks for it
 # Rank 0 evaluates and writes alone while the others wait. A rank that dies is noticed at once.
 _PATIENCE = timedelta(hours=6)
 
@@ -248,7 +252,24 @@ def local_rank() -> int:
 def orphaned() -> bool:
     """Whether the process that started this rank by hand has gone."""
     parent = os.environ.get(PARENT)
-    return parent is not None and int(parent) != os.getppid()
+    return parent is not None and parent != str(os.getppid())
+
+
+def _end_when_orphaned() -> None:
+    """End this rank where the process that started it has gone, wherever it waits.
+
+    A run's loop notices that itself and saves first: it gets `GRACE` seconds.
+    """
+
+    def watch() -> None:
+        while not orphaned():
+            time.sleep(_LOOK)
+        time.sleep(GRACE)
+        print("rnnnas: the process that started this one has gone", file=sys.stderr, flush=True)
+        os._exit(143)
+
+    if os.environ.get(PARENT):
+        threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @contextmanager
@@ -274,6 +295,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if place("LOCAL_WORLD_SIZE", 0) == world and sys.platform != "win32":
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    _end_when_orphaned()
     file = os.environ.get(STORE)
     cuda = device.type == "cuda"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import click
 
 from rnnnas.cli import checkpoints, corpora, listing, report, runs, settings, show, studies
 from rnnnas.cli.common import echo
-from rnnnas.errors import RnnnasError, visible
+from rnnnas.errors import RnnnasError
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
 # a busy laptop) long spinning stalls everybody: two searches at once took 1.7 to 17 s a step
@@ -44,8 +45,9 @@ class _Group(click.Group):
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
         except click.ClickException as error:
-            error.message = visible(error.message)
-            error.show()
+            said = io.StringIO()
+            error.show(said)
+            echo(said.getvalue(), nl=False, err=True)
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
             echo("interrupted", err=True)

@@ -258,7 +258,7 @@ class TrainJob:
         was, told = content.get("metrics", {}).get(name), result.get(name)
         same = isinstance(was, float) and isinstance(told, float)
         if content_digest(content) != result.get("digest") or not (
-            same and math.isclose(was, told, rel_tol=0.01)
+            same and math.isclose(float(was or 0.0), float(told or 0.0), rel_tol=0.01)
         ):
             raise CheckpointError(
                 f"{run.folder / 'result.json'} does not tell of the best.pt beside it",

@@ -45,6 +45,8 @@ Logged: TypeAlias = float | int | str | Sequence[Sequence[float]] | None
 _NEW = "give --fresh for a new run, or another folder with --out"
 # Settings that came after runs had been written, and the value that says what was done before.
 LATER: Mapping[str, Any] = {
+    "seconds": 0.0,
+    "least_steps": 0,
     "alphas.published_lookahead": False,
     "model.auxiliary_norm": True,
 }

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +29,9 @@ T = TypeVar("T")
 
 STORE = "RNNNAS_RANKS_FILE"  # where ranks that were started by hand find each other: a file
 PARENT = "RNNNAS_RANKS_PARENT"  # the process that started them
+GRACE = 20.0  # seconds that a rank has to save, once the process that started it has gone
+_LONG = 10.0  # seconds of waiting for the others, after which that is said
+_LOOK = 1.0  # seconds between two looks for it
 # Rank 0 evaluates and writes alone while the others wait. A rank that dies is noticed at once.
 _PATIENCE = timedelta(hours=6)
 
@@ -248,7 +254,55 @@ def local_rank() -> int:
 def orphaned() -> bool:
     """Whether the process that started this rank by hand has gone."""
     parent = os.environ.get(PARENT)
-    return parent is not None and int(parent) != os.getppid()
+    return parent is not None and parent != str(os.getppid())
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets SIGINT and SIGTERM end the process at once: torch waits where no handler of ours runs,
+    and nothing is there yet that would have to be saved.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set from Python
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Says what is waited for, where it takes longer than `_LONG` seconds."""
+    words = f"rnnnas: {what} (Ctrl-C ends it)"
+    timer = threading.Timer(_LONG, lambda: print(words, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _end_when_orphaned() -> None:
+    """End this rank where the process that started it has gone, wherever it waits.
+
+    A run's loop notices that itself and saves first: it gets `GRACE` seconds.
+    """
+
+    def watch() -> None:
+        while not orphaned():
+            time.sleep(_LOOK)
+        time.sleep(GRACE)
+        print("rnnnas: the process that started this one has gone", file=sys.stderr, flush=True)
+        os._exit(143)
+
+    if os.environ.get(PARENT):
+        threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @contextmanager
@@ -274,17 +328,19 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if place("LOCAL_WORLD_SIZE", 0) == world and sys.platform != "win32":
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    _end_when_orphaned()
     file = os.environ.get(STORE)
     cuda = device.type == "cuda"
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            init_method=f"file://{file}" if file else "env://",
-            rank=rank,
-            world_size=world,
-            timeout=_PATIENCE,
-            device_id=device if cuda else None,
-        )
+        with _interruptible(), _told(f"process {rank} waits for the others of {world}"):
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                init_method=f"file://{file}" if file else "env://",
+                rank=rank,
+                world_size=world,
+                timeout=_PATIENCE,
+                device_id=device if cuda else None,
+            )
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"{world} processes could not find each other: {str(error).splitlines()[0]}",

@@ -51,7 +51,8 @@ class Taped(CudaGraphs):
 
 # By name, the settings of a run. A cell of one node has few paths, so that they come again.
 RUNS: dict[str, tuple[str, ...]] = {"train": ()}
-RUNS |= {name: (f"method={name}", "model.nodes=1") for name in METHODS}
+# Trainings of a race are captured one by one, in processes of their own.
+RUNS |= {name: (f"method={name}", "model.nodes=1") for name in METHODS if name != "halving"}
 RUNS |= {
     "random": (*RUNS["random"], "blackbox.cells=2", "blackbox.targets=100"),
     "evolution": (*RUNS["evolution"], "blackbox.cells=2", "blackbox.targets=100"),

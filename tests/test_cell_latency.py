@@ -289,7 +289,7 @@ def test_a_price_finds_cells_without_what_is_dear(
     assert "predicted" not in run("show", str(tmp_path / "plain")).stdout
     named = ["--latency", str(tmp_path / "dear.json")]
     assert "predicted" in run("show", str(tmp_path / "plain"), *named).stdout
-    assert "as text" in run("show", str(tmp_path / "fast"), "--measure", code=2).stderr
+    assert "recurrent cells" in run("show", str(tmp_path / "fast"), "--measure", code=2).stderr
     assert "predicted" in run("show", f"image:{tmp_path / 'fast'}").stdout
     one = tmp_path / "one.json"
     one.write_text(json.dumps({"normal": found["genotype"]["normal"]}))
@@ -322,6 +322,7 @@ def test_without_a_table_one_is_measured_for_the_run(squares: ImageCorpus, tmp_p
                            method="proxyless")  # fmt: skip
     result = search(config, squares, tmp_path / "run", device=CPU, quiet=True)
     kept = json.loads((tmp_path / "run/latency.json").read_text())
+    assert kept.pop("sealed")
     assert set(kept["seconds"]) == measured_names(config.model, (16, 16)) and kept["images"] == 16
     cells = Genotype.from_plain(result["genotype"]).cells
     costs = edge_costs(LayerTable(**kept), image_spaces(2))

@@ -168,6 +168,31 @@ def test_a_state_on_disk_is_one_moment(
     assert [s["position"]["step"] for s in states[1:5]] == [1, 2, 3, 4]
 
 
+def test_other_kernels_threads_or_libraries_are_told_of(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    original = TrainJob.end_epoch
+
+    def stopped(self: Any, at: Any, run: Any) -> Any:
+        if at.epoch == 1:
+            raise KeyboardInterrupt
+        return original(self, at, run)
+
+    config = train_config("epochs=2", "model.precision=float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainJob, "end_epoch", stopped)
+        patch.setattr(loop, "computed_by", lambda *_: "float32 on cpu, torch 1.0, no kernels")
+        with pytest.raises(KeyboardInterrupt):
+            train(config, corpus, tmp_path / "run", device=CPU)
+    capsys.readouterr()
+    train(config, corpus, tmp_path / "run", device=CPU)
+    told = capsys.readouterr().err
+    assert "until here by float32 on cpu, torch 1.0, no kernels, now by float32 on cpu" in told
+    stored = json.loads((tmp_path / "run/result.json").read_text())
+    assert f"torch {torch.__version__}" in stored["sealed"]["computed_by"]
+
+
 def test_other_arithmetic_is_told_of(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -23,6 +23,7 @@ from rnnnas.nas.genotype import Genotype
 from rnnnas.runs.checkpoint import load_content, save_content
 from rnnnas.training.run import TrainJob
 
+KEYS = {"split", "perplexity", "nats", "tokens", "unknown", "digest", "word_perplexity"}
 CPU = torch.device("cpu")
 CELL = Genotype.from_text("tanh0 relu1 sigmoid1 concat 1,3")
 
@@ -95,7 +96,8 @@ def as_rows(tokens: Any, streams: int) -> list[list[int]]:
 def test_a_split(best: Path, corpus: Corpus, split: str, streams: int) -> None:
     result = evaluate_checkpoint(best, split, device=CPU)
     nats = nats_of(best, as_rows(corpus.splits[split], streams))
-    assert set(result) == {"split", "perplexity", "nats", "tokens", "unknown", "digest"}
+    beside = {"unigram_perplexity", "bigram_perplexity", "bits_per_byte"}
+    assert set(result) == KEYS | beside
     assert (result["split"], result["unknown"]) == (split, 0)
     assert result["tokens"] == len(nats) == streams * (len(corpus.splits[split]) // streams - 1)
     assert result["nats"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
@@ -204,7 +206,7 @@ def test_a_text_with_unknown_words(best: Path, corpus: Corpus, tmp_path: Path) -
     # `<unk>` that the text itself says is no unknown word; `W1` is, for case is kept.
     assert (result["split"], result["unknown"], result["tokens"]) == ("text", 3, 9)
     assert result["nats"] == pytest.approx(sum(nats) / 9, rel=1e-5)
-    assert set(result) == {"split", "perplexity", "nats", "tokens", "unknown", "digest"}
+    assert set(result) == KEYS
 
 
 def test_a_text_needs_no_corpus(

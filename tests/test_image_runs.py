@@ -190,9 +190,9 @@ def test_the_best_is_chosen_by_accuracy(
     from rnnnas.engine.metrics import Score
     from rnnnas.training import run as module
 
-    scores = iter([Score(nats=10.0, tokens=10, right=5, near=9),
-                   Score(nats=20.0, tokens=10, right=6, near=9),
-                   Score(nats=9.0, tokens=10, right=6, near=10)])  # fmt: skip
+    scores = iter([Score(nats=10.0, tokens=10, correct=5, in_top5=9),
+                   Score(nats=20.0, tokens=10, correct=6, in_top5=9),
+                   Score(nats=9.0, tokens=10, correct=6, in_top5=10)])  # fmt: skip
     monkeypatch.setattr(module, "evaluate", lambda *args: next(scores))
     train(train_config("epochs=3"), squares, tmp_path / "run", device=CPU, quiet=True)
     metrics_of_best = load_content(tmp_path / "run/best.pt")["metrics"]

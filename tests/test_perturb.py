@@ -138,7 +138,9 @@ def test_weights_are_tuned_under_what_is_decided(
         for name in ("tuned", "fixed", "scored")
     ]
     assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
-    assert len({tuned["digest"], fixed["digest"], scored["digest"]}) == 3
+    # Untuned, the two differ in the cell alone, which both ways of deriving may find.
+    same = fixed["cell"] == scored["cell"]
+    assert (fixed["digest"] == scored["digest"]) == same and tuned["digest"] != fixed["digest"]
 
 
 @pytest.mark.parametrize("method", GRADIENT)

@@ -66,7 +66,7 @@ def test_errors_hold_no_control_characters(
 def test_out_of_memory_ends_in_a_line_and_a_remedy(
     said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError(said) if said else MemoryError
 
     monkeypatch.setattr(cli.main.commands["presets"].commands["list"], "callback", fail)

@@ -124,3 +124,15 @@ def test_other_files_of_ours_are_sealed(
     (tmp_path / name).write_text(text.replace("1.25", "1.26"))
     with pytest.raises(CheckpointError, match="it was changed since it was written"):
         read(tmp_path)
+
+
+def test_a_result_says_by_what_it_was_computed(tmp_path: Path) -> None:
+    with Run.open(tmp_path, "search", CONFIG) as run:
+        run.finish(RESULT, "float32 on cpu, torch 2, 1 threads")
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["sealed"]["computed_by"] == "float32 on cpu, torch 2, 1 threads"
+    assert read_result(tmp_path) == RESULT | {"bad": None}
+    text = (tmp_path / "result.json").read_text()
+    (tmp_path / "result.json").write_text(text.replace("torch 2", "torch 3"))
+    with pytest.raises(CheckpointError, match="changed"):
+        read_result(tmp_path)

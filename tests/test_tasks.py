@@ -177,7 +177,8 @@ def test_scores_count_what_is_right(squares: ImageCorpus) -> None:
             right += int((table.argmax(1) == batch.targets).sum())
             best = table.topk(5).indices
             near += int((best == batch.targets[:, None]).any(1).sum())
-    assert (score.correct, score.top5, score.tokens) == (right, near, len(squares.splits["valid"]))
+    whole = len(squares.splits["valid"])
+    assert (score.correct, score.in_top5, score.tokens) == (right, near, whole)
     assert score.nats == pytest.approx(nats, rel=1e-5)
     assert score.accuracy == pytest.approx(100 * right / score.tokens)
     assert score.measured == {"accuracy": score.accuracy, "loss": score.loss}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from rnnnas.cli import (
     studies,
 )
 from rnnnas.cli.common import echo
-from rnnnas.errors import RnnnasError, visible
+from rnnnas.errors import RnnnasError
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
 # a busy laptop) long spinning stalls everybody: two searches at once took 1.7 to 17 s a step
@@ -54,8 +55,9 @@ class _Group(click.Group):
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
         except click.ClickException as error:
-            setattr(error, "message", visible(error.message))  # noqa: B010  # final to mypy alone
-            error.show()
+            said = io.StringIO()
+            error.show(said)
+            echo(said.getvalue(), nl=False, err=True)
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
             echo("interrupted", err=True)

@@ -83,6 +83,11 @@ class CnnConfig:
         for name in ("channels", "layers", "nodes", "partial"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)} must be at least 1")
+        if self.layers > MOST_LAYERS:
+            raise UsageError(
+                f"model.layers = {self.layers} cannot be meant: at most {MOST_LAYERS} cells fit "
+                "the memory and the time of any training"
+            )
         for name in ("skip_dropout", "drop_path", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UsageError(f"model.{name} = {getattr(self, name)} must lie in [0, 1)")
@@ -96,6 +101,9 @@ class CnnConfig:
             )
         if self.stem == "imagenet" and self.channels < 2:
             raise UsageError("model.channels must be at least 2 with model.stem = 'imagenet'")
+
+
+MOST_LAYERS = 1_000  # refused at once, instead of after minutes of building
 
 
 def low_precision(config: CnnConfig, device: torch.device) -> bool:

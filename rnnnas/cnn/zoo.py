@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rnnnas.cnn.space import NORMAL, REDUCE, check_genotype, image_spaces
 from rnnnas.errors import UsageError, nearest
+from rnnnas.nas.field_form import from_field_form, is_field_form
 from rnnnas.nas.genotype import CellGene, Gene, Genotype
-from rnnnas.nas.zoo import Published, read_genotype
+from rnnnas.nas.zoo import ALIASES, Published, read_genotype
 
 # 'image:DARTS_V2' is never the recurrent cell of that name.
 PREFIX = "image:"
@@ -86,7 +87,8 @@ ZOO: dict[str, Published] = {
 
 def published(reference: str) -> Published | None:
     """The entry of the zoo that `reference` names, with or without 'image:' before it."""
-    return ZOO.get(reference.removeprefix(PREFIX).upper())
+    name = reference.removeprefix(PREFIX).upper()
+    return ZOO.get(ALIASES.get(name, name))
 
 
 def genotype_of(reference: str, seed: int) -> Genotype:
@@ -107,6 +109,8 @@ def genotype_of(reference: str, seed: int) -> Genotype:
             raise UsageError(f"genotype {reference!r} must be 'random' or 'random:SEED'")
         rng = random.Random(f"{own or seed}/cells")
         return Genotype(cells={name: s.sample(rng) for name, s in image_spaces().items()})
+    if is_field_form(plain):
+        return check_genotype(from_field_form(plain))
     known = published(plain)
     if known is not None:
         return known.genotype

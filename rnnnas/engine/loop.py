@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rnnnas.distributed import ALONE, Ranks, orphaned
+from rnnnas.engine.computed_by import computed_by
 from rnnnas.engine.job import Job, Position, StepReport, ValidationDiverged
 from rnnnas.engine.metrics import measured, perplexity
 from rnnnas.errors import CheckpointError, DivergedError, Interrupted
@@ -145,6 +146,7 @@ class _Loop:
             "rollbacks": self.rollbacks,
             "seconds": self.seconds,
             "arithmetic": self.job.arithmetic,
+            "computed_by": computed_by(self.job, self.ranks.size),
             "job": self.job.state(),
         }
 
@@ -179,6 +181,11 @@ class _Loop:
         if was != now:
             self.bar.line(f"until here in {was}, now in {now}: the result is that of neither")
             self.folder.log("arithmetic", self.at.step, before=was, now=now)
+            return
+        by = computed_by(self.job, self.ranks.size)
+        before = by if saved is None else saved.get("computed_by", by)
+        if before != by:
+            self.bar.line(f"until here by {before}, now by {by}: the last digits may differ")
 
     def _roll_back(self, loss: str, step: int) -> None:
         """Return to the last good state, with half the step size."""

@@ -73,12 +73,22 @@ class ModelConfig:
         for name in ("hidden", "nodes", "layers", "softmaxes", "partial"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)} must be at least 1")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise UsageError(
+                    f"model.{name} = {getattr(self, name)} cannot be meant: at most {most} fit "
+                    "the memory and the time of any training"
+                )
         if self.hidden % self.partial:
             raise UsageError(
                 f"model.partial = {self.partial} does not divide model.hidden = {self.hidden}"
             )
         if self.path != "fast" and self.precision == "bfloat16":
             raise UsageError("model.precision = 'bfloat16' needs model.path = 'fast'")
+
+
+# Beyond what can be trained by far: refused at once, instead of after minutes of building.
+MOST = {"layers": 100, "nodes": 256, "hidden": 1_000_000, "softmaxes": 1_000}
 
 
 def cell_path(

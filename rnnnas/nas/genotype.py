@@ -17,6 +17,7 @@ from rnnnas.errors import UsageError
 RECURRENT = "recurrent"
 MEAN, SUM = "mean", "sum"
 JOINS = (MEAN, SUM)
+MOST_NODES = 256
 _GENE = re.compile(r"([a-z_]+(?:_\d+x\d+)*)(\d+)")
 _FORM = "write a cell as 'sigmoid0 relu1 tanh1', one word a node, 'tanh0+relu1' for two edges"
 
@@ -53,6 +54,11 @@ class CellGene:
             raise UsageError(f"join {self.join!r} must be one of {', '.join(JOINS)}")
         if single and self.join != MEAN:  # of one edge, mean and sum are one
             object.__setattr__(self, "join", MEAN)
+        if len(self.nodes) > MOST_NODES:
+            raise UsageError(
+                f"a cell of {len(self.nodes):,} nodes is more than the {MOST_NODES} that are read: "
+                "every node waits for the one before it, and published cells have 4 to 12"
+            )
         for i, node in enumerate(self.nodes):
             if not node:
                 raise UsageError(f"node {i + self.inputs} has no incoming edge")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rnnnas.errors import UsageError, nearest
-from rnnnas.nas.genotype import _GENE, RECURRENT, Genotype
+from rnnnas.nas.field_form import from_field_form, is_field_form
+from rnnnas.nas.genotype import _GENE, RECURRENT, Genotype, cell_text
 from rnnnas.nas.space import recurrent_space
 
 
@@ -75,6 +76,9 @@ ZOO: dict[str, Published] = {
 }
 
 
+# Names that the field uses for one of these.
+ALIASES = {"DARTS": "DARTS_V2"}
+
 # Cells that `--genotype` understands beside these but that no genotype describes: torch's own.
 BASELINES: dict[str, str] = {
     "LSTM": "LSTM: torch's own cell, not a genotype. With weight drop it is the AWD-LSTM (Merity "
@@ -89,8 +93,11 @@ def read_genotype(reference: str) -> Genotype:
     Raises:
         UsageError: where the reference is none of these, with the nearest zoo name.
     """
-    if reference.upper() in ZOO and not Path(reference).exists():
-        return ZOO[reference.upper()].genotype
+    if is_field_form(reference):
+        return from_field_form(reference)
+    name = ALIASES.get(reference.upper(), reference.upper())
+    if name in ZOO and not Path(reference).exists():
+        return ZOO[name].genotype
     path = Path(reference)
     if reference.strip() and _is(path.is_dir):
         path = path / "genotype.json"
@@ -101,7 +108,10 @@ def read_genotype(reference: str) -> Genotype:
             )
     if _is(path.is_file):
         try:
-            return Genotype.from_plain(json.loads(path.read_text(encoding="utf-8-sig")))
+            text = path.read_text(encoding="utf-8-sig")
+            found = from_field_form(text) if is_field_form(text) else _from_json(text)
+            _check_result(path, found)
+            return found
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
         except RecursionError as error:
@@ -115,6 +125,30 @@ def read_genotype(reference: str) -> Genotype:
         + nearest(reference, [*ZOO, *BASELINES]),
         f"published cells: {', '.join(ZOO)}; or write one: 'sigmoid0 relu1 tanh1'",
     )
+
+
+def _from_json(text: str) -> Genotype:
+    return Genotype.from_plain(json.loads(text))
+
+
+def _check_result(path: Path, found: Genotype) -> None:
+    """Refuse a search's genotype.json that is not the cell which the result beside it tells.
+
+    Raises:
+        UsageError: where both can be read and differ.
+    """
+    if path.name != "genotype.json":
+        return
+    try:
+        result = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
+        told = Genotype.from_plain(result["genotype"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
+        return  # no search, or none that has ended: nothing to compare with
+    if told != found:
+        raise UsageError(
+            f"{path} is not the cell that result.json beside it tells: one of them was changed",
+            f"restore it from a copy, or give the cell itself: {cell_text(told)!r}",
+        )
 
 
 def _is(test: Callable[[], bool]) -> bool:

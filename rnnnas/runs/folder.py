@@ -46,10 +46,10 @@ Logged: TypeAlias = float | int | str | Sequence[Sequence[float]] | None
 _NEW = "give --fresh for a new run, or another folder with --out"
 # Settings that came after runs had been written, and the value that says what was done before.
 LATER: Mapping[str, Any] = {
+    "seconds": 0.0,
+    "least_steps": 0,
     "alphas.published_lookahead": False,
     "model.auxiliary_norm": True,
-    "least_steps": 0,
-    "seconds": 0.0,
     "start": "",
     "blackbox.budget": 16.0,
     "blackbox.rung": 100,
@@ -303,15 +303,17 @@ class Run:
 
     # Ends
 
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def finish(self, result: Mapping[str, Any], by: str = "") -> None:
         """Write result.json, which marks the run as finished, and close it.
+
+        by: what it was computed by, which the file says beside the result.
 
         Raises:
             DiskError: where it cannot be written.
         """
         self._check_open()
         self._close_files()
-        write_result(self.folder, result)
+        write_result(self.folder, result, by)
         self.result = json_plain(result)
         self.close()
 
@@ -519,8 +521,8 @@ class SharedRun:
         if self._run is not None:
             self._run.hparams(config, metrics)
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        self._by_first(lambda run: run.finish(result))
+    def finish(self, result: Mapping[str, Any], by: str = "") -> None:
+        self._by_first(lambda run: run.finish(result, by))
 
     def close(self) -> None:
         if self._run is not None:

@@ -64,9 +64,12 @@ def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
     return open_sealed(path, remedy)[0]
 
 
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write a run's result.json, which marks it as finished. Raises DiskError."""
-    about = {}
+def write_result(folder: Path, result: Mapping[str, Any], by: str = "") -> None:
+    """Write a run's result.json, which marks it as finished. Raises DiskError.
+
+    by: what it was computed by, kept in the seal under "computed_by".
+    """
+    about = {"computed_by": by} if by else {}
     if (folder / BEST).is_file():
         about["best"] = _end_digest(folder / BEST)
     if (folder / METRICS).is_file():

@@ -19,6 +19,7 @@ from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.data.yardsticks import yardsticks
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.budget import Costs, Course, Pace, Plan, Stopwatch, enter_plan, planned
+from rnnnas.engine.computed_by import computed_by
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.pick_task import check, fitted
@@ -252,7 +253,7 @@ def search(
             result["latency_us"] = job.price.of_cells(genotype.cells) / MICROSECOND
         run.hparams({**plain, "cell": result["cell"]}, measured)
         result = ranks.broadcast(result)  # the seconds differ
-        run.finish(result)
+        run.finish(result, computed_by(job, ranks.size))
         return result
 
 

@@ -166,7 +166,7 @@ class Sizes:
             return max(1, round(config.seconds))  # not known yet; they go by the time
         tokens = self.train
         if isinstance(config, SearchConfig) and method_of(config.method).derive == "halving":
-            own = config.epochs * self._pass(config, self._searched(config))
+            own = self._all_passes(config, self._searched(config))
             each = config.blackbox.windows or own
             plan = plan_of(config.blackbox.budget, each, least=config.blackbox.rung)
             return plan.total_steps
@@ -174,11 +174,9 @@ class Sizes:
             return config.blackbox.windows * config.cells
         if isinstance(config, SearchConfig) and "alphas.held_out" not in config.idle:
             tokens = self._searched(config)
-        steps = self._pass(config, tokens) * (config.epochs + config.weights.finetune_epochs)
+        steps = self._all_passes(config, tokens)
         if isinstance(config, SearchConfig) and config.races:
-            each = config.select.windows or config.epochs * self._pass(
-                config, self._searched(config)
-            )
+            each = config.select.windows or self._all_passes(config, self._searched(config))
             plan = plan_of(config.select.budget, each, least=config.select.rung)
             return steps + plan.total_steps
         return steps
@@ -188,8 +186,8 @@ class Sizes:
         return int(self.train * (1 - config.alphas.held_out))
 
     @staticmethod
-    def _pass(config: SearchConfig | TrainConfig, tokens: int) -> int:
-        """Windows of a pass over so many tokens."""
+    def _all_passes(config: SearchConfig | TrainConfig, tokens: int) -> int:
+        """Windows of all epochs over so many tokens."""
         length = tokens // config.windows.streams
         windows = window_lengths(config.windows, length, random.Random(0))
         epochs = epochs_for(config.windows, tokens, 0, config.epochs, config.least_steps)

@@ -18,6 +18,7 @@ from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.draw import images as raster
 from rnnnas.engine.budget import Course, Pace, Stopwatch, enter_plan, planned
+from rnnnas.engine.computed_by import computed_by
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.loop import drive, finished
@@ -426,5 +427,5 @@ def train(
         genotype = config.genotype and Genotype.from_plain(config.genotype)
         run.hparams({**plain, **({"cell": cell_text(genotype)} if genotype else {})}, scores)
         result = ranks.broadcast(result)  # the seconds differ
-        run.finish(result)
+        run.finish(result, computed_by(job, ranks.size))
         return result

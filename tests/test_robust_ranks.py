@@ -1,0 +1,47 @@
+"""A rank whose parent has gone ends by itself, also while it waits for the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WAITS = """
+import torch
+from rnnnas import distributed
+distributed.GRACE = distributed._LOOK = 0.1
+with distributed.joined(torch.device("cpu")):
+    pass
+"""
+
+
+def test_a_rank_that_waits_for_others_ends_when_its_parent_has_gone(tmp_path: Path) -> None:
+    ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    parent = str(os.getpid() + 1)  # not the one that starts it
+    about = {"RNNNAS_RANKS_FILE": str(tmp_path / "store"), "RNNNAS_RANKS_PARENT": parent}
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS], env={**os.environ, **ranks, **about},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    assert "has gone" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_rank_that_waits_says_for_whom_and_ends_by_a_signal(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    about = {"RNNNAS_RANKS_FILE": str(tmp_path / "store")}
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS.replace("distributed.GRACE =", "distributed._LONG =")],
+        env={**os.environ, **ranks, **about}, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stderr is not None
+        assert "process 0 waits for the others of 2" in child.stderr.readline()
+        child.send_signal(number)
+        assert child.wait(60) == -number

@@ -203,7 +203,7 @@ def a_run(
             if event == "stop":
                 os.kill(os.getpid(), signal.SIGTERM)
             elif event == "nan":
-                hidden_state = "carry" if kind == "train" else "train_carry"
+                hidden_state = "hidden_state" if kind == "train" else "train_state"
                 setattr(self, hidden_state, torch.full_like(getattr(self, hidden_state), torch.nan))
         return original(self, at, *args)
 

@@ -231,7 +231,7 @@ def _planned(folder: Path) -> float | None:
     """The first budget of the run in `folder`, None where there is no such run."""
     from rnnnas.engine.budget import PLAN, read_plan
 
-    plan = read_plan(folder) if (folder / PLAN).exists() else None
+    plan = read_plan(folder) if os.path.exists(folder / PLAN) else None
     return None if plan is None else plan.first
 
 

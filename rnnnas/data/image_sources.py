@@ -175,7 +175,8 @@ def numbered(source: ImageSource) -> tuple[tuple[str, ...], dict[str, Labels]]:
         # A number that is never used below the largest is a class without an image; but some
         # datasets count from 1.
         top = max(numbers, default=-1) + 1
-        first = 1 if distinct == set(range(1, top)) else 0
+        from_one = bool(numbers) and min(numbers) == 1 and len(distinct) == top - 1
+        first = 1 if from_one else 0
         if numbers and top - first > len(distinct):
             gap = next(i for i in range(top) if i not in distinct)
             raise _unused(train, str(gap))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -155,7 +156,7 @@ def read_plan(folder: Path) -> Plan | None:
         CheckpointError: where it is damaged.
     """
     path = folder / PLAN
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, False for a name that is too long
         return None
     try:
         return Plan.from_plain(read_sealed(path, "start the run anew with --fresh"))

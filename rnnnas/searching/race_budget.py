@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def timed_race(
         CheckpointError: where the folder's plan is damaged.
     """
     path = folder / PLAN
-    if not fresh and path.exists():
+    if not fresh and os.path.exists(path):
         kept = read_json(path)
         try:
             return float(kept["budget"]), int(kept["windows"])
@@ -86,11 +87,12 @@ def seconds_per_step(job: HalvingJob, clock: Callable[[], float]) -> float:
     if job.workers > 1:
         torch.set_num_threads(1)
     try:
-        training = job.sample
-        for _ in range(_WARM):
+        training, there = job.sample, job.course.steps  # of which a training has no more
+        warm = min(_WARM, there - 1)
+        for _ in range(warm):
             training.advance()
         times = []
-        for _ in range(_STEPS):
+        for _ in range(min(_STEPS, there - warm)):
             began = clock()
             training.advance()
             times.append(clock() - began)

@@ -54,7 +54,7 @@ def test_the_hubs_own_class_reads_and_writes_it(squares: ImageCorpus, tmp_path: 
 def test_the_pages_steps_are_the_network(kind: str, squares: ImageCorpus, tmp_path: Path) -> None:
     path = image_network(kind, squares, tmp_path / "best.pt")
     result = export(path, format="html", dtype="float32")
-    assert result.verified["probability_error"] < 1e-5 and result.verified["same_class"] == 100
+    assert result.verified["probability_error"] < 1e-4 and result.verified["same_class"] == 100
     if not AVAILABLE:
         return  # the scripts are tested where there is a browser
     with Browser() as browser:
@@ -62,13 +62,13 @@ def test_the_pages_steps_are_the_network(kind: str, squares: ImageCorpus, tmp_pa
         assert browser.run("return rnnnas.check.good")
         image = np.random.RandomState(4).randint(0, 256, (3, *squares.size), np.uint8)
         found = browser.run(
-            "return rnnnas.evaluation.images(arguments[0])", image.flatten().tolist()
+            "return rnnnas.classify(arguments[0])", image.flatten().tolist()
         )
         source = read_source(path)
         assert source.images is not None
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (squares.mean, squares.std))
         inputs = (torch.from_numpy(image)[None] / 255 - mean) / std
         expected = source.images.net.logits(inputs)[0].softmax(-1).tolist()
-        assert found == pytest.approx(expected, abs=1e-5)
+        assert found == pytest.approx(expected, abs=1e-4)
         assert browser.console() == []
         assert browser.requests() == [result.path.resolve().as_uri()]

@@ -238,23 +238,22 @@ def study(
 
 
 def load(path: Paths, *, device: str | torch.device = "auto") -> LanguageModel | ImageModel:
-    """The trained model of a best.pt or of a run folder, with its vocabulary or its classes.
+    """The trained model of a best.pt, a run folder, or a folder that `export` wrote for the hub.
 
     Raises:
         CheckpointError: where there is none, or it is damaged.
     """
-    from rnnnas.evaluation.image_model import ImageModel
-    from rnnnas.evaluation.images import is_classifier, rebuild
-    from rnnnas.evaluation.language_model import LanguageModel
-    from rnnnas.evaluation.run import rebuild_language_model, refuse_search
-    from rnnnas.runs.checkpoint import load_content
+    from rnnnas.evaluation.load import load_model, model_of
+    from rnnnas.exporting import hub
+    from rnnnas.exporting.run import export
 
-    found, where = checkpoint_of(path), pick_device(device)
-    refuse_search(found)
-    content = load_content(found)
-    if is_classifier(content):
-        return ImageModel(rebuild(content, found, where), found).to(where)
-    return LanguageModel(rebuild_language_model(content, found, where), found)
+    folder, where = Path(path), pick_device(device)
+    if (folder / hub.WEIGHTS).is_file() and not (folder / "best.pt").is_file():
+        model = model_of(hub.read_folder(folder), folder, where)
+    else:
+        model = load_model(checkpoint_of(path), where)
+    model.exporter = export
+    return model
 
 
 def evaluate(

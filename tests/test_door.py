@@ -254,3 +254,15 @@ def test_an_image_model_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sum(p.probability for p in one) == pytest.approx(1)  # type: ignore[union-attr]
     with pytest.raises(rnnnas.DataError):
         model.predict(tmp_path / "none.png")
+
+
+def test_a_model_leaves_and_comes_back(trained: TrainResult, tmp_path: Path) -> None:
+    lm = rnnnas.load(trained.run)
+    written = lm.export("hf", out=tmp_path / "hub")
+    back = rnnnas.load(tmp_path / "hub")
+    assert isinstance(back, LanguageModel) and back.digest == trained.digest == written.digest
+    assert back.perplexity("the cat sat") == pytest.approx(
+        trained.load().perplexity("the cat sat"),
+        rel=1e-6,  # type: ignore[union-attr]
+    )
+    assert trained.sample("the", 5, seed=2) == lm.sample("the", 5, seed=2)  # type: ignore[union-attr]

@@ -61,9 +61,7 @@ def test_the_pages_steps_are_the_network(kind: str, squares: ImageCorpus, tmp_pa
         browser.open(result.path)
         assert browser.run("return rnnnas.check.good")
         image = np.random.RandomState(4).randint(0, 256, (3, *squares.size), np.uint8)
-        found = browser.run(
-            "return rnnnas.classify(arguments[0])", image.flatten().tolist()
-        )
+        found = browser.run("return rnnnas.classify(arguments[0])", image.flatten().tolist())
         source = read_source(path)
         assert source.images is not None
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (squares.mean, squares.std))

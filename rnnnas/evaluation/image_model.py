@@ -5,7 +5,7 @@ Legend: B images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -50,6 +50,7 @@ class ImageModel(nn.Module):
         self.digest = loaded.digest
         self.register_buffer("mean", torch.tensor(loaded.mean), persistent=False)
         self.register_buffer("std", torch.tensor(loaded.std), persistent=False)
+        self.exporter: Callable[..., Any] | None = None  # set by whoever loads it
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -122,6 +123,16 @@ class ImageModel(nn.Module):
         """Its accuracy on a split of its corpus; see `rnnnas.evaluate`."""
         device = self.get_buffer("mean").device
         return Evaluation.of(evaluate_checkpoint(self.path, split, device=device))
+
+    def export(self, format: str, **options: Any) -> Any:
+        """Write the model as "onnx", "html", "hf" or "pt2"; options as of `rnnnas export`.
+
+        Raises:
+            UsageError: for a model that `rnnnas.load` has not made.
+        """
+        if self.exporter is None:
+            raise UsageError("this model was made without an exporter", "load it by rnnnas.load")
+        return self.exporter(self.path, format=format, **options)
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.parameters())

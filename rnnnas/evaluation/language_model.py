@@ -6,7 +6,7 @@ Legend: T steps, B streams, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -45,6 +45,7 @@ class LanguageModel(nn.Module):
         self.corpus = loaded.corpus
         self.metrics = dict(loaded.metrics)
         self.digest = loaded.digest
+        self.exporter: Callable[..., Any] | None = None  # set by whoever loads it
         self.eval()
 
     @property
@@ -213,6 +214,16 @@ class LanguageModel(nn.Module):
 
     def _line_end(self) -> Tensor:
         return torch.tensor([self.vocab.eos], device=self.device)
+
+    def export(self, format: str, **options: Any) -> Any:
+        """Write the model as "onnx", "html", "hf" or "pt2"; options as of `rnnnas export`.
+
+        Raises:
+            UsageError: for a model that `rnnnas.load` has not made.
+        """
+        if self.exporter is None:
+            raise UsageError("this model was made without an exporter", "load it by rnnnas.load")
+        return self.exporter(self.path, format=format, **options)
 
     def __repr__(self) -> str:
         cell = self.config.cell.upper() if self.genotype is None else self.genotype.to_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 
@@ -52,8 +53,7 @@ def race_config(config: SearchConfig) -> SearchConfig:
 
 def race_behind(job: SearchJob, corpus: Corpus) -> HalvingJob:
     """The race among what a finished search proposes."""
-    config = job.config
-    assert isinstance(config, SearchConfig)
+    config = cast(SearchConfig, job.config)
     select = config.select
     return HalvingJob(
         race_config(config), corpus, job.device, proposed=proposals(job, config),
@@ -84,8 +84,7 @@ def proposals(job: SearchJob, config: SearchConfig) -> list[Proposal]:
 def _best(job: SearchJob) -> Sequence[Scored]:
     """Cells that were tried with shared weights, but for the best, by rising loss."""
     ranked = sorted(job.tried, key=lambda scored: scored.loss)
-    config = job.config
-    assert isinstance(config, SearchConfig)
+    config = cast(SearchConfig, job.config)
     return ranked[1 : 1 + config.select.samples]
 
 

@@ -90,8 +90,8 @@ class SearchJob:
         self.tried: list[Scored] = []  # those cells
         self.passed: list[Genotype] = []  # what the alphas stood for on the way, for a race
         self.points = 0  # how often that is noted
-        if isinstance(config, SearchConfig) and config.races and self.method.alphas != "none":
-            self.points = config.select.points
+        if config.races and self.method.alphas != "none":
+            self.points = cast(SearchConfig, config).select.points
 
     def _build(self, stage: int, spaces: Spaces) -> None:
         """A stage's network, alphas and optimisers, all fresh; those before it are let go."""

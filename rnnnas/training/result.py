@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rnnnas.engine.device import pick_device
+from rnnnas.errors import UsageError
+from rnnnas.evaluation.image_model import ImageModel
+from rnnnas.evaluation.language_model import LanguageModel
+from rnnnas.evaluation.load import load_model
 from rnnnas.evaluation.result import Evaluation
-
-if TYPE_CHECKING:
-    from rnnnas.evaluation.image_model import ImageModel
-    from rnnnas.evaluation.language_model import LanguageModel
+from rnnnas.evaluation.run import evaluate_checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,22 +65,24 @@ class TrainResult:
         )
 
     def load(self, device: str = "auto") -> LanguageModel | ImageModel:
-        """The trained model; as `rnnnas.load`."""
-        import rnnnas
-
-        return rnnnas.load(self.checkpoint, device=device)
+        """The trained model; `rnnnas.load` gives it the means of exporting itself, too."""
+        return load_model(self.checkpoint, pick_device(device))
 
     def evaluate(self, split: str = "test", **options: Any) -> Evaluation:
         """The perplexity or accuracy on a split; options as of `rnnnas.evaluate`."""
-        import rnnnas
-
-        return rnnnas.evaluate(self.checkpoint, split, **options)
+        device = pick_device(options.pop("device", "auto"))
+        return Evaluation.of(evaluate_checkpoint(self.checkpoint, split, device=device, **options))
 
     def sample(self, prompt: str = "", tokens: int = 100, **options: Any) -> str:
-        """Text that the model writes after a prompt; options as of `rnnnas.sample`."""
-        import rnnnas
+        """Text that the model writes after a prompt; options as of `LanguageModel.stream`.
 
-        return rnnnas.sample(self.checkpoint, prompt, tokens, **options)
+        Raises:
+            UsageError: for an image network.
+        """
+        model = self.load()
+        if not isinstance(model, LanguageModel):
+            raise UsageError("an image network writes no text", "its `predict` names classes")
+        return model.sample(prompt, tokens, **options)
 
     def __getitem__(self, name: str) -> Any:
         """A figure by its name, e.g. `trained["arithmetic"]`."""

@@ -8,8 +8,8 @@ JOBS ?= 2
 
 # What depends on how the processor multiplies, and each way in which some processor does, with
 # bfloat16 and without, with compiled kernels and without. `make test` runs all tests in float32.
-ARITHMETIC := $(addprefix tests/test_,$(addsuffix .py,precision divergence trainings kernels \
-	kernels_derived fused mixed loss softmaxes openblas latency stopping version_0_1))
+ARITHMETIC := $(addprefix tests/test_,$(addsuffix .py,precision kernels kernels_derived fused mixed \
+	loss softmaxes openblas matmul tanh directional exact_order version_0_1))
 ARITHMETICS := \
 	"RNNNAS_TEST_PRECISION=bfloat16" \
 	"RNNNAS_TEST_PRECISION=bfloat16 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
@@ -19,7 +19,9 @@ ARITHMETICS := \
 
 # What pip does is shown: on a terminal with a bar for every download.
 # Unpacking is silent: every 20 seconds a line says how far it is.
-PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# TORCH_INDEX: the address of PyTorch's CPU builds, where there is no GPU.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 define install
 	@(while sleep 20 >/dev/null 2>&1; do \
 		echo "  still installing: $$(du -sm .venv 2>/dev/null | cut -f1) MB so far"; done) & \

@@ -131,6 +131,7 @@ def test_an_error_is_said_once(home: Path, tmp_path: Path) -> None:
 def test_torchrun_and_processes_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     assert started_by_hand(2) and not started_by_hand(1)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     assert not started_by_hand(1) and not started_by_hand(2)
     with pytest.raises(UsageError, match="--processes 3"):
         started_by_hand(3)

@@ -238,11 +238,11 @@ def test_a_search_ends_early_with_the_cell_of_then_and_resumes_exactly(
             crashing(patch, SearchJob, [0, 5, 6, 9])
             finish, left = Run.finish, [1]
 
-            def dying(self: Run, result: Any, finish: Any = finish, left: Any = left) -> None:
+            def dying(self: Run, *given: Any, finish: Any = finish, left: Any = left) -> None:
                 if left:
                     left.pop()
                     raise Crash
-                finish(self, result)
+                finish(self, *given)
 
             patch.setattr(Run, "finish", dying)  # the search itself is over then
             settings = config(always, f"save_seconds={seconds}")

@@ -6,7 +6,7 @@ import os
 
 # Tests work on small tensors, and often beside other processes: one thread each is fastest, and
 # what runs in a subprocess inherits it. Set before torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
 
 
 def pytest_configure() -> None:

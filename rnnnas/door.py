@@ -248,7 +248,7 @@ def load(path: Paths, *, device: str | torch.device = "auto") -> LanguageModel |
     from rnnnas.exporting.run import export
 
     folder, where = Path(path), pick_device(device)
-    if (folder / hub.WEIGHTS).is_file() and not (folder / "best.pt").is_file():
+    if os.path.isfile(folder / hub.WEIGHTS) and not os.path.isfile(folder / "best.pt"):
         model = model_of(hub.read_folder(folder), folder, where)
     else:
         model = load_model(checkpoint_of(path), where)

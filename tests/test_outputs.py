@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from test_cli import SMALL, SMALL_TRAIN, home, refused, run
 
-from rnnnas.errors import DiskError
+import rnnnas
+from rnnnas.errors import CheckpointError, DiskError
 from rnnnas.runs.files import write_atomic, write_where_told
 
 __all__ = ["home"]  # a fixture
@@ -90,6 +91,12 @@ def test_an_impossible_home_is_two_lines(home: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", ["eval", "sample"])
 def test_a_checkpoint_of_an_impossible_name(name: str) -> None:
     assert "check the path" in refused(4, name, "--checkpoint", LONG)
+
+
+def test_a_model_of_an_impossible_name() -> None:
+    for door in (rnnnas.load, rnnnas.sample):
+        with pytest.raises(CheckpointError):
+            door(LONG)
 
 
 # Standard output

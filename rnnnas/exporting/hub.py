@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,8 @@ _RESTORE = "export it again, or fetch it anew"
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` is a folder in this layout."""
-    return (path / WEIGHTS).is_file() and (path / CONFIG).is_file()
+    """Whether `path` is a folder in this layout; a name that the system will not take is none."""
+    return os.path.isfile(path / WEIGHTS) and os.path.isfile(path / CONFIG)
 
 
 def write_folder(

@@ -25,6 +25,7 @@ from rnnnas.cli import (
 )
 from rnnnas.cli.common import echo
 from rnnnas.errors import RnnnasError
+from rnnnas.processes import end_with_parent
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
 # a busy laptop) long spinning stalls everybody: two searches at once took 1.7 to 17 s a step
@@ -47,6 +48,7 @@ class _Group(click.Group):
         # is cleaned up. Not in the main thread: the program that called us handles its signals.
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        end_with_parent()
         try:
             value = super().main(*args, **kwargs)
             if sys.stdout is not None:  # None: closed before we began

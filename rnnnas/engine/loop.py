@@ -17,11 +17,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from rnnnas.distributed import ALONE, Ranks, orphaned
+from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.computed_by import computed_by
 from rnnnas.engine.job import Job, Position, StepReport, ValidationDiverged
 from rnnnas.engine.metrics import measured, perplexity
 from rnnnas.errors import CheckpointError, DivergedError, Interrupted
+from rnnnas.processes import orphaned
 from rnnnas.runs.checkpoint import plain_copy
 from rnnnas.runs.folder import AnyRun
 from rnnnas.runs.progress import Progress

@@ -46,6 +46,12 @@ def disk_error(path: Path, error: BaseException) -> DiskError:
     return DiskError(f"{path} could not be written: {reason}", remedy)
 
 
+def is_read_only(error: DiskError) -> bool:
+    """Whether nothing could be written at all: by the disk's kind, or for want of rights."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns an OSError of the block into the DiskError for `path`."""
@@ -89,6 +95,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(_temporary_name(path.name[:40]))
     with disk_errors(path):
         raw = _Raw(temporary, "x+")
+    _hold(raw.fileno())
     try:
         # The buffer reads too: a checkpoint is read back to be sealed.
         with io.BufferedRandom(raw) as file:
@@ -96,10 +103,13 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 write(cast(BinaryIO, file))
                 file.flush()
                 os.fsync(raw.fileno())
+                if os.name == "posix":  # while it is open, others know that it is written
+                    os.replace(temporary, path)
             except BaseException:
                 raw.abandoned = True
                 raise
-        os.replace(temporary, path)
+        if os.name != "posix":
+            os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
@@ -126,7 +136,25 @@ def write_where_told(path: Path, data: bytes) -> None:
             with path.open("wb") as file:
                 file.write(data)
             return
+    with suppress(DiskError, OSError):  # of another command that was killed
+        remove_temporaries(target.parent)
     write_atomic(target, lambda file: file.write(data))
+
+
+def _hold(handle: int) -> bool:
+    """Mark an open file as being written by this process; False where another process writes it.
+
+    True as well where there are no file locks.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 
 def _sync_folder(folder: Path) -> None:
@@ -168,12 +196,17 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Remove what killed writers left in `folder`; returns how many files there were."""
-    left = [path for path in folder.iterdir() if is_temporary(path)]
-    for path in left:
-        with disk_errors(path):
-            path.unlink(missing_ok=True)
-    return len(left)
+    """Remove what killed writers left in `folder`; returns how many files there were.
+
+    What a process is writing stays.
+    """
+    count = 0
+    for path in [path for path in folder.iterdir() if is_temporary(path)]:
+        with disk_errors(path), suppress(FileNotFoundError), path.open("rb") as file:
+            if _hold(file.fileno()):
+                path.unlink()
+                count += 1
+    return count
 
 
 def json_plain(value: Any) -> Any:

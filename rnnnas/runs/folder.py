@@ -23,19 +23,20 @@ import numpy as np
 
 import rnnnas
 from rnnnas.distributed import Ranks
-from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.errors import CheckpointError, DiskError, UsageError
 from rnnnas.plugins import load as plugins
 from rnnnas.runs.checkpoint import load_content, save_content
 from rnnnas.runs.files import (
     Lock,
     disk_errors,
+    is_read_only,
     is_temporary,
     json_plain,
     read_json,
     remove_temporaries,
     write_json,
 )
-from rnnnas.runs.sealed import read_result, write_result
+from rnnnas.runs.sealed import RESULT, read_result, write_result
 from rnnnas.runs.tensorboard import Board, curve_name, has_events
 
 if TYPE_CHECKING:
@@ -77,10 +78,10 @@ class Run:
     Make one with `Run.open`; leave it with `close`, `finish` or as a context manager.
     """
 
-    def __init__(self, folder: Path, lock: Lock, save_seconds: float) -> None:
+    def __init__(self, folder: Path, lock: Lock | None, save_seconds: float) -> None:
         self.folder = folder
         self.result: dict[str, Any] | None = None
-        self._lock: Lock | None = lock
+        self._lock = lock
         self._save_seconds = save_seconds
         self._id: str | None = None  # of the run; None in folders from before runs had one
         self._saved = time.monotonic()
@@ -125,12 +126,33 @@ class Run:
             is_run = (folder / "config.json").exists()
             if not is_run and not is_empty(folder):
                 raise UsageError(f"{folder} holds files but no run (no config.json)", _NEW)
-        run = cls(folder, Lock(folder), save_seconds)
+        try:
+            run = cls(folder, Lock(folder), save_seconds)
+        except DiskError as error:
+            # Where nothing can be written, what a finished run reported can still be read.
+            if not is_read_only(error) or not os.path.lexists(folder / RESULT):
+                raise
+            return cls._repeat(folder, kind, json_plain(config), idle, grows, error)
         try:
             run._enter(kind, json_plain(config), idle, grows)
         except BaseException:
             run.close()
             raise
+        return run
+
+    @classmethod
+    def _repeat(
+        cls, folder: Path, kind: str, config: dict[str, Any], idle: Collection[str],
+        grows: Collection[str], error: DiskError,
+    ) -> Run:  # fmt: skip
+        """The finished run in a folder that cannot be written; `error` where it has to go on."""
+        run = cls(folder, None, 0.0)
+        path = folder / "config.json"
+        run._id = _check_config(path, kind, config, {*idle, *grows})
+        stored = read_json(path)["config"]
+        run.result = read_result(folder)
+        if run.result is None or _grown(stored, config, grows):
+            raise error
         return run
 
     def _enter(

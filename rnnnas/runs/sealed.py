@@ -10,11 +10,18 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rnnnas.errors import CheckpointError
-from rnnnas.runs.files import json_plain, read_object, unreadable, write_json
+from rnnnas.errors import CheckpointError, DiskError
+from rnnnas.runs.files import (
+    json_plain,
+    read_object,
+    remove_temporaries,
+    unreadable,
+    write_json,
+)
 
 SEAL = "sealed"  # the key, last in the file, of what is not content
 RESULT, BEST, METRICS = "result.json", "best.pt", "metrics.jsonl"
@@ -38,6 +45,8 @@ def write_sealed(
         DiskError: where the file cannot be written.
     """
     content, about = json_plain(content), about or {}
+    with suppress(DiskError, OSError):  # what a killed process left; a run's are gone already
+        remove_temporaries(path.parent)
     seal = {**about, "sha256": digest_of({**content, SEAL: dict(about)})}
     write_json(path, {**content, SEAL: seal})
 

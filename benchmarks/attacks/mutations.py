@@ -161,6 +161,6 @@ def quick_compiler(home: Path) -> None:
         "#!/bin/sh\n"
         'if [ "$1" = --version ]; then echo quick; exit; fi\n'
         'while [ "$1" != -o ]; do shift; done\n'
-        f'cp "$(dirname "$0")/made.so" "$2"\n'
+        'cp "$(dirname "$0")/made.so" "$2"\n'
     )
     (home / "c++").chmod(0o755)

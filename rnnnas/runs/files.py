@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, cast
 from rnnnas.errors import CheckpointError, DiskError, UsageError
 
 _TEMPORARY = re.compile(r"(\..+)\.([0-9a-f]{16})([0-9a-f]{16})\.tmp", re.DOTALL)
+_MOST_BYTES = 1 << 28  # of a JSON file
 DEPTH = 100  # levels of nesting in a JSON file that is read
 RESTORE = "restore the file from a copy, or start a new run with --fresh"
 
@@ -267,7 +268,11 @@ def read_json(path: Path) -> Any:
         CheckpointError: where the file is missing, unreadable or damaged, each said as such.
     """
     try:
-        return parse_json(path.read_bytes())
+        with path.open("rb") as file:  # perhaps a device without an end
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        return parse_json(data)
     except OSError as error:
         raise unreadable(path, error) from error
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError

@@ -58,6 +58,13 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
+def end_with(parent: int) -> None:
+    """End this process with the one of that number, which started it by other means."""
+    if sys.platform != "win32":
+        os.environ[PARENT] = str(parent)
+        end_with_parent()
+
+
 _given: list[Path] = []
 
 

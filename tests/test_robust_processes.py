@@ -109,3 +109,36 @@ def test_jobs_of_a_study_are_told_whose_they_are(
     monkeypatch.setattr(local_jobs.subprocess, "Popen", Started)
     local_jobs.LocalRunner(tmp_path, 1).start({"a": ("show", "DARTS_V2")})
     assert started[0][processes.PARENT] == str(os.getpid())
+
+
+WORKER = """
+import sys
+from rnnnas.searching import side_by_side
+side_by_side._OBEY_SECONDS = 0.05
+original = side_by_side._Inbox.take
+def take(self, **options):
+    print("waits", flush=True)
+    return original(self, **options)
+side_by_side._Inbox.take = take
+side_by_side.main()
+"""
+
+
+def test_a_worker_of_a_race_obeys_a_signal_and_ends_with_its_input() -> None:
+    for ends in ("signal", "input"):
+        with subprocess.Popen(
+            [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None and child.stdin is not None
+            assert child.stdout.readline() == b"waits\n"
+            if ends == "signal":
+                child.send_signal(signal.SIGTERM)
+            else:
+                child.stdin.close()
+            assert child.wait(60) == 0
+
+
+def test_a_process_that_measures_alone_is_told_whose_it_is() -> None:
+    from rnnnas.bench.recurrent import apart
+
+    assert apart(os.environ.get, processes.PARENT) == str(os.getpid())

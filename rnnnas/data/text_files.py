@@ -1,7 +1,7 @@
 """Reading source text safely: line by line, in bounded memory, refusing what is not plain text.
 
 Text is UTF-8, or of the encoding that the user names. Lines end with `\\n` or `\\r\\n`, or with
-`\\r` in a file that has hardly any `\\n`; other separators (form feed, U+2028, a lone `\\r`) are white
+`\\r` in a file that hardly has `\\n`; other separators (form feed, U+2028, a lone `\\r`) are white
 space inside a line, as for Python's text files and `str.split`. Byte-order marks are left out,
 wherever files were joined: they are an editor's marks and would become part of a word. A line too
 long to be one is broken at sentence ends. Everything else that is not plain text is refused with

@@ -220,7 +220,7 @@ class Run:
                 raise CheckpointError(
                     f"{self.state_path} is the state of run {theirs or 'without an id'}, and this "
                     f"folder's config.json is that of run {self._id or 'without an id'}",
-                    "put this run's own state.pt back, or move this one away to begin this run again",
+                    "put this run's own state.pt back, or move this one away to begin anew",
                 )
             self._check_metrics(stored["metrics"], lines)
         if self._lock is not None:

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rnnnas.errors import CheckpointError, DiskError, UsageError
+from rnnnas.errors import CheckpointError, DiskError, UsageError, visible
 
 _TEMPORARY = re.compile(r"(\..+)\.([0-9a-f]{16})([0-9a-f]{16})\.tmp", re.DOTALL)
 _MOST_BYTES = 1 << 28  # of a JSON file
@@ -369,7 +369,7 @@ class Lock:
     @staticmethod
     def _warn(folder: Path, why: str) -> None:
         text = f"WARNING: a second process writing {folder} would not be noticed: {why}"
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
     def release(self) -> None:
         """Let others in; further calls do nothing."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlsplit
 
-from rnnnas.errors import UsageError
+from rnnnas.errors import UsageError, visible
 from rnnnas.processes import scratch_folder
 from rnnnas.runs.files import disk_errors
 
@@ -259,7 +259,8 @@ def launch(folder: Path, port: int = 6006) -> None:
     try:
         url = serve(folder, port)
         taken = "" if urlsplit(url).port == port else f"port {port} is taken; "
-        print(f"TensorBoard on {folder}: {url} ({taken}Ctrl-C ends it)", flush=True)
+        told = f"TensorBoard on {folder}: {url} ({taken}Ctrl-C ends it)"
+        print(visible(told), flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print()

@@ -16,14 +16,6 @@ from rnnnas.lm.model import RecurrentLM
 from rnnnas.runs.checkpoint import save_content
 
 CELL = "tanh0 relu1 sigmoid1 identity2 concat 2,3,4"
-EDGES = {
-    "recurrent": {
-        "nodes": [[["tanh", 0]], [["relu", 0], ["sigmoid", 1]], [["identity", 2], ["tanh", 1]]],
-        "concat": [2, 3],
-        "inputs": 1,
-        "join": "sum",
-    }
-}
 # Kinds of language models: genotype and settings.
 LANGUAGE = {
     "derived": (CELL, []),
@@ -31,7 +23,6 @@ LANGUAGE = {
     "lstm": ("LSTM", ["model.layers=2"]),
     "gru": ("GRU", []),
     "softmaxes": (CELL, ["model.softmaxes=3"]),
-    "edges": (EDGES, []),
 }  # fmt: skip
 DENSE = {
     "stem_w6_s1": {"nodes": [[["conv_3x3", 0]]], "concat": [1]},

@@ -14,7 +14,6 @@ from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import RECURRENT_OPS
 from rnnnas.reporting.cells import op_colours, operations
-from rnnnas.reporting.leaders import history_of
 from rnnnas.reporting.read import RunData, StudyData, genotype_from, read_all
 from rnnnas.reporting.sections import Detail, about, compared, run_section
 from rnnnas.reporting.study_section import about_study, result_of, study_section
@@ -108,7 +107,7 @@ def _genotypes(found: Iterable[RunData | StudyData]) -> list[Genotype]:
     cells: list[Genotype | None] = []
     for item in found:
         if isinstance(item, RunData):
-            cells += [item.genotype, *(frame.genotype for frame in history_of(item).frames)]
+            cells += [item.genotype, *(frame.genotype for frame in item.frames)]
         elif (result := result_of(item)) is not None:
             chosen = (own["chosen"] or {} for own in result["methods"].values())
             cells += [genotype_from(str(one.get("cell", ""))) for one in chosen]

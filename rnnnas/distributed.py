@@ -13,10 +13,10 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, final
 
 import torch
@@ -24,14 +24,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rnnnas.errors import RnnnasError, UsageError
+from rnnnas.processes import end_folder_with_parent
 
 T = TypeVar("T")
 
 STORE = "RNNNAS_RANKS_FILE"  # where ranks that were started by hand find each other: a file
-PARENT = "RNNNAS_RANKS_PARENT"  # the process that started them
-GRACE = 20.0  # seconds that a rank has to save, once the process that started it has gone
 _LONG = 10.0  # seconds of waiting for the others, after which that is said
-_LOOK = 1.0  # seconds between two looks for it
 # Rank 0 evaluates and writes alone while the others wait. A rank that dies is noticed at once.
 _PATIENCE = timedelta(hours=6)
 
@@ -251,12 +249,6 @@ def local_rank() -> int:
     return place("LOCAL_RANK", 0)
 
 
-def orphaned() -> bool:
-    """Whether the process that started this rank by hand has gone."""
-    parent = os.environ.get(PARENT)
-    return parent is not None and parent != str(os.getppid())
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Lets SIGINT and SIGTERM end the process at once: torch waits where no handler of ours runs,
@@ -288,23 +280,6 @@ def _told(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _end_when_orphaned() -> None:
-    """End this rank where the process that started it has gone, wherever it waits.
-
-    A run's loop notices that itself and saves first: it gets `GRACE` seconds.
-    """
-
-    def watch() -> None:
-        while not orphaned():
-            time.sleep(_LOOK)
-        time.sleep(GRACE)
-        print("rnnnas: the process that started this one has gone", file=sys.stderr, flush=True)
-        os._exit(143)
-
-    if os.environ.get(PARENT):
-        threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """The group that the environment describes, joined for the block; alone where it does not.
@@ -328,8 +303,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if place("LOCAL_WORLD_SIZE", 0) == world and sys.platform != "win32":
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-    _end_when_orphaned()
     file = os.environ.get(STORE)
+    if file:
+        end_folder_with_parent(Path(file).parent)
     cuda = device.type == "cuda"
     try:
         with _interruptible(), _told(f"process {rank} waits for the others of {world}"):

@@ -15,7 +15,7 @@ from rnnnas.config.presets import IMAGE, given, resolve
 from rnnnas.config.text import WITHOUT_RESULT
 from rnnnas.data import corpus as corpora
 from rnnnas.engine.device import pick_device
-from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.errors import CheckpointError, UsageError, visible
 from rnnnas.evaluation.result import Evaluation
 from rnnnas.home import checkpoints_folder, home_at
 from rnnnas.nas.genotype import Genotype
@@ -226,7 +226,7 @@ def study(
 
     def say(text: str) -> None:
         if not quiet:
-            print(text, file=sys.stderr)
+            print(visible(text), file=sys.stderr)
 
     result = run(
         resolved, opened, folder, cluster="local", slots=jobs, more=more, fresh=fresh, say=say
@@ -468,7 +468,7 @@ def _say_cell(cell: Any) -> None:
     from rnnnas.lm.fast.known import note_of
 
     if note := note_of(cell):
-        print(note, file=sys.stderr)
+        print(visible(note), file=sys.stderr)
 
 
 def _opened(corpus: AnyCorpus | str) -> AnyCorpus:

@@ -72,7 +72,7 @@ def test_the_state_of_another_run_is_refused_and_nothing_is_cut(tmp_path: Path) 
 def without_id(folder: Path) -> None:
     """Make a run folder what it was before runs had an id."""
     about = json.loads((folder / "config.json").read_text())
-    del about["run"]
+    del about["run"], about["sealed"]
     (folder / "config.json").write_text(json.dumps(about))
     content = load_content(folder / "state.pt")
     del content["run"]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
+import rnnnas
 from rnnnas import cli, distributed
 from rnnnas.cli.common import echo
+from rnnnas.cli.memory import memory_errors
 from rnnnas.cli.processes import started_by_hand
+from rnnnas.config.images import ImageTrainConfig
+from rnnnas.config.plain import to_plain
+from rnnnas.config.text import TrainConfig
 from rnnnas.errors import UsageError, visible
 from rnnnas.runs.progress import Progress
 
@@ -74,6 +81,32 @@ def test_out_of_memory_ends_in_a_line_and_a_remedy(
     assert code == 2 and "not enough memory" in told and "lower" in told
 
 
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_the_remedy_for_want_of_memory_names_settings_that_there_are(
+    error: Exception, images: bool
+) -> None:
+    with pytest.raises(UsageError, match="not enough memory") as caught, memory_errors(images):
+        raise error
+    named = re.findall(r"\b[a-z]+\.[a-z]+\b", caught.value.remedy)
+    kind = ImageTrainConfig if images else TrainConfig
+    plain = to_plain(kind(corpus="x", genotype={}))
+    assert len(named) == 3 and all(key in plain[group] for group, key in map(_parts, named))
+    assert "--fresh" in caught.value.remedy  # the folder holds the settings that were too much
+
+
+def _parts(setting: str) -> tuple[str, str]:
+    group, _, key = setting.partition(".")
+    return group, key
+
+
+def test_other_errors_of_a_run_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors(False):
+        raise RuntimeError("shapes do not fit")
+
+
 @pytest.mark.parametrize(
     ("given", "cause"),
     [
@@ -103,3 +136,24 @@ def test_an_empty_environment_is_one_process(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LOCAL_RANK", "x")
     with pytest.raises(UsageError, match="LOCAL_RANK"):
         distributed.local_rank()
+
+
+def test_all_that_is_printed_beside_results_goes_through_visible() -> None:
+    """A name in it could hold an escape sequence. `echo` does it for the commands."""
+    package = Path(rnnnas.__file__).parent
+    raw = re.compile(r"""(?<![\w.])(print\((?!\)|visible\(|")|click\.echo\()""")
+    found = [
+        f"{path.relative_to(package)}:{number}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if raw.search(line) and not line.lstrip().startswith("#")
+    ]
+    allowed = ("cli/common.py", "distributed.py")  # `echo` itself; numbers of processes alone
+    assert [line for line in found if not line.startswith(allowed)] == []
+
+
+def test_a_title_above_a_progress_bar_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("search on a\x1b[2J", 1):
+        pass
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err

@@ -92,3 +92,16 @@ def test_sizes_that_cannot_be_meant_are_refused_with_the_limit() -> None:
         from_plain(ModelConfig, {"layers": 1_000_000})
     with pytest.raises(UsageError, match=r"layers.* 1000000 .*at most 1000"):
         from_plain(CnnConfig, {"layers": 1_000_000})
+
+
+@pytest.mark.parametrize("text", ["s1", "my runs/s 1", "checkpoints/tanh0 relu1/x"])
+def test_what_may_be_a_path_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(UsageError, match="nor is there a file or folder|neither a file"):
+        read_genotype(text)
+
+
+def test_errors_about_long_genotypes_stay_short() -> None:
+    for text in ("x" * 100_000, "tanh" + "9" * 5_000, "tanh0 " * 20_000):
+        with pytest.raises(UsageError) as caught:
+            read_genotype(text)
+        assert len(str(caught.value)) < 1_000

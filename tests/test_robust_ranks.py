@@ -13,7 +13,9 @@ import pytest
 WAITS = """
 import torch
 from rnnnas import distributed
-distributed.GRACE = distributed._LOOK = 0.1
+from rnnnas import processes
+processes.LOOK = 0.1
+processes.end_with_parent()
 with distributed.joined(torch.device("cpu")):
     pass
 """
@@ -22,12 +24,12 @@ with distributed.joined(torch.device("cpu")):
 def test_a_rank_that_waits_for_others_ends_when_its_parent_has_gone(tmp_path: Path) -> None:
     ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     parent = str(os.getpid() + 1)  # not the one that starts it
-    about = {"RNNNAS_RANKS_FILE": str(tmp_path / "store"), "RNNNAS_RANKS_PARENT": parent}
+    about = {"RNNNAS_RANKS_FILE": str(tmp_path / "store"), "RNNNAS_PARENT": parent}
     done = subprocess.run(
         [sys.executable, "-c", WAITS], env={**os.environ, **ranks, **about},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 143, done.stderr
+    assert done.returncode == -signal.SIGTERM, done.stderr
     assert "has gone" in done.stderr
 
 
@@ -38,7 +40,7 @@ def test_a_rank_that_waits_says_for_whom_and_ends_by_a_signal(
     ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     about = {"RNNNAS_RANKS_FILE": str(tmp_path / "store")}
     with subprocess.Popen(
-        [sys.executable, "-c", WAITS.replace("distributed.GRACE =", "distributed._LONG =")],
+        [sys.executable, "-c", WAITS.replace("processes.LOOK =", "distributed._LONG =")],
         env={**os.environ, **ranks, **about}, stderr=subprocess.PIPE, text=True,
     ) as child:  # fmt: skip
         assert child.stderr is not None

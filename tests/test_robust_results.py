@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rnnnas.engine.budget import read_plan
-from rnnnas.errors import CheckpointError
+from rnnnas.errors import CheckpointError, DiskError, UsageError
 from rnnnas.latency.recurrent import read_table
 from rnnnas.reporting.read import read_run, read_study
 from rnnnas.runs.folder import Run
 from rnnnas.runs.sealed import open_sealed, read_result, read_sealed, write_sealed
+from rnnnas.searching.race_budget import keep_race
 from rnnnas.studies.listing import info_of as info
 from rnnnas.studies.record import Record
 
@@ -91,6 +95,11 @@ def test_metrics_that_were_changed_afterwards_are_noticed(tmp_path):
 def test_results_of_earlier_versions_have_no_seal_and_are_read(tmp_path):
     folder = finished(tmp_path / "r")
     (folder / "result.json").write_text(json.dumps({"digest": "x"}))
+    with pytest.raises(CheckpointError, match="its seal is gone"):  # of this version it has one
+        read_result(folder)
+    about = json.loads((folder / "config.json").read_text())
+    del about["sealed"]
+    (folder / "config.json").write_text(json.dumps(about))
     assert read_result(folder) == {"digest": "x"}
     (folder / "result.json").write_text(json.dumps({"checkpoint": "r/best.pt"}))
     (folder / "best.pt").unlink()
@@ -136,3 +145,91 @@ def test_a_result_says_by_what_it_was_computed(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text.replace("torch 2", "torch 3"))
     with pytest.raises(CheckpointError, match="changed"):
         read_result(tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_run, lambda folder: Run.open(folder, "search", CONFIG)])
+def test_a_changed_setting_of_a_run_is_refused(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    folder = finished(tmp_path / "r")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged: it was changed"):
+        read(folder)
+    assert info(folder).state == "damaged"
+
+
+def test_metrics_that_were_changed_while_a_run_was_stopped_are_refused(tmp_path: Path) -> None:
+    with Run.open(tmp_path, "train", CONFIG) as run:
+        run.log("train", 1, loss=3.5)
+        run.save_state({"step": 1})
+        run.log("train", 2, loss=2.5)
+        run.save_state({"step": 2})
+        run.log("train", 3, loss=1.5)  # after the state: cut off at the resume
+    path = tmp_path / "metrics.jsonl"
+    text = path.read_text()
+    for changed in (text.replace("3.5", "3.4"), text[:20]):
+        path.write_text(changed)
+        with (
+            Run.open(tmp_path, "train", CONFIG) as run,
+            pytest.raises(CheckpointError, match=r"metrics\.jsonl was changed since state\.pt"),
+        ):
+            run.load_state()
+        assert path.read_text() == changed  # nothing was cut
+    path.write_text(text.replace("1.5", "9.9"))
+    with Run.open(tmp_path, "train", CONFIG) as run:
+        assert run.load_state() == {"step": 2}
+    path.unlink()  # the remedy
+    with Run.open(tmp_path, "train", CONFIG) as run:
+        assert run.load_state() == {"step": 2}
+
+
+def test_a_digest_of_metrics_follows_what_is_cut_and_written_again(tmp_path: Path) -> None:
+    with Run.open(tmp_path, "train", CONFIG) as run:
+        run.log("train", 1, loss=3.5)
+        run.save_state({"step": 1})
+        run.log("train", 2, loss=2.5)
+        run._hashed.digest(run.metrics_path, 10_000)  # as a save does that then fails
+        run.load_state()
+        run.log("train", 2, loss=1.25)
+        run.save_state({"step": 2})
+    with Run.open(tmp_path, "train", CONFIG) as run:
+        assert run.load_state() == {"step": 2}
+
+
+def test_the_budget_of_a_race_is_sealed(tmp_path: Path) -> None:
+    keep_race(tmp_path, 6.5, 100)
+    path = tmp_path / "race.json"
+    path.write_text(path.read_text().replace("6.5", "7.5"))
+    with pytest.raises(CheckpointError, match="it was changed since it was written"):
+        read_sealed(path, "")
+
+
+# A disk that is read only
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+def test_a_finished_run_on_a_read_only_disk_repeats_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished(tmp_path / "r")
+    with Run.open(tmp_path / "half", "search", CONFIG) as run:
+        run.save_state({"step": 1})
+    read_only(monkeypatch)
+    assert Run.open(folder, "search", CONFIG).result == RESULT | {"bad": None}
+    with pytest.raises(UsageError, match="seed is 1 there and 2 here"):
+        Run.open(folder, "search", CONFIG | {"seed": 2})
+    with pytest.raises(DiskError, match="Read-only"):  # it would have to go on
+        Run.open(folder, "search", CONFIG | {"epochs": 2}, grows=("epochs",))
+    with pytest.raises(DiskError, match="Read-only"):
+        Run.open(tmp_path / "half", "search", CONFIG)

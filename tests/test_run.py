@@ -45,7 +45,7 @@ def test_a_new_run_records_what_it_is(tmp_path):
         assert run.folder == tmp_path / "deep" / "run" and run.result is None
         assert run.load_state() is None
     about = json.loads((run.folder / "config.json").read_text())
-    assert len(about.pop("run")) == 32
+    assert len(about.pop("run")) == 32 and set(about.pop("sealed")) == {"sha256"}
     assert about == {
         "kind": "search",
         "config": {**CONFIG, "ops": ["tanh", "relu"]},

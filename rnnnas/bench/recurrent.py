@@ -7,6 +7,7 @@ the same run. Legend: T steps, B streams, H hidden, V vocabulary, N nodes.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -33,6 +34,7 @@ from rnnnas.lm.model import RecurrentLM, low_precision
 from rnnnas.nas.architect import Architect, order_for
 from rnnnas.nas.zoo import ZOO
 from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
+from rnnnas.processes import end_with
 from rnnnas.types import Batch
 
 Kind = Literal["first_order", "second_order", "train", "eval", "loss"]
@@ -206,7 +208,9 @@ def apart(measure: Callable[..., Any], *args: Any, smaller: str = "windows.strea
         UsageError: where that process was killed, as systems do that are out of memory.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as workspace:
+    with ProcessPoolExecutor(
+        1, mp_context=context, initializer=end_with, initargs=(os.getpid(),)
+    ) as workspace:
         try:
             return workspace.submit(measure, *args).result()
         except BrokenProcessPool as error:

@@ -24,7 +24,9 @@ from rnnnas.cli import (
     studies,
 )
 from rnnnas.cli.common import echo
+from rnnnas.cli.memory import ANY, is_out_of_memory, reason_of
 from rnnnas.errors import RnnnasError
+from rnnnas.processes import end_with_parent
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
 # a busy laptop) long spinning stalls everybody: two searches at once took 1.7 to 17 s a step
@@ -32,7 +34,6 @@ from rnnnas.errors import RnnnasError
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
-_TOO_LARGE = ("memory", "Storage size calculation overflowed")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
@@ -47,6 +48,7 @@ class _Group(click.Group):
         # is cleaned up. Not in the main thread: the program that called us handles its signals.
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        end_with_parent()
         try:
             value = super().main(*args, **kwargs)
             if sys.stdout is not None:  # None: closed before we began
@@ -69,12 +71,10 @@ class _Group(click.Group):
                     echo(f"  {error.remedy}", err=True)
             sys.exit(error.exit_code)
         except (MemoryError, RuntimeError) as error:
-            # torch has no exception of its own for memory on a CPU.
-            if not isinstance(error, MemoryError) and not any(w in str(error) for w in _TOO_LARGE):
+            if not is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines() or ["there is none left"]
-            echo(f"rnnnas: not enough memory: {reason[0]}", err=True)
-            echo("  lower model.hidden, windows.streams or windows.bptt", err=True)
+            echo(f"rnnnas: {reason_of(error)}", err=True)
+            echo(f"  {ANY}", err=True)
             sys.exit(2)
         except BrokenPipeError:
             _drop_output()

@@ -75,7 +75,7 @@ def say_cell(cell: Any) -> None:
     from rnnnas.lm.fast.known import note_of
 
     if note := note_of(cell):
-        click.echo(note, err=True)
+        echo(note, err=True)
 
 
 def budget_seconds(minutes: float | None, seconds: float | None) -> float | None:

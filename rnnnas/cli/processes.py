@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from rnnnas.distributed import Ranks
 
+STORE_NAME = "store"  # in a scratch folder: the file by which ranks find each other
 PATIENCE = 10.0  # seconds that the other processes have to end once one has failed
 
 processes_option = click.option(
@@ -71,24 +71,30 @@ def run_all(words: Sequence[str], processes: int) -> int:
     Nothing listens beyond the loopback interface: there is no store with a port of its own.
     SIGINT and SIGTERM are passed on once; where one rank fails the others are ended.
     """
-    with tempfile.TemporaryDirectory(prefix="rnnnas-") as folder:
-        children = [
-            subprocess.Popen(
-                [sys.executable, "-m", "rnnnas", *words],
-                env=_environment(rank, processes, Path(folder) / "store"),
-                # Ctrl-C in a terminal reaches a whole group: it should come once, from here.
-                start_new_session=True,
-            )
-            for rank in range(processes)
-        ]
+    from rnnnas.processes import scratch_folder
+
+    with scratch_folder() as folder:
+        children: list[subprocess.Popen[bytes]] = []
+        asked: list[int] = []  # signals that came before all had started
 
         def forward(signum: int, frame: FrameType | None) -> None:
+            asked.append(signum)
             for child in children:
                 if child.poll() is None:
                     child.send_signal(signum)
 
         before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
+            for rank in range(processes):
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "rnnnas", *words],
+                    env=_environment(rank, processes, folder / STORE_NAME),
+                    # Ctrl-C in a terminal reaches a whole group: it should come once, from here.
+                    start_new_session=True,
+                )
+                children.append(child)
+                if asked:
+                    child.send_signal(asked[0])
             return _wait(children)
         finally:
             for number, handler in before.items():
@@ -100,9 +106,11 @@ def run_all(words: Sequence[str], processes: int) -> int:
 
 
 def _environment(rank: int, processes: int, store: Path) -> dict[str, str]:
-    from rnnnas.distributed import PARENT, STORE
+    from rnnnas.distributed import STORE
+    from rnnnas.processes import PARENT
     from rnnnas.studies.local_jobs import threads_each
 
+    parent = {} if sys.platform == "win32" else {PARENT: str(os.getpid())}
     return {
         "OMP_NUM_THREADS": str(threads_each(processes)),  # unless the user has set it
         **os.environ,
@@ -111,7 +119,7 @@ def _environment(rank: int, processes: int, store: Path) -> dict[str, str]:
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         STORE: str(store),
-        PARENT: str(os.getpid()),
+        **parent,
     }
 
 

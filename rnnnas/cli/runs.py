@@ -24,6 +24,7 @@ from rnnnas.cli.common import (
     say_compared,
     say_kernels,
 )
+from rnnnas.cli.memory import memory_errors
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
 from rnnnas.home import checkpoints_folder
 from rnnnas.nas.methods import METHODS
@@ -110,8 +111,9 @@ def search(method: str | None, **options: Any) -> None:
     if options["dry_run"]:
         from rnnnas.searching.costs import search_seconds
 
-        job = job_of(config, corpus, pick_device(options["device"]))
-        _dry_run(job, job.config, lambda: search_seconds(job, corpus), options)
+        with memory_errors(is_of_images(corpus)):
+            job = job_of(config, corpus, pick_device(options["device"]))
+            _dry_run(job, job.config, lambda: search_seconds(job, corpus), options)
         return
     default = default_folder("search", config)
     if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
@@ -187,10 +189,12 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     with waiting(f"opening the corpus {config.corpus}", quiet=not _speaks()):
         corpus = open_any(config.corpus)
     if options["dry_run"]:
+        from rnnnas.door import is_of_images
         from rnnnas.training.costs import training_seconds
 
-        job = TrainJob(config, corpus, pick_device(options["device"]))
-        _dry_run(job, job.config, lambda: training_seconds(job, corpus), options)
+        with memory_errors(is_of_images(corpus)):
+            job = TrainJob(config, corpus, pick_device(options["device"]))
+            _dry_run(job, job.config, lambda: training_seconds(job, corpus), options)
         return
     more = {} if start is None else {"start": start}
     result = _run(run, config, corpus, options, there, **more)
@@ -275,8 +279,9 @@ def _run(
     from rnnnas.data.corpus import holds_images
     from rnnnas.engine.budget import Stopwatch
 
-    with joined(options["device"]) as (device, ranks):
-        if ranks.leads and config.model.path == "fast" and not holds_images(config.corpus):
+    images = holds_images(config.corpus)
+    with joined(options["device"]) as (device, ranks), memory_errors(images):
+        if ranks.leads and config.model.path == "fast" and not images:
             say_kernels(device, config.model.precision)
             say_cell(getattr(config, "cell_space", None) or config.network)
         result = run(
@@ -286,7 +291,7 @@ def _run(
             device=device,
             fresh=options["fresh"],
             ranks=ranks,
-            **({} if holds_images(config.corpus) else {"stopwatch": Stopwatch(STARTED)}),
+            **({} if images else {"stopwatch": Stopwatch(STARTED)}),
             **more,
         )
         return result if ranks.leads else None

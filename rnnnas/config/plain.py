@@ -14,6 +14,7 @@ from rnnnas.errors import UsageError, nearest
 
 T = TypeVar("T")
 LARGEST = 3.4e38  # about that of float32, which weights and step sizes are in
+DEPTH = 50  # levels of nesting in settings
 
 
 def from_plain(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
@@ -126,11 +127,37 @@ def to_toml(plain: Mapping[str, Any], prefix: str = "") -> str:
 def value_of(text: str) -> Any:
     """What `--set` gives: a TOML value, or else the plain word."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = parse_toml(f"value = {text}")
     except RecursionError as error:
         raise UsageError(f"a value is nested too deeply: {text[:20]}...") from error
     except ValueError:  # TOMLDecodeError is one; so is a number of thousands of digits
         return text
+    # More than one line would be more than one setting.
+    return table["value"] if set(table) == {"value"} else text
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        ValueError: where it is no TOML, or has a whole number of more than 64 bits, which no
+            setting has and Python does not print.
+        RecursionError: where it is nested deeper than `DEPTH`.
+    """
+    table = tomllib.loads(text)
+    level: list[Any] = [table]
+    for _ in range(DEPTH):
+        items = [
+            item
+            for holder in level
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+        ]
+        if any(type(item) is int and item.bit_length() > 64 for item in items):
+            raise ValueError("a whole number of more than 64 bits")
+        level = [item for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return table
+    raise RecursionError(f"nested deeper than {DEPTH} levels")
 
 
 def merge(table: dict[str, Any], other: Mapping[str, Any]) -> None:

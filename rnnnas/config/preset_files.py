@@ -7,12 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rnnnas.config.plain import merge
+from rnnnas.config.plain import merge, parse_toml
 from rnnnas.errors import UsageError, nearest
 from rnnnas.plugins.load import load
 
 IMAGE = "image-"  # begins the kinds of runs on images
 TABLES = ("search", "train", "image-search", "image-train", "study")  # what a preset may hold
+_MOST_BYTES = 10_000_000  # of a file of settings
+_MOST_FILES = 50  # that extend one another
 EXTENDS = "extends"  # names a preset, or another file, whose settings lie under a file's own
 
 
@@ -106,7 +108,11 @@ def _file_tables(file: Path) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        table: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        with file.open("rb") as opened:  # perhaps a pipe, or a device without an end
+            data = opened.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES:,} bytes")
+        table = parse_toml(data.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--config {file} cannot be read as TOML: {error}") from error
     _load_plugins(table.pop("plugins", {}), file)
@@ -144,6 +150,8 @@ def _extended(
     name = base if path is None else str(path.resolve())
     if name in seen:
         raise UsageError(f"{what} extends itself: {' -> '.join((*seen, name))}")
+    if len(seen) > _MOST_FILES:
+        raise UsageError(f"{what}: more than {_MOST_FILES} files extend one another")
     below = tomllib.loads(preset_text(base)) if path is None else _read(path)
     called = f"preset {base!r}" if path is None else f"--config {path}"
     merged = _extended(below, called, path, (*seen, name))

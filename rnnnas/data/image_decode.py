@@ -93,5 +93,5 @@ def _unreadable(where: str, error: Exception) -> DataError:
     said = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
     return DataError(
         f"{where}: not an image that can be read{said}",
-        "Remove it or put a whole JPEG or PNG in its place.",
+        "Put a whole JPEG or PNG in its place, or leave it out.",
     )

@@ -197,7 +197,7 @@ def numbered(source: ImageSource) -> tuple[tuple[str, ...], dict[str, Labels]]:
 def _unused(train: Labelled, name: str) -> DataError:
     return DataError(
         f"{train.name}: class {shown(name)!r} has no training image",
-        "Add images of it, or remove the class.",
+        "Add images of it, or leave the class out.",
     )
 
 
@@ -210,7 +210,7 @@ def _numbers(split: Labelled, index: Mapping[str, int], called: str, first: int)
         if not 0 <= number < len(index):
             raise DataError(
                 f"{split.place(row)}: label {shown(label)!r} is none of the {len(index)} classes",
-                "Correct the label, or remove the image."
+                "Correct the label, or leave the image out."
                 if called == "train"
                 else "Correct the label, or add training images of that class.",
             )

@@ -215,7 +215,7 @@ def _labelled(tables: list[_Table], image: str, label: str) -> Labelled:
             if not data:
                 raise DataError(
                     f"{place(row)}: no image bytes in column {image!r}",
-                    "Remove the row, or store the image itself, not its path.",
+                    "Store the image itself, not its path, or leave the row out.",
                 )
             yield data
 

@@ -1,7 +1,7 @@
 """Reading source text safely: line by line, in bounded memory, refusing what is not plain text.
 
 Text is UTF-8, or of the encoding that the user names. Lines end with `\\n` or `\\r\\n`, or with
-`\\r` in a file that has no `\\n`; other separators (form feed, U+2028, a lone `\\r`) are white
+`\\r` in a file that hardly has `\\n`; other separators (form feed, U+2028, a lone `\\r`) are white
 space inside a line, as for Python's text files and `str.split`. Byte-order marks are left out,
 wherever files were joined: they are an editor's marks and would become part of a word. A line too
 long to be one is broken at sentence ends. Everything else that is not plain text is refused with
@@ -269,7 +269,8 @@ def lines_of(blocks: Iterable[bytes], name: str, *, table: bool = False) -> Iter
         if first and block:
             check_head(block, name, table=table)
             block = block.removeprefix(_BOM)
-            returns = b"\n" not in block and b"\r" in block[:-1]
+            lone = block[:-1].count(b"\r") - block.count(b"\r\n")
+            returns = lone > 10 * block.count(b"\n")
             first = False
         if returns:  # as old Macs ended lines
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

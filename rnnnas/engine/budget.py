@@ -25,7 +25,7 @@ from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.cuda_graphs import PATIENCE, synchronise
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import EVALUATION_STEPS, Readable, evaluate
-from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.errors import CheckpointError, UsageError, visible
 from rnnnas.runs.sealed import read_sealed, write_sealed
 from rnnnas.types import Batch
 
@@ -204,7 +204,7 @@ def enter_plan(plan: Plan, folder: Path, course: Course, *, quiet: bool, ranks: 
         return
     write_plan(folder, plan)
     if not quiet:
-        print(plan.line(course), file=sys.stderr, flush=True)
+        print(visible(plan.line(course)), file=sys.stderr, flush=True)
 
 
 @final

@@ -17,11 +17,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from rnnnas.distributed import ALONE, Ranks, orphaned
+from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.computed_by import computed_by
 from rnnnas.engine.job import Job, Position, StepReport, ValidationDiverged
 from rnnnas.engine.metrics import measured, perplexity
-from rnnnas.errors import CheckpointError, DivergedError, Interrupted
+from rnnnas.errors import CheckpointError, DivergedError, Interrupted, visible
+from rnnnas.processes import orphaned
 from rnnnas.runs.checkpoint import plain_copy
 from rnnnas.runs.folder import AnyRun
 from rnnnas.runs.progress import Progress
@@ -350,7 +351,8 @@ def finished(run: AnyRun, ranks: Ranks = ALONE) -> dict[str, Any]:
             )
         )
     if ranks.leads:
-        print(f"{run.folder} is finished: this is its result (--fresh runs anew)", file=sys.stderr)
+        told = f"{run.folder} is finished: this is its result (--fresh runs anew)"
+        print(visible(told), file=sys.stderr)
     result["run"] = str(run.folder)  # which may have been moved since
     if "checkpoint" in result:
         result["checkpoint"] = str(run.best_path)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rnnnas.errors import CheckpointError
 from rnnnas.runs.checkpoint import content_digest
-from rnnnas.runs.files import read_json, write_atomic, write_json
+from rnnnas.runs.files import write_atomic
+from rnnnas.runs.sealed import open_sealed, write_sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ def write_folder(
     }
     write_atomic(folder / WEIGHTS, lambda file: file.write(data))
     write_atomic(folder / CARD, lambda file: file.write(card.encode()))
-    write_json(folder / CONFIG, described)
+    write_sealed(folder / CONFIG, described)
 
 
 def _dtype(weights: Mapping[str, Tensor]) -> str:
@@ -82,14 +83,16 @@ def read_folder(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    described = read_json(path / CONFIG)
-    if not isinstance(described, dict) or described.get("library_name") != LIBRARY:
+    described, seal = open_sealed(path / CONFIG, _RESTORE)
+    if described.get("library_name") != LIBRARY:
         raise CheckpointError(f"{path} holds no model of rnnnas", "give a folder of `export`")
     if described.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {described.get('format')!r}; this version reads format {FORMAT}",
             "use the version of rnnnas that wrote it",
         )
+    if seal is None:  # what it says of the weights decides what they mean
+        raise CheckpointError(f"{path / CONFIG} is damaged: its seal is gone", _RESTORE)
     try:
         data = (path / WEIGHTS).read_bytes()
     except OSError as error:

@@ -27,7 +27,7 @@ from rnnnas.exporting import hub
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.genotype import Genotype
 from rnnnas.runs.checkpoint import content_digest, load_content
-from rnnnas.runs.files import read_json
+from rnnnas.runs.sealed import read_result
 
 CPU = torch.device("cpu")
 
@@ -164,11 +164,8 @@ def _cell_name(content: Mapping[str, Any], genotype: Genotype | None) -> str:
 
 def _result(path: Path, digest: str) -> dict[str, Any]:
     """The test figures in result.json of the run's folder, where it is this checkpoint's."""
-    beside = path.parent / "result.json"
-    if not beside.is_file():
-        return {}
     try:
-        stored = read_json(beside)
+        stored = read_result(path.parent)
     except RnnnasError:
         return {}  # of another tool, or damaged: the checkpoint is whole without it
     if not isinstance(stored, Mapping) or stored.get("digest") != digest:

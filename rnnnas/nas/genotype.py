@@ -18,7 +18,7 @@ RECURRENT = "recurrent"
 MEAN, SUM = "mean", "sum"
 JOINS = (MEAN, SUM)
 MOST_NODES = 256
-_GENE = re.compile(r"([a-z_]+(?:_\d+x\d+)*)(\d+)")
+_GENE = re.compile(r"([a-z_]+(?:_\d+x\d+)*)([0-9]{1,9})")
 _FORM = "write a cell as 'sigmoid0 relu1 tanh1', one word a node, 'tanh0+relu1' for two edges"
 
 

@@ -119,12 +119,21 @@ def read_genotype(reference: str) -> Genotype:
         except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
             raise UsageError(f"{path} is not a genotype in JSON: {error}") from error
     if " " in reference.strip() or all(map(_GENE.fullmatch, reference.split("+"))):
-        return Genotype.from_text(reference)
+        try:
+            return Genotype.from_text(reference)
+        except UsageError as error:  # perhaps a path was meant
+            called = _brief(reference)
+            cause = f"{error.cause}; nor is there a file or folder {called}"
+            raise UsageError(cause, error.remedy) from error
     raise UsageError(
-        f"genotype {reference!r} is neither a file, a run folder nor a published cell"
+        f"genotype {_brief(reference)} is neither a file, a run folder nor a published cell"
         + nearest(reference, [*ZOO, *BASELINES]),
         f"published cells: {', '.join(ZOO)}; or write one: 'sigmoid0 relu1 tanh1'",
     )
+
+
+def _brief(reference: str) -> str:
+    return repr(reference) if len(reference) <= 100 else f"{reference[:100]!r}..."
 
 
 def _from_json(text: str) -> Genotype:

@@ -171,7 +171,7 @@ def require_for(folder: str | os.PathLike[str]) -> None:
     """
     try:
         about = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return
     if isinstance(about, dict):
         require(about.get("plugins"), str(folder))

@@ -15,7 +15,7 @@ from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.runs.files import parse_json, read_json
-from rnnnas.runs.sealed import read_result, read_sealed
+from rnnnas.runs.sealed import CONFIG_CHANGED, read_result, read_sealed
 from rnnnas.studies.record import DAMAGED
 
 Table = Sequence[Sequence[float]]
@@ -201,7 +201,7 @@ def read_run(folder: Path) -> RunData:
     Raises:
         CheckpointError: where a file is damaged.
     """
-    about = _object(folder / "config.json")
+    about = read_sealed(folder / "config.json", CONFIG_CHANGED)
     config = about.get("config")
     if not isinstance(config, Mapping):
         raise CheckpointError(f"{folder / 'config.json'} is damaged: it holds no configuration")

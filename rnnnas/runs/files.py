@@ -24,9 +24,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rnnnas.errors import CheckpointError, DiskError, UsageError
+from rnnnas.errors import CheckpointError, DiskError, UsageError, visible
 
 _TEMPORARY = re.compile(r"(\..+)\.([0-9a-f]{16})([0-9a-f]{16})\.tmp", re.DOTALL)
+_MOST_BYTES = 1 << 28  # of a JSON file
 DEPTH = 100  # levels of nesting in a JSON file that is read
 RESTORE = "restore the file from a copy, or start a new run with --fresh"
 
@@ -44,6 +45,12 @@ def disk_error(path: Path, error: BaseException) -> DiskError:
     else:
         remedy = "check the disk, then give the same command again; the last save is intact"
     return DiskError(f"{path} could not be written: {reason}", remedy)
+
+
+def is_read_only(error: DiskError) -> bool:
+    """Whether nothing could be written at all: by the disk's kind, or for want of rights."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -89,6 +96,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(_temporary_name(path.name[:40]))
     with disk_errors(path):
         raw = _Raw(temporary, "x+")
+    _hold(raw.fileno())
     try:
         # The buffer reads too: a checkpoint is read back to be sealed.
         with io.BufferedRandom(raw) as file:
@@ -96,10 +104,13 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 write(cast(BinaryIO, file))
                 file.flush()
                 os.fsync(raw.fileno())
+                if os.name == "posix":  # while it is open, others know that it is written
+                    os.replace(temporary, path)
             except BaseException:
                 raw.abandoned = True
                 raise
-        os.replace(temporary, path)
+        if os.name != "posix":
+            os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
@@ -126,7 +137,25 @@ def write_where_told(path: Path, data: bytes) -> None:
             with path.open("wb") as file:
                 file.write(data)
             return
+    with suppress(DiskError, OSError):  # of another command that was killed
+        remove_temporaries(target.parent)
     write_atomic(target, lambda file: file.write(data))
+
+
+def _hold(handle: int) -> bool:
+    """Mark an open file as being written by this process; False where another process writes it.
+
+    True as well where there are no file locks.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
 
 
 def _sync_folder(folder: Path) -> None:
@@ -168,12 +197,17 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Remove what killed writers left in `folder`; returns how many files there were."""
-    left = [path for path in folder.iterdir() if is_temporary(path)]
-    for path in left:
-        with disk_errors(path):
-            path.unlink(missing_ok=True)
-    return len(left)
+    """Remove what killed writers left in `folder`; returns how many files there were.
+
+    What a process is writing stays.
+    """
+    count = 0
+    for path in [path for path in folder.iterdir() if is_temporary(path)]:
+        with disk_errors(path), suppress(FileNotFoundError), path.open("rb") as file:
+            if _hold(file.fileno()):
+                path.unlink()
+                count += 1
+    return count
 
 
 def json_plain(value: Any) -> Any:
@@ -234,7 +268,11 @@ def read_json(path: Path) -> Any:
         CheckpointError: where the file is missing, unreadable or damaged, each said as such.
     """
     try:
-        return parse_json(path.read_bytes())
+        with path.open("rb") as file:  # perhaps a device without an end
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        return parse_json(data)
     except OSError as error:
         raise unreadable(path, error) from error
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
@@ -331,7 +369,7 @@ class Lock:
     @staticmethod
     def _warn(folder: Path, why: str) -> None:
         text = f"WARNING: a second process writing {folder} would not be noticed: {why}"
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
     def release(self) -> None:
         """Let others in; further calls do nothing."""

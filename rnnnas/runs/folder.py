@@ -10,6 +10,7 @@ result.json     what a finished run reported
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -23,19 +24,18 @@ import numpy as np
 
 import rnnnas
 from rnnnas.distributed import Ranks
-from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.errors import CheckpointError, DiskError, UsageError
 from rnnnas.plugins import load as plugins
 from rnnnas.runs.checkpoint import load_content, save_content
 from rnnnas.runs.files import (
     Lock,
     disk_errors,
+    is_read_only,
     is_temporary,
     json_plain,
-    read_json,
     remove_temporaries,
-    write_json,
 )
-from rnnnas.runs.sealed import read_result, write_result
+from rnnnas.runs.sealed import RESULT, read_result, read_sealed, write_result, write_sealed
 from rnnnas.runs.tensorboard import Board, curve_name, has_events
 
 if TYPE_CHECKING:
@@ -77,14 +77,15 @@ class Run:
     Make one with `Run.open`; leave it with `close`, `finish` or as a context manager.
     """
 
-    def __init__(self, folder: Path, lock: Lock, save_seconds: float) -> None:
+    def __init__(self, folder: Path, lock: Lock | None, save_seconds: float) -> None:
         self.folder = folder
         self.result: dict[str, Any] | None = None
-        self._lock: Lock | None = lock
+        self._lock = lock
         self._save_seconds = save_seconds
         self._id: str | None = None  # of the run; None in folders from before runs had one
         self._saved = time.monotonic()
         self._metrics: int | None = None  # a file descriptor
+        self._hashed = Prefix()
         self._board: Board | None = None
         self._step = 0  # the largest step logged or shown
         self._purge: int | None = None
@@ -125,12 +126,33 @@ class Run:
             is_run = (folder / "config.json").exists()
             if not is_run and not is_empty(folder):
                 raise UsageError(f"{folder} holds files but no run (no config.json)", _NEW)
-        run = cls(folder, Lock(folder), save_seconds)
+        try:
+            run = cls(folder, Lock(folder), save_seconds)
+        except DiskError as error:
+            # Where nothing can be written, what a finished run reported can still be read.
+            if not is_read_only(error) or not os.path.lexists(folder / RESULT):
+                raise
+            return cls._repeat(folder, kind, json_plain(config), idle, grows, error)
         try:
             run._enter(kind, json_plain(config), idle, grows)
         except BaseException:
             run.close()
             raise
+        return run
+
+    @classmethod
+    def _repeat(
+        cls, folder: Path, kind: str, config: dict[str, Any], idle: Collection[str],
+        grows: Collection[str], error: DiskError,
+    ) -> Run:  # fmt: skip
+        """The finished run in a folder that cannot be written; `error` where it has to go on."""
+        run = cls(folder, None, 0.0)
+        path = folder / "config.json"
+        run._id = _check_config(path, kind, config, {*idle, *grows})
+        stored = read_sealed(path, _NEW)["config"]
+        run.result = read_result(folder)
+        if run.result is None or _grown(stored, config, grows):
+            raise error
         return run
 
     def _enter(
@@ -145,14 +167,14 @@ class Run:
             about = {"kind": kind, "config": config, "version": rnnnas.__version__}
             used = plugins.loaded()
             more = {"plugins": used} if used else {}
-            write_json(path, about | {"run": self._id} | more)
+            write_sealed(path, about | {"run": self._id} | more)
         else:
             self._id = _check_config(path, kind, config, {*idle, *grows})
-            if _grown(read_json(path)["config"], config, grows):
+            if _grown(read_sealed(path, _NEW)["config"], config, grows):
                 # The result first: a run without one goes on, whichever of the two lengths it has.
                 self.result_path.unlink(missing_ok=True)
                 about = {"kind": kind, "config": config, "version": rnnnas.__version__}
-                write_json(path, about | ({"run": self._id} if self._id else {}))
+                write_sealed(path, about | ({"run": self._id} if self._id else {}))
         self.result = read_result(self.folder)
         if self.result is not None:
             self.close()  # nothing more is written: others may look as well
@@ -186,9 +208,11 @@ class Run:
             DiskError: where the metrics cannot be cut.
         """
         stored: dict[str, Any] = {"state": None, "metrics": 0, "step": -1}
+        lines: object = None
         if self.state_path.exists():
             stored = load_content(self.state_path) | {}
             theirs = stored.pop("run", None)
+            lines = stored.pop("lines", None)  # version 0.1.0 had none
             stored.pop("events", None)  # version 0.1.0 noted how long its event files were
             if set(stored) != {"state", "metrics", "step"}:
                 raise CheckpointError(f"{self.state_path} is not the state of a run", _NEW)
@@ -196,16 +220,31 @@ class Run:
                 raise CheckpointError(
                     f"{self.state_path} is the state of run {theirs or 'without an id'}, and this "
                     f"folder's config.json is that of run {self._id or 'without an id'}",
-                    "put this run's own state.pt back, or delete it to begin this run again",
+                    "put this run's own state.pt back, or move this one away to begin anew",
                 )
+            self._check_metrics(stored["metrics"], lines)
         if self._lock is not None:
             self._close_files()
+            self._hashed = Prefix()  # what is cut off may have been hashed
             _cut_lines(self.metrics_path, stored["metrics"])
             if has_events(self.folder):
                 self._purge = stored["step"] + 1
             self._step = max(0, stored["step"])
         state: dict[str, Any] | None = stored["state"]
         return state
+
+    def _check_metrics(self, size: object, digest: object) -> None:
+        """Refuse metrics that are not those of the state; none at all begin anew."""
+        if digest is None or not self.metrics_path.exists() or not isinstance(size, int):
+            return
+        with disk_errors(self.metrics_path):
+            found = Prefix().digest(self.metrics_path, size)
+        if found != digest:
+            raise CheckpointError(
+                f"{self.metrics_path} was changed since {self.state_path.name} was written",
+                "restore it from a copy, or move it away: the run goes on without its earlier "
+                "lines",
+            )
 
     def save_state(self, content: Mapping[str, Any]) -> None:
         """Write state.pt: `content`, and how much of the metrics belongs to it.
@@ -221,9 +260,11 @@ class Run:
             if self._metrics is not None:
                 os.fsync(self._metrics)
             lines = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+            digest = self._hashed.digest(self.metrics_path, lines)
         stored = {
             "state": content,
             "metrics": lines,
+            "lines": digest,
             "step": self._step,
             "run": self._id,
         }
@@ -370,8 +411,8 @@ def _check_config(
     path: Path, kind: str, config: dict[str, Any], idle: Collection[str]
 ) -> str | None:
     """Refuse a config.json of another kind or with other values, naming them; returns its id."""
-    stored = read_json(path)
-    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+    stored = read_sealed(path, _NEW)
+    if not isinstance(stored.get("config"), dict):
         raise CheckpointError(f"{path} is damaged: it holds no configuration", _NEW)
     if stored.get("kind") != kind:
         raise UsageError(f"{path.parent} holds a {stored.get('kind')} run, not a {kind} run", _NEW)
@@ -440,6 +481,26 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+class Prefix:
+    """The SHA-256 of the first bytes of a file that grows: what was hashed is not read again."""
+
+    def __init__(self) -> None:
+        self._sha, self._size = hashlib.sha256(), 0
+
+    def digest(self, path: Path, size: int) -> str:
+        """Of the first `size` bytes, or of all where there are fewer; "" of none."""
+        if not size or not path.exists():
+            return ""
+        if size < self._size:
+            self._sha, self._size = hashlib.sha256(), 0
+        with path.open("rb") as file:
+            file.seek(self._size)
+            while self._size < size and (block := file.read(min(1 << 20, size - self._size))):
+                self._sha.update(block)
+                self._size += len(block)
+        return self._sha.hexdigest()
 
 
 def _cut_lines(path: Path, size: int | None = None) -> None:

@@ -112,7 +112,7 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._title, self._total, self._unit, self._quiet = title, total, unit, quiet
+        self._title, self._total, self._unit, self._quiet = visible(title), total, unit, quiet
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._done = done

@@ -10,16 +10,24 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rnnnas.errors import CheckpointError
-from rnnnas.runs.files import json_plain, read_object, unreadable, write_json
+from rnnnas.errors import CheckpointError, DiskError
+from rnnnas.runs.files import (
+    json_plain,
+    read_object,
+    remove_temporaries,
+    unreadable,
+    write_json,
+)
 
 SEAL = "sealed"  # the key, last in the file, of what is not content
-RESULT, BEST, METRICS = "result.json", "best.pt", "metrics.jsonl"
+RESULT, BEST, METRICS, CONFIG = "result.json", "best.pt", "metrics.jsonl", "config.json"
 _END = 256  # bytes at the end of a checkpoint; its own seal, a digest of all others, is in them
 CHANGED = "measure anew into another file; or take out its key 'sealed', if the change is yours"
+CONFIG_CHANGED = "restore it from a copy; what it says of the run cannot be relied on"
 _ANEW = "move it away, and the same command reports anew from the saved state"
 
 
@@ -38,6 +46,8 @@ def write_sealed(
         DiskError: where the file cannot be written.
     """
     content, about = json_plain(content), about or {}
+    with suppress(DiskError, OSError):  # what a killed process left; a run's are gone already
+        remove_temporaries(path.parent)
     seal = {**about, "sha256": digest_of({**content, SEAL: dict(about)})}
     write_json(path, {**content, SEAL: seal})
 
@@ -89,6 +99,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
     result, about = open_sealed(path, _ANEW)
     if about is None:
+        if _seals(folder):
+            raise CheckpointError(f"{path} is damaged: its seal is gone", _ANEW)
         about = {"best": ""} if "checkpoint" in result else {}
     best, metrics = about.get("best"), about.get("metrics")
     if best is not None and not (folder / BEST).is_file():
@@ -107,6 +119,14 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             "restore it from a copy, or move it away: the figures of result.json stay",
         )
     return result
+
+
+def _seals(folder: Path) -> bool:
+    """Whether the run was written by a version that seals: its config.json is sealed."""
+    try:
+        return SEAL in read_object(folder / CONFIG)
+    except CheckpointError:
+        return False
 
 
 def _end_digest(path: Path) -> str:

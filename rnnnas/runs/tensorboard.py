@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlsplit
 
-from rnnnas.errors import UsageError
+from rnnnas.errors import UsageError, visible
+from rnnnas.processes import scratch_folder
 from rnnnas.runs.files import disk_errors
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Board:
         self._path = folder / "events.out.tfevents"
         self._failed = False
         self._link: Path | None = None
+        self._open = ExitStack()
         _hush_writer_threads()
         with disk_errors(self._path):
             self._writer: Any = SummaryWriter(
@@ -92,7 +93,7 @@ class Board:
         try:
             str(folder).encode()
         except UnicodeEncodeError:
-            self._link = Path(tempfile.mkdtemp(prefix="rnnnas-")) / "run"
+            self._link = self._open.enter_context(scratch_folder()) / "run"
             self._link.symlink_to(folder.absolute(), target_is_directory=True)
             return str(self._link)
         return str(folder)
@@ -164,10 +165,7 @@ class Board:
                 with self._errors():
                     self._writer.close()
         finally:
-            if self._link is not None:
-                self._link.unlink(missing_ok=True)
-                with suppress(OSError):
-                    self._link.parent.rmdir()
+            self._open.close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -261,7 +259,8 @@ def launch(folder: Path, port: int = 6006) -> None:
     try:
         url = serve(folder, port)
         taken = "" if urlsplit(url).port == port else f"port {port} is taken; "
-        print(f"TensorBoard on {folder}: {url} ({taken}Ctrl-C ends it)", flush=True)
+        told = f"TensorBoard on {folder}: {url} ({taken}Ctrl-C ends it)"
+        print(visible(told), flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print()

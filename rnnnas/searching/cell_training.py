@@ -268,7 +268,7 @@ class CellTraining:
         if state.get("identity") != self._identity():
             raise CheckpointError(
                 f"{self.path} is not of this race",
-                "delete it, and the same command trains that cell anew",
+                "move it away, and the same command trains that cell anew",
             )
         self.nats = list(state["nats"])
         self.heldout = {int(step): float(loss) for step, loss in state["heldout"]}

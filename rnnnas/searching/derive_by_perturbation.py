@@ -14,7 +14,7 @@ from torch import Tensor
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.data.text_streams import Streams
-from rnnnas.distributed import Ranks, orphaned
+from rnnnas.distributed import Ranks
 from rnnnas.engine.metrics import perplexity
 from rnnnas.engine.steps import evaluate, generator, weight_step
 from rnnnas.engine.text_task import alpha_text
@@ -23,6 +23,7 @@ from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.perturbation import Decided, Perturbation
 from rnnnas.nas.relax.base import Mixtures, Relaxation, Spaces
+from rnnnas.processes import orphaned
 from rnnnas.runs.folder import AnyRun
 from rnnnas.runs.progress import Progress
 from rnnnas.runs.signals import StopRequest

@@ -18,7 +18,7 @@ from rnnnas.data.corpus import Corpus
 from rnnnas.engine.cuda_graphs import CudaGraphs
 from rnnnas.engine.job import Position, StepReport
 from rnnnas.engine.metrics import perplexity
-from rnnnas.errors import CheckpointError, DivergedError
+from rnnnas.errors import CheckpointError, DivergedError, visible
 from rnnnas.nas.genotype import RECURRENT, Genotype, cell_text
 from rnnnas.nas.halving import Entrant, Plan, Proposal, Race, Standing, Trial, plan_of
 from rnnnas.runs.files import disk_errors
@@ -392,7 +392,7 @@ def print_table(standings: Sequence[Standing], winner: Entrant) -> None:
             table.add_row(
                 "" if place else str(s.stop),
                 str(entrant.number),
-                cell_text(entrant.genotype),
+                visible(cell_text(entrant.genotype)),
                 f"{origin}, again" if s.draw else origin,
                 _value(s.outcome.train),
                 "" if heldout is None else _value(heldout),
@@ -405,7 +405,7 @@ def print_table(standings: Sequence[Standing], winner: Entrant) -> None:
             table.add_row("", "", f"and {len(rest)} more", "", until, "", "")
     # Wider than a narrow terminal, whose lines then wrap: a cell that is cut off is of no use.
     width = max(Console(file=sys.stderr).width, _WIDTH)
-    Console(file=sys.stderr, width=width).print(table)
+    Console(file=sys.stderr, width=width, markup=False, emoji=False).print(table)
 
 
 def _by_loss(s: Standing) -> float:

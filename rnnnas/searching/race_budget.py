@@ -15,7 +15,7 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.errors import CheckpointError
 from rnnnas.nas.halving import plan_for
-from rnnnas.runs.files import read_json, write_json
+from rnnnas.runs.sealed import read_sealed, write_sealed
 from rnnnas.searching.halving import HalvingJob
 
 PLAN = "race.json"  # of a run: what was chosen, so that a resumed race goes on as it began
@@ -49,7 +49,7 @@ def timed_race(
     """
     path = folder / PLAN
     if not fresh and os.path.exists(path):
-        kept = read_json(path)
+        kept = read_sealed(path, "start anew with --fresh")
         try:
             return float(kept["budget"]), int(kept["windows"])
         except (KeyError, TypeError, ValueError) as error:
@@ -78,7 +78,7 @@ def race_seconds(job: HalvingJob) -> float:
 
 def keep_race(folder: Path, budget: float, windows: int) -> None:
     """Write what `timed_race` chose into the run folder."""
-    write_json(folder / PLAN, {"budget": budget, "windows": windows})
+    write_sealed(folder / PLAN, {"budget": budget, "windows": windows})
 
 
 def seconds_per_step(job: HalvingJob, clock: Callable[[], float]) -> float:

@@ -23,7 +23,7 @@ from rnnnas.engine.computed_by import computed_by
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.loop import drive, finished
 from rnnnas.engine.pick_task import check, fitted
-from rnnnas.errors import DivergedError, UsageError
+from rnnnas.errors import DivergedError, UsageError, visible
 from rnnnas.nas.collapse import collapse_note
 from rnnnas.nas.genotype import Genotype, cell_text
 from rnnnas.nas.latency_price import MICROSECOND
@@ -137,7 +137,7 @@ def _say_collapse(
     network = measured.get("valid_perplexity") if isinstance(job, SearchJob) else None
     unigram = beside.get("unigram_perplexity") if network is not None else None
     if note := collapse_note(genotype, network, unigram):
-        print(f"note: {note}", file=sys.stderr)
+        print(visible(f"note: {note}"), file=sys.stderr)
 
 
 @exact_float32()
@@ -224,7 +224,7 @@ def search(
             outcome |= race.outcome()
             origin = {"origin": race.origin(), "random_cells": race.random_cells()}
             if not quiet:
-                print(f"the cell that won the race: {origin['origin']}", file=sys.stderr)
+                print(visible(f"the cell that won the race: {origin['origin']}"), file=sys.stderr)
         elif isinstance(job, HalvingJob):
             origin = {"origin": job.origin(), "random_cells": job.random_cells()}
         elif not quiet and ranks.leads:

@@ -33,9 +33,11 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.errors import RnnnasError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.halving import Trial
+from rnnnas.processes import PARENT, end_with_parent
 
 _TELL_SECONDS = 0.5  # between two messages of how far a training is
 _STOP_SECONDS = 120.0  # what a worker has to save in
+_OBEY_SECONDS = 5.0  # after a SIGTERM, for the process that started a worker to end it
 
 
 def file_of(folder: Path, trial: Trial) -> Path:
@@ -71,8 +73,10 @@ class Workers:
         root = str(Path(rnnnas.__file__).parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
-            "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), PARENT: str(os.getpid()),
         }  # fmt: skip
+        if sys.platform == "win32":  # a process there may be started by way of another
+            del environment[PARENT]
         while len(self._processes) < min(count, self._count):
             process = subprocess.Popen(
                 [sys.executable, "-m", "rnnnas.searching.side_by_side"],
@@ -233,12 +237,24 @@ def _tell(**message: Any) -> None:
     sys.stdout.buffer.flush()
 
 
+def _end_input(*_: object) -> None:
+    """Have standard input be at its end, also for what is reading from it."""
+    end, other = os.pipe()
+    os.close(other)
+    os.dup2(end, 0)
+
+
 def main() -> None:
     """A worker: see the module."""
     # A terminal's Ctrl-C and a study's stop reach the process that started this one, which
-    # closes our input.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # closes our input. A SIGTERM to this one alone is obeyed a little later.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, _end_input)
+        signal.signal(
+            signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, _OBEY_SECONDS)
+        )
+    end_with_parent()
     try:
         with contextlib.suppress(BrokenPipeError):
             _work()

@@ -11,7 +11,7 @@ from rnnnas.draw.text_svg_dot import as_text
 from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.runs.files import read_json
-from rnnnas.runs.sealed import read_result
+from rnnnas.runs.sealed import CONFIG_CHANGED, read_result, read_sealed
 from rnnnas.studies.listing import RunInfo, info_of
 from rnnnas.studies.plan import leaves
 
@@ -80,7 +80,7 @@ def _folder(path: Path) -> Path:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = read_json(folder / "config.json")["config"]
+    config: dict[str, Any] = read_sealed(folder / "config.json", CONFIG_CHANGED)["config"]
     return {key: value for key, value in config.items() if key not in _CELL}
 
 

@@ -13,7 +13,7 @@ import torch
 from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import Corpus, corpus_info, open_corpus
 from rnnnas.errors import Interrupted, RnnnasError
-from rnnnas.runs.files import read_json
+from rnnnas.runs.sealed import read_result
 from rnnnas.runs.signals import StopRequest
 from rnnnas.searching.run import search
 from rnnnas.studies.local_jobs import LocalRunner, last_words
@@ -130,7 +130,7 @@ def _trained(
                     if code:
                         words = last_words(folder / f"{name}-search", which)
                         raise RnnnasError(f"training {which} failed: {words}")
-                    results[which] = read_json(folder / f"{name}-{which}" / "result.json")
+                    results[which] = read_result(folder / f"{name}-{which}") or {}
                     test = results[which]["test_perplexity"]
                     say(f"    {which}: test perplexity {test:.2f}  ({cells[which]})")
                 stop.check(lambda: None, folder)

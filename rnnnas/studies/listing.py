@@ -15,8 +15,8 @@ from typing import Any, Literal
 from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.zoo import ZOO, genotype_of
-from rnnnas.runs.files import Lock, parse_json, read_object
-from rnnnas.runs.sealed import read_result, read_sealed
+from rnnnas.runs.files import Lock, parse_json
+from rnnnas.runs.sealed import CONFIG_CHANGED, read_result, read_sealed
 from rnnnas.studies.record import DAMAGED
 from rnnnas.studies.record import NAME as STUDY
 
@@ -108,7 +108,7 @@ def info_of(folder: Path) -> RunInfo:
 
 
 def _run(folder: Path, date: str) -> RunInfo:
-    stored = read_object(folder / "config.json")
+    stored = read_sealed(folder / "config.json", CONFIG_CHANGED)
     config: dict[str, Any] = stored["config"]
     kind = ("image-" if "augment" in config else "") + stored["kind"]
     what = config["method"] if "method" in config else cell_name(config)

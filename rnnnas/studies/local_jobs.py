@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, final
 
+from rnnnas.processes import PARENT
 from rnnnas.runs.files import disk_errors
 
 STOP_SECONDS = 120.0  # what a job has to save its state in
@@ -71,7 +72,8 @@ class LocalRunner:
     """`slots` processes at a time on this machine.
 
     The cores are shared out: OMP_NUM_THREADS is cores / slots unless it is set. A job is the head
-    of its own session, so that a Ctrl-C reaches it through `stop` alone.
+    of its own session, so that a Ctrl-C reaches it through `stop` alone; where the study itself
+    is killed, its jobs notice it, save and end.
     """
 
     poll_seconds = 0.1
@@ -80,7 +82,8 @@ class LocalRunner:
         self._folder = folder
         self._slots = slots
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._environment = {"OMP_NUM_THREADS": str(threads_each(slots)), **os.environ}
+        parent = {} if sys.platform == "win32" else {PARENT: str(os.getpid())}
+        self._environment = {"OMP_NUM_THREADS": str(threads_each(slots)), **os.environ, **parent}
 
     def free(self) -> int:
         return self._slots - len(self._running)

@@ -21,7 +21,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from rnnnas.processes import clear_scratch, scratch_folder
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
@@ -135,13 +136,14 @@ def _compiled(compiler: list[str], anew: bool = False) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnnas"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     check_own(cache)
+    clear_scratch(cache)
     target = cache / f"kernels-{hashlib.sha256(key).hexdigest()[:16]}.so"
     if anew or not intact(target):
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            fresh = Path(folder) / target.name
+        with scratch_folder(cache) as folder:
+            fresh = folder / target.name
             units = (str(path) for path in SOURCES if path.suffix == ".cpp")
             _run([*compiler, *units, "-o", str(fresh), *flags])
-            digest = Path(folder) / "digest"
+            digest = folder / "digest"
             digest.write_text(_digest(fresh))
             for path in (fresh, digest):
                 with path.open("rb") as file:

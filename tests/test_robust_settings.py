@@ -1,0 +1,39 @@
+"""Settings that cannot be meant: no traceback, no endless reading, nothing taken by accident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rnnnas.config.plain import DEPTH, value_of
+from rnnnas.config.preset_files import _file_tables
+from rnnnas.errors import UsageError
+
+
+@pytest.mark.parametrize("text", ["0x" + "f" * 9_000, "5\nother = 3", "1\n[x]", "9" * 5_000])
+def test_a_value_that_is_no_single_setting_is_a_word(text: str) -> None:
+    assert value_of(text) == text
+
+
+def test_settings_nested_deeper_than_any_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.toml"
+    path.write_text("a." * 3_000 + "a = 1")
+    with pytest.raises(UsageError, match=f"nested deeper than {DEPTH} levels"):
+        _file_tables(path)
+    path.write_text("seed = 0x" + "f" * 9_000)
+    with pytest.raises(UsageError, match="more than 64 bits"):
+        _file_tables(path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no /dev/zero")
+def test_a_file_without_an_end_is_refused() -> None:
+    with pytest.raises(UsageError, match="more than 10,000,000 bytes"):
+        _file_tables(Path("/dev/zero"))
+
+
+def test_files_that_extend_one_another_for_ever_are_refused(tmp_path: Path) -> None:
+    for i in range(80):
+        (tmp_path / f"{i}.toml").write_text(f'extends = "{i + 1}.toml"\n')
+    with pytest.raises(UsageError, match="extend one another"):
+        _file_tables(tmp_path / "0.toml")

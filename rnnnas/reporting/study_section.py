@@ -13,6 +13,7 @@ from rnnnas.reporting.levels import latency_of
 from rnnnas.reporting.read import RunData, StudyData, genotype_from, number
 from rnnnas.reporting.repeat import study_command
 from rnnnas.reporting.sections import (
+    NO_COMMAND,
     command_block,
     drawing,
     duration,
@@ -95,11 +96,12 @@ def _headline(study: StudyData, result: Mapping[str, Any]) -> str:
     done = sum(run.result is not None for run in study.runs.values())
     pairs: list[tuple[str, str] | tuple[str, str, str]] = []
     for method, own in result["methods"].items():
-        final, short = number(own["test"]["mean"]), number(own["valid"]["mean"])
-        if final is not None:
-            pairs.append((f"test, {method}", f"{final:,.1f}", _interval(own["test"], "")))
-        elif short is not None:
-            pairs.append((f"validation, {method}", f"{short:,.1f}", _interval(own["valid"], "")))
+        for split, word in (("test", "test"), ("valid", "validation")):
+            mean = number(own[split]["mean"])
+            if mean is not None:
+                name = f"{word} perplexity, {method}"
+                pairs.append((name, f"{mean:,.1f}", _interval(own[split], "")))
+                break
     pairs += [
         ("seeds", str(len(result["seeds"]))),
         ("time of all jobs", duration(result["seconds"])),
@@ -213,17 +215,17 @@ def _latency(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    head = ["cells", "n", "validation", "95 % interval", "best", "random, best of n", "chosen",
+    head = ["cells", "n", "validation", "best", "random, best of n", "chosen",
             "final validation", "final test", "time"]  # fmt: skip
     rows = []
     for method, own in result["methods"].items():
         valid, test = own["valid"], own["test"]
         n = f"{valid['n']}" + (f" of {own['planned']}" if valid["n"] < own["planned"] else "")
         rows.append([
-            method, n, _mean(valid), _interval(valid), _value(own["best_valid"]),
+            method, n, f"{_mean(valid)}\n{_interval(valid, '')}", _value(own["best_valid"]),
             _value(own["random_best_of_n"]),
             own["chosen"]["name"] if own["chosen"] else "–", _mean(own["final_valid"]),
-            f"{_mean(test)} {_interval(test) if test['sd'] is not None else ''}".strip(),
+            f"{_mean(test)}\n{_interval(test, '')}",
             duration(sum(own["seconds"].values())),
         ])  # fmt: skip
     return table(head, rows, "num")
@@ -267,8 +269,8 @@ def _cells(result: Mapping[str, Any]) -> str:
 
 def _again(study: StudyData, result: Mapping[str, Any]) -> str:
     command = study_command(study)
-    parts = ["<h3>Again</h3>"]
-    parts.append(command_block(command) if command else "")
+    parts = ["<h3>How to repeat it</h3>"]
+    parts.append(command_block(command) if command else NO_COMMAND)
     digests = [
         [name, str(run.result.get("digest", "")), _seconds(run)]
         for name, run in sorted(study.runs.items())

@@ -297,8 +297,9 @@ def scatter(
     return "".join([*parts, "</svg>"])
 
 
-def strips(rows: Sequence[Row], *, label: str, x_label: str) -> str:
-    """A line of dots a group, the interval of its mean as a bar, the mean as a stroke.
+def strips(rows: Sequence[Row], *, label: str, x_label: str, level: float | None = None) -> str:
+    """A line of dots a group, the interval of its mean as a bar, the mean as a stroke. level: of
+    the value axis, drawn as a dashed line.
 
     The axis spans the values and, as far as it is near them, the intervals: that of two values is
     many times as wide as they are apart, and its bar then runs off the chart.
@@ -313,8 +314,10 @@ def strips(rows: Sequence[Row], *, label: str, x_label: str) -> str:
     room = 0.5 * (max(values) - min(values))
     ends = [e for row in rows for e in (row.low, row.high) if e is not None]
     near = [min(max(e, min(values) - room), max(values) + room) for e in ends]
-    x = axis([*values, *near], left, _WIDTH - 14)
+    x = axis([*values, *near, *([] if level is None else [level])], left, _WIDTH - 14)
     parts = [_open(_WIDTH, bottom + 44, label)]
+    if level is not None:
+        parts.append(f'<path class="level" d="M{_f(x.at(level))} {_f(top)}V{_f(bottom)}"/>')
     ticks = x.ticks(6)
     for tick, words in zip(ticks, tick_texts(ticks), strict=True):
         at = x.at(tick)

@@ -116,7 +116,7 @@ def _genotypes(found: Iterable[RunData | StudyData]) -> list[Genotype]:
         if isinstance(item, RunData):
             cells += [item.genotype, *(frame.genotype for frame in item.frames)]
         elif (result := result_of(item)) is not None:
-            chosen = (own["chosen"] or {} for own in result["methods"].values())
+            chosen = (own["chosen"] or {} for own in result.get("methods", {}).values())
             cells += [genotype_from(str(one.get("cell", ""))) for one in chosen]
     return [cell for cell in cells if cell is not None]
 

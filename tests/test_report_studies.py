@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sample_runs import SHA, search_run, study_folder, train_run
+from sample_runs import SHA, rung_lines, search_run, study_folder, train_run
 
 from rnnnas.cli import main
 from rnnnas.reporting.charts import Row, Series, line_chart, strips
+from rnnnas.reporting.leaders import history_of
 from rnnnas.reporting.page import report
 from rnnnas.reporting.paired_section import job_row, percent
 from rnnnas.reporting.read import read_run
@@ -206,3 +207,37 @@ def test_a_level_is_on_the_axis_of_strips() -> None:
     (x,) = re.findall(r'class="level" d="M([\d.]+) ', drawn)
     (tick,) = re.findall(r'<text x="([\d.]+)"[^>]*>0</text>', drawn)
     assert float(x) == pytest.approx(float(tick))
+
+
+# What a search held for the best
+
+
+def test_the_best_cell_of_every_rung_moves(tmp_path: Path) -> None:
+    folder = search_run(tmp_path / "h", done=False)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rung_lines()))
+    past = history_of(read_run(folder))
+    # By the train loss of the first rung, by the held-out one of the second.
+    assert [(past.caption(f), f.cell) for f in past.frames] == [
+        ("rung 1 of 2", "tanh0 relu0"), ("rung 2 of 2", "sigmoid0 relu0"),
+    ]  # fmt: skip
+    text = report([folder], tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "The best cell, rung by rung" in text and 'type="range"' in text
+    assert "Shares of the operations" not in text and "rung 2 of 2</output>" in text
+
+
+def test_the_best_cell_so_far_of_trials_moves_where_it_becomes_another(tmp_path: Path) -> None:
+    folder = search_run(tmp_path / "h", done=False)
+    tried = [("tanh0", 9.0), ("relu0", None), ("identity0", 9.5), ("sigmoid0", 8.0)]
+    lines = [{"kind": "candidate", "number": i, "cell": cell, "perplexity": value}
+             for i, (cell, value) in enumerate(tried)]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    past = history_of(read_run(folder))
+    assert [(past.caption(f), f.cell) for f in past.frames] == [
+        ("cell 1 of 4", "tanh0"), ("cell 4 of 4", "sigmoid0"),
+    ]  # fmt: skip
+
+
+def test_a_search_that_moves_alphas_has_its_epochs_and_a_training_none(tmp_path: Path) -> None:
+    past = history_of(read_run(search_run(tmp_path / "s", epochs=3)))
+    assert [past.caption(f) for f in past.frames] == [f"epoch {i} of 3" for i in (1, 2, 3)]
+    assert history_of(read_run(train_run(tmp_path / "t"))).frames == []

@@ -14,6 +14,7 @@ from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import RECURRENT_OPS
 from rnnnas.reporting.cells import op_colours, operations
+from rnnnas.reporting.leaders import history_of
 from rnnnas.reporting.read import RunData, StudyData, genotype_from, read_all
 from rnnnas.reporting.sections import Detail, about, run_section
 from rnnnas.reporting.side_by_side import compared
@@ -114,7 +115,7 @@ def _genotypes(found: Iterable[RunData | StudyData]) -> list[Genotype]:
     cells: list[Genotype | None] = []
     for item in found:
         if isinstance(item, RunData):
-            cells += [item.genotype, *(frame.genotype for frame in item.frames)]
+            cells += [item.genotype, *(frame.genotype for frame in history_of(item).frames)]
         elif (result := result_of(item)) is not None:
             chosen = (own["chosen"] or {} for own in result.get("methods", {}).values())
             cells += [genotype_from(str(one.get("cell", ""))) for one in chosen]

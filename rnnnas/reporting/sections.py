@@ -20,6 +20,7 @@ from rnnnas.reporting.charts import (
     scatter,
     shown,
 )
+from rnnnas.reporting.leaders import judged_by, rungs_of
 from rnnnas.reporting.levels import latency_of, published_of, word_frequencies
 from rnnnas.reporting.read import RunData, number
 from rnnnas.reporting.repeat import command_of
@@ -320,17 +321,11 @@ def runners_of(run: RunData) -> tuple[list[Runner], list[str]]:
     """The cells of a halving with how far they were behind the best of each rung, in nats a token,
     and the rungs' names. A rung is judged by the held-out loss where all of its cells have one.
     """
-    rungs: dict[int, list[Mapping[str, Any]]] = {}
-    for line in run.of("rung"):
-        rung = number(line.get("rung"))
-        if rung is not None:
-            rungs.setdefault(int(rung), []).append(line)
+    rungs = rungs_of(run)
     losses: dict[str, list[tuple[int, float]]] = {}
     last: dict[str, Mapping[str, Any]] = {}
-    for place, rung in enumerate(sorted(rungs)):
-        lines = rungs[rung]
-        held_out = all(number(line.get("heldout_loss")) is not None for line in lines)
-        name = "heldout_loss" if held_out else "train_loss"
+    for place, lines in enumerate(rungs.values()):
+        name = judged_by(lines)
         best = min((v for line in lines if (v := number(line.get(name))) is not None), default=0.0)
         for line in lines:
             cell, loss = str(line.get("cell", "")), number(line.get(name))
@@ -341,11 +336,11 @@ def runners_of(run: RunData) -> tuple[list[Runner], list[str]]:
     found = []
     for cell, line in last.items():
         parent = line.get("parent")
-        words = "; ".join(f"rung {place}: +{behind:.4f}" for place, behind in losses[cell])
+        words = "; ".join(f"rung {place + 1}: +{behind:.4f}" for place, behind in losses[cell])
         title = f"{cell}{f' (child of {parent})' if parent else ''}, {words or 'diverged'}"
         kept = bool(line.get("kept"))
         found.append(Runner(title=title, losses=losses[cell], kept=kept, parent=bool(parent)))
-    return found, [f"rung {rung} ({len(rungs[rung])} cells)" for rung in sorted(rungs)]
+    return found, [f"rung {rung} ({len(lines)} cells)" for rung, lines in rungs.items()]
 
 
 def _rungs(run: RunData) -> str:

@@ -258,7 +258,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             plain = parse_json(line)
         except ValueError as error:
-            raise CheckpointError(f"{path} is damaged in line {at}: {error}") from error
+            raise CheckpointError(
+                f"{path} is damaged in line {at}: {error}",
+                "take the line or the run out",
+            ) from error
         if isinstance(plain, dict):
             found.append(plain)
     return found

@@ -16,6 +16,13 @@ from rnnnas.lm.model import RecurrentLM
 from rnnnas.runs.checkpoint import save_content
 
 CELL = "tanh0 relu1 sigmoid1 identity2 concat 2,3,4"
+EDGES = {
+    "recurrent": {
+        "nodes": [[["tanh", 0]], [["relu", 0], ["sigmoid", 1]], [["identity", 2], ["tanh", 1]]],
+        "concat": [2, 3],
+        "inputs": 1,
+    }
+}
 # Kinds of language models: genotype and settings.
 LANGUAGE = {
     "derived": (CELL, []),
@@ -23,6 +30,7 @@ LANGUAGE = {
     "lstm": ("LSTM", ["model.layers=2"]),
     "gru": ("GRU", []),
     "softmaxes": (CELL, ["model.softmaxes=3"]),
+    "edges": (EDGES, []),
 }  # fmt: skip
 DENSE = {
     "stem_w6_s1": {"nodes": [[["conv_3x3", 0]]], "concat": [1]},

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from rnnnas.data.vocab import Vocab
 from rnnnas.errors import UsageError
 from rnnnas.exporting import page, tokeniser
 from rnnnas.exporting.packing import rounded
-from rnnnas.exporting.page_weights import Packing, PageRunner, int16_limit
+from rnnnas.exporting.page_weights import Packing, PageRunner, int16_limit, shape_of
 from rnnnas.exporting.run import export
 from rnnnas.exporting.source import ExportError, read_source
 from rnnnas.exporting.wasm import kernels
+from rnnnas.lm.cell import step
+from rnnnas.nas.genotype import CellGene, Gene
 
 __all__ = ["corpus", "home"]  # fixtures
 
@@ -131,6 +134,45 @@ def test_an_unknown_vocabulary_is_refused_with_a_remedy() -> None:
     vocab.kind = "runes"
     with pytest.raises(Exception, match="does not know how to cut text into runes"):
         tokeniser.tables(vocab)
+
+
+@pytest.mark.parametrize("join", ["mean", "sum"])
+def test_edges_of_a_node_are_joined_as_the_reference_does(join: str) -> None:
+    cell = CellGene(
+        nodes=((Gene("tanh", 0), Gene("relu", 0)), (Gene("sigmoid", 1), Gene("identity", 0))),
+        concat=(1, 2), inputs=1, join=join,
+    )  # fmt: skip
+    draws = torch.Generator().manual_seed(2)
+    first, nodes = torch.randn(12, 12, generator=draws), torch.randn(2, 6, 12, generator=draws)
+    x, h = torch.randn(2, 3, 6, generator=draws)
+    made = Packing("float32")
+    for name, weight in (("0.first", first), ("0.node.0", nodes[0]), ("0.node.1", nodes[1])):
+        made.put(name, weight.t(), packs=False)
+    shape = {"cell": {
+        "type": "derived", "join": join, "concat": [1, 2],
+        "nodes": [[[gene.op, gene.source] for gene in node] for node in cell.nodes],
+    }}  # fmt: skip
+    (found,) = PageRunner(shape, made.table, bytes(made.blob))._layer(0, x.numpy(), [h.numpy()])
+    expected = step(*(v.double() for v in (x, h, first, nodes)), cell, None, None)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_an_operation_of_a_plug_in_is_refused_with_a_remedy() -> None:
+    cell = CellGene(nodes=((Gene("tanh", 0),), (Gene("bump", 0),)), concat=(1, 2))
+    with pytest.raises(UsageError, match="no rule for the operation 'bump'") as caught:
+        shape_of(SimpleNamespace(cell=cell))  # type: ignore[arg-type]
+    assert "--format onnx" in str(caught.value.remedy)
+
+
+def test_a_page_says_its_test_figure_first(corpus: Corpus, tmp_path: Path) -> None:
+    path = language_model("gru", corpus, tmp_path / "best.pt")
+    source = read_source(path)
+    parameters = f"{source.about['parameters']:,} parameters"
+    assert page.headline(source).endswith(parameters)
+    source.about["metrics"] |= {"valid_perplexity": 118.478, "test_perplexity": 1125.14}
+    assert page.headline(source) == f"test perplexity 1,125.14, {parameters}"
+    text = export(path, format="html").path.read_text(encoding="utf-8")
+    assert f"{parameters}</p>" in text
 
 
 def test_kernels_are_small() -> None:

@@ -172,7 +172,7 @@ def test_rungs_of_a_halving_are_drawn_by_how_far_cells_are_behind(tmp_path: Path
     folder = search_run(tmp_path / "halving", done=False)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rung_lines()))
     runners, names = runners_of(read_run(folder))
-    assert names == ["rung 0 (4 cells)", "rung 1 (3 cells)"]
+    assert names == ["rung 1 (4 cells)", "rung 2 (3 cells)"]
     by_cell = {runner.title.partition(",")[0].partition(" (")[0]: runner for runner in runners}
     assert [x for _, x in by_cell["tanh0 relu0"].losses] == pytest.approx([0.0, 0.3])
     assert [x for _, x in by_cell["tanh0 relu1"].losses] == pytest.approx([0.1, 0.1])

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rnnnas.cli.common import echo, json_option, print_json
+from rnnnas.cli.common import echo, json_option, plugin_option, print_json
 
 
 @click.command()
@@ -21,6 +21,7 @@ from rnnnas.cli.common import echo, json_option, print_json
               help="Score T tokens a call instead of one (onnx, pt2).")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path),
               help="Where to write.  [default: beside the checkpoint]")  # fmt: skip
+@plugin_option
 @json_option
 def export(
     checkpoint: Path, form: Any, dtype: Any, opset: int, chunk: int | None, out: Path | None,

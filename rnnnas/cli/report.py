@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rnnnas.cli.common import echo
+from rnnnas.cli.common import echo, plugin_option
 
 
 @click.command()
@@ -15,6 +15,7 @@ from rnnnas.cli.common import echo
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), show_default=True,
               default=Path("report.html"), help="The file to write.")  # fmt: skip
 @click.option("--open", "opened", is_flag=True, help="Open it in the browser.")
+@plugin_option
 def report(paths: tuple[Path, ...], out: Path, opened: bool) -> None:
     """Write a report of runs and studies: one HTML file that needs nothing else.
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
 @click.option("--compare", metavar="GENOTYPE", help="Another cell beside it, and what differs.")
 @click.option("--history", is_flag=True,
-              help="Of a search's folder: its cell after every epoch, as a moving SVG or GIF.",
+              help="Of a search's folder: its cell after every epoch or rung, a moving SVG or GIF.",
               )  # fmt: skip
 @click.option("--latency", "table", type=click.Path(path_type=Path, dir_okay=False),
               help="Predict by this table. [default: all tables of `bench latency`]")  # fmt: skip
@@ -143,6 +143,7 @@ def _look_up(reference: str) -> tuple[str, Genotype | None]:
 
 def _give_history(folder: Path, form: str, out: Path | None) -> None:
     from rnnnas.draw.history import as_animation, as_gif
+    from rnnnas.reporting.leaders import history_of
     from rnnnas.reporting.read import read_run
     from rnnnas.reporting.shares import kept_frames
     from rnnnas.runs.files import write_where_told
@@ -152,10 +153,10 @@ def _give_history(folder: Path, form: str, out: Path | None) -> None:
                          "give --out search.svg or --out search.gif")  # fmt: skip
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} is no run folder", "--history is of a search's folder")
-    run = read_run(folder)
+    past = history_of(read_run(folder))
     frames = [
-        (f"epoch {frame.epoch} of {run.epochs}", frame.genotype)
-        for frame in kept_frames(run.frames, 60)
+        (past.caption(frame), frame.genotype)
+        for frame in kept_frames(past.frames, 60)
         if frame.genotype is not None
     ]
     data = as_gif(frames) if form == "gif" else as_animation(frames).encode()

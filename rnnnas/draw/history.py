@@ -35,7 +35,7 @@ def as_animation(frames: Frames, seconds: float = SECONDS) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
         f'font-family="Helvetica, Arial, sans-serif" font-size="{TEXT_SIZE}" fill="{INK}">',
-        f"<title>the cell of a search, {len(frames)} epochs</title>",
+        f"<title>the cell of a search, {escape(frames[-1][0])}</title>",
         "<style>",
         f".f{{visibility:hidden;animation:one {slots * seconds:.2f}s step-end infinite}}"
         f".last{{visibility:visible;animation-name:end}}"
@@ -97,6 +97,6 @@ def as_gif(frames: Frames, seconds: float = SECONDS) -> bytes:
 def _check(frames: Frames) -> None:
     if not frames:
         raise UsageError(
-            "this run has logged no cell an epoch: there is no history to show",
-            "searches that move alphas log them; those of before version 0.2 did not",
+            "this run has logged no cell an epoch or rung: there is no history to show",
+            "searches log them; trainings do not, nor did version 0.1",
         )

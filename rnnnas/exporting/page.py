@@ -27,6 +27,7 @@ from rnnnas.runs.files import json_plain
 
 CHECKED = 48  # tokens that the page scores when it is opened, to compare itself with torch
 START = 12  # tokens that stand in the text field at first
+_CALM = 0.7  # their temperature
 # The page's int8 products round the vector to int16 as well, of 15 bits: it adds up in log p.
 _EXACT: dict[str, float] = {"float32": 2e-4, "float16": 2e-4, "int8": 5e-3}
 
@@ -68,7 +69,7 @@ def _start(source: Source, net: RecurrentLM) -> str:
     """A few tokens of the model's own, likely ones: what the text field begins with."""
     assert source.text is not None
     vocab = source.text.vocab
-    ids = own_text(net, vocab.eos, 200)[1:]
+    ids = own_text(net, vocab.eos, 200, _CALM)[1:]
     # The first line of some length without an unknown word.
     line: list[int] = []
     for i in map(int, ids):
@@ -109,6 +110,18 @@ def about(source: Source, dtype: Dtype) -> dict[str, str]:
     return {key: value for key, value in rows.items() if value}
 
 
+def headline(source: Source) -> str:
+    """The figures that a reader asks for first: 'test perplexity 125.14, 1,019,413 parameters'."""
+    known = source.about
+    figures = [
+        f"{split} {measure} {value:,.2f}{' %' if measure == 'accuracy' else ''}"
+        for split, name in (("test", "test"), ("validation", "valid"))
+        for measure in ("perplexity", "accuracy")
+        if isinstance(value := known["metrics"].get(f"{name}_{measure}"), float)
+    ]
+    return ", ".join([*figures[:1], f"{known['parameters']:,} parameters"])
+
+
 def write_html(
     path: Path, source: Source, dtype: Dtype, header: dict[str, Any], blob: bytes, body: str,
     scripts: tuple[str, ...],
@@ -138,6 +151,7 @@ def write_html(
         "csp": escape(policy, quote=True).replace("&#x27;", "'"),
         "title": escape(f"{source.name} – rnnnas"),
         "heading": escape(source.name),
+        "headline": escape(headline(source)),
         "style": style,
         "body": body,
         "cell_title": "The cell" if genotype is None or len(genotype.cells) == 1 else "The cells",

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from rnnnas.errors import UsageError
 from rnnnas.exporting.packing import Dtype, packs, to_int8
 from rnnnas.lm import lstm_gru
 from rnnnas.lm.model import RecurrentLM
@@ -116,11 +117,24 @@ def packed(net: RecurrentLM, dtype: Dtype) -> tuple[list[dict[str, Any]], bytes]
 
 
 def shape_of(net: RecurrentLM) -> dict[str, Any]:
-    """The network as plain values: what the page runs the weights through."""
+    """The network as plain values: what the page runs the weights through.
+
+    Raises:
+        UsageError: for an operation that the page has no rule for, as one of a plug-in.
+    """
     cell: dict[str, Any]
     if isinstance(net.cell, CellGene):
-        genes = [[node[0].op, node[0].source] for node in net.cell.nodes]
-        cell = {"type": "derived", "genes": genes, "concat": list(net.cell.concat)}
+        nodes = [[[gene.op, gene.source] for gene in node] for node in net.cell.nodes]
+        foreign = sorted({op for node in nodes for op, _ in node} - set(_FORMS))
+        if foreign:
+            raise UsageError(
+                f"the page has no rule for the operation {foreign[0]!r}",
+                "take --format onnx, hf or pt2, which know every operation",
+            )
+        cell = {
+            "type": "derived", "nodes": nodes, "join": net.cell.join,
+            "concat": list(net.cell.concat),
+        }  # fmt: skip
     else:
         cell = {"type": net.cell}
     return {
@@ -168,8 +182,13 @@ class PageRunner:
         cell, h = self.shape["cell"], state[0]
         if cell["type"] == "derived":
             s = [_gated(h, self.times(f"{k}.first", np.concatenate([x, h], 1)), "tanh")]
-            for i, (op, source) in enumerate(cell["genes"]):
-                s.append(_gated(s[source], self.times(f"{k}.node.{i}", s[source]), op))
+            for i, node in enumerate(cell["nodes"]):
+                parts = [
+                    _gated(s[source], self.times(f"{k}.node.{i}", s[source]), op)
+                    for op, source in node
+                ]
+                joined = np.sum(parts, 0, dtype=np.float32)
+                s.append(joined / np.float32(len(parts)) if cell["join"] == "mean" else joined)
             return [np.asarray(np.mean([s[i] for i in cell["concat"]], 0, dtype=np.float32))]
         px = self.times(f"{k}.weight_ih", x) + self.tensors[f"{k}.bias_ih"][0]
         ph = self.times(f"{k}.weight_hh", h) + self.tensors[f"{k}.bias_hh"][0]
@@ -199,15 +218,17 @@ def _sigmoid(x: Array) -> Array:
         return np.asarray(1 / (1 + np.exp(-x)))
 
 
+_FORMS: dict[str, Callable[[Array], Array]] = {
+    "tanh": np.tanh,
+    "relu": lambda v: np.maximum(v, 0),
+    "sigmoid": _sigmoid,
+    "identity": lambda v: v,
+}
+
+
 def _gated(s: Array, product: Array, op: str) -> Array:
     c, z = np.split(product, 2, 1)
-    forms: dict[str, Callable[[Array], Array]] = {
-        "tanh": np.tanh,
-        "relu": lambda v: np.maximum(v, 0),
-        "sigmoid": _sigmoid,
-        "identity": lambda v: v,
-    }
-    return np.asarray(s + _sigmoid(c) * (forms[op](z) - s))
+    return np.asarray(s + _sigmoid(c) * (_FORMS[op](z) - s))
 
 
 def _log_softmax(x: Array) -> Array:

@@ -71,7 +71,8 @@ class ExportResult:
         return [
             f"verified on {v['tokens']:,} tokens of {v['text']}, batches of {sizes}: "
             f"log p within {v['log_prob_error']:.1e} of torch",
-            f"perplexity {v['perplexity']:.4f}, of torch in float32 {v['torch_perplexity']:.4f}",
+            f"their perplexity {v['perplexity']:.4f}, by torch in float32 "
+            f"{v['torch_perplexity']:.4f}",
         ]
 
     def hint(self) -> str:
@@ -146,7 +147,10 @@ def _check(format: str, dtype: Dtype | None, opset: int, chunk: int | None) -> D
     if chunk is not None and not 1 <= chunk <= _CHUNK_LIMIT:
         raise UsageError(f"--chunk {chunk} must lie between 1 and {_CHUNK_LIMIT:,}")
     if format == "hf" and dtype == "int8":
-        raise UsageError("the hub's layout holds float32 or float16 here, not int8")
+        raise UsageError(
+            "the hub's layout holds float32 or float16 here, not int8",
+            "take --dtype float32 or float16",
+        )
     return dtype or ("int8" if format == "html" else "float32")
 
 
@@ -155,11 +159,21 @@ def _default(source: Source, format: Format) -> Path:
     return folder / ("hf" if format == "hf" else f"model{_SUFFIX[format]}")
 
 
+def _check_parent(target: Path) -> None:
+    """Raises UsageError where `target` would have to lie in a file."""
+    for parent in target.parents:
+        if parent.is_file():
+            raise UsageError(
+                f"{parent} is a file: nothing lies in it", "name another path by --out"
+            )
+
+
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A path beside `target`; it takes the target's place when the block ends well, and is removed
     when it does not.
     """
+    _check_parent(target)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
@@ -259,6 +273,7 @@ def metadata(source: Source, dtype: Dtype) -> dict[str, object]:
 
 def _folder(source: Source, target: Path, dtype: Dtype) -> ExportResult:
     """The hub's layout: written beside its place, read back, compared, and put there."""
+    _check_parent(target)
     with disk_errors(target):
         if target.is_file():
             raise UsageError(f"{target} is a file", "name a folder with --out")

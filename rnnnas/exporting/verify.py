@@ -65,13 +65,15 @@ def real_text(source: Source) -> tuple[npt.NDArray[np.int64], str]:
 
 
 @torch.no_grad()
-def own_text(net: RecurrentLM, eos: int, count: int) -> npt.NDArray[np.int64]:
+def own_text(
+    net: RecurrentLM, eos: int, count: int, temperature: float = 1.0
+) -> npt.NDArray[np.int64]:
     """A line end, then `count` tokens drawn from the model, always the same ones. (count + 1,)"""
     draws = generator(1, "export", 0, CPU)
     ids, hidden_state = [eos], None
     for _ in range(count):
         logits, hidden_state = net.logits(torch.tensor([[ids[-1]]]), hidden_state)
-        chances = logits[0, 0].double().softmax(-1)
+        chances = (logits[0, 0].double() / temperature).softmax(-1)
         ids.append(int(torch.multinomial(chances, 1, generator=draws)))
     return np.array(ids, np.int64)
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 Point = tuple[float, float]
 _WIDTH, _HEIGHT = 440.0, 250.0
 _LEFT, _TOP, _BOTTOM = 64.0, 14.0, 42.0
+_LONG = 1.2  # pixels a unit of a chart that is wider than the others
 _LETTER = 6.4  # about, of a label
 _APART = 13.0  # of two labels, downwards
 _MOST = 400  # points of a line: more are not seen
@@ -135,11 +136,18 @@ def _attribute(text: str) -> str:
     return escape(text, quote=True)
 
 
-def _open(width: float, height: float, label: str) -> str:
+def _open(width: float, height: float, label: str, long: bool = False) -> str:
+    """long: at a size of its own, for charts that are wider than a column of the page."""
+    size = f' long" width="{_f(_LONG * width)}" height="{_f(_LONG * height)}"' if long else '"'
     return (
-        f'<svg class="chart" viewBox="0 0 {_f(width)} {_f(height)}" role="img" '
+        f'<svg class="chart{size} viewBox="0 0 {_f(width)} {_f(height)}" role="img" '
         f'aria-label="{_attribute(label)}">'
     )
+
+
+def _left(ticks: Sequence[str]) -> float:
+    """Where the frame begins: beside the longest of the value axis' ticks and the axis' name."""
+    return max(_LEFT, 28 + _LETTER * max(map(len, ticks), default=0))
 
 
 def _text(x: float, y: float, text: str, css: str = "", anchor: str = "start") -> str:
@@ -214,14 +222,15 @@ def line_chart(
     if not lines:
         return ""
     longest = max(len(s.label) for s in lines)
-    right = _WIDTH - min(12 + _LETTER * longest, 130.0)
-    x = axis((p[0] for s in lines for p in s.points), _LEFT, right, log=log_x)
+    right = _WIDTH - min(12 + _LETTER * longest, 150.0)
     values = [p[1] for s in lines for p in s.points] + [v for v, _ in levels]
     y = axis(values, _HEIGHT - _BOTTOM, _TOP, log=log_y)
+    left = _left(tick_texts(y.ticks(5)))
+    x = axis((p[0] for s in lines for p in s.points), left, right, log=log_x)
     parts = [_open(_WIDTH, _HEIGHT, label), *_frame(x, y, x_label, y_label, whole)]
     for value, _ in levels:
         at = y.at(value)
-        parts.append(f'<path class="level" d="M{_f(_LEFT)} {_f(at)}H{_f(right)}"/>')
+        parts.append(f'<path class="level" d="M{_f(left)} {_f(at)}H{_f(right)}"/>')
     for s in lines:
         points = [(x.at(a), y.at(b)) for a, b in thinned(s.points) if b > 0 or not log_y]
         kind = " faint" if s.faint else " dashed" if s.dashed else ""
@@ -233,12 +242,12 @@ def line_chart(
                 parts.append(_circle(px, py, 2.6, f"f {s.css}", title))
     drawn = [_pixels(one, x, y) for one in lines]
     for value, words in levels:  # above the lines
-        parts.append(_free_label(words, y.at(value), (_LEFT, right), drawn))
+        parts.append(_free_label(words, y.at(value), (left, right), drawn))
     labelled = [s for s in lines if s.label]
     wished = [y.at(s.points[-1][1]) for s in labelled]
     for s, at in zip(labelled, spaced(wished, _TOP + 4, y.start - 2), strict=True):
-        end = x.at(s.points[-1][0])
-        parts.append(_text(end + 7, at + 4, s.label, f"f {s.css}"))
+        # Beside the frame, not at the end of a short line, where others pass.
+        parts.append(_text(right + 7, at + 4, s.label, f"f {s.css}"))
     return "".join([*parts, "</svg>"])
 
 
@@ -279,8 +288,8 @@ def scatter(
     """Dots on two axes; "" where there are none."""
     if not dots:
         return ""
-    x = axis((d.x for d in dots), _LEFT, _WIDTH - 14, log=log)
     y = axis((d.y for d in dots), _HEIGHT - _BOTTOM, _TOP, log=log)
+    x = axis((d.x for d in dots), _left(tick_texts(y.ticks(5))), _WIDTH - 14, log=log)
     parts = [_open(_WIDTH, _HEIGHT, label), *_frame(x, y, x_label, y_label)]
     for d in dots:
         css = f"s {d.css} hollow" if d.hollow else f"f {d.css}"
@@ -288,8 +297,9 @@ def scatter(
     return "".join([*parts, "</svg>"])
 
 
-def strips(rows: Sequence[Row], *, label: str, x_label: str) -> str:
-    """A line of dots a group, the interval of its mean as a bar, the mean as a stroke.
+def strips(rows: Sequence[Row], *, label: str, x_label: str, level: float | None = None) -> str:
+    """A line of dots a group, the interval of its mean as a bar, the mean as a stroke. level: of
+    the value axis, drawn as a dashed line.
 
     The axis spans the values and, as far as it is near them, the intervals: that of two values is
     many times as wide as they are apart, and its bar then runs off the chart.
@@ -304,12 +314,15 @@ def strips(rows: Sequence[Row], *, label: str, x_label: str) -> str:
     room = 0.5 * (max(values) - min(values))
     ends = [e for row in rows for e in (row.low, row.high) if e is not None]
     near = [min(max(e, min(values) - room), max(values) + room) for e in ends]
-    x = axis([*values, *near], left, _WIDTH - 14)
+    x = axis([*values, *near, *([] if level is None else [level])], left, _WIDTH - 14)
     parts = [_open(_WIDTH, bottom + 44, label)]
-    for tick in x.ticks(6):
+    if level is not None:
+        parts.append(f'<path class="level" d="M{_f(x.at(level))} {_f(top)}V{_f(bottom)}"/>')
+    ticks = x.ticks(6)
+    for tick, words in zip(ticks, tick_texts(ticks), strict=True):
         at = x.at(tick)
         parts.append(f'<path class="grid" d="M{_f(at)} {_f(top)}V{_f(bottom)}"/>')
-        parts.append(_text(at, bottom + 16, shown(tick), "tick", "middle"))
+        parts.append(_text(at, bottom + 16, words, "tick", "middle"))
     for i, row in enumerate(rows):
         at = top + step * (i + 0.5)
         parts.append(_text(left - 10, at + 4, row.label, "", "end"))
@@ -351,7 +364,7 @@ def race(runners: Sequence[Runner], names: Sequence[str], *, label: str, y_label
     width = max(_WIDTH, 96.0 * len(names) + _LEFT + 30)
     y = axis(losses, _HEIGHT - _BOTTOM, _TOP)
     x = Axis(-0.5, max(len(names) - 0.5, 0.5), _LEFT, width - 12)
-    parts = [_open(width, _HEIGHT, label)]
+    parts = [_open(width, _HEIGHT, label, width > _WIDTH)]
     for tick in y.ticks(5):
         parts.append(f'<path class="grid" d="M{_f(_LEFT)} {_f(y.at(tick))}H{_f(width - 12)}"/>')
         parts.append(_text(_LEFT - 7, y.at(tick) + 4, shown(tick), "tick", "end"))

@@ -48,14 +48,14 @@
     const range = part.querySelector("input"), go = part.querySelector(".go");
     if (!range) continue;
     const said = part.querySelector("output"), genes = part.querySelector(".genes code");
-    const svg = part.querySelector(".wide > svg"), total = said.textContent.split(" of ")[1];
+    const svg = part.querySelector(".wide > svg");
     const width = Math.max(...data.cells.map((c) => c.w)), height = Math.max(...data.cells.map((c) => c.h));
     const span = data.high - data.low;
     let shown = -1;
     const show = () => {
       const frame = data.frames[+range.value], text = data.texts[frame.g];
-      said.textContent = `epoch ${frame.e} of ${total}`;
-      range.setAttribute("aria-valuetext", `epoch ${frame.e}: ${text}`);
+      said.textContent = `${data.noun} ${frame.e} of ${data.total}`;
+      range.setAttribute("aria-valuetext", `${data.noun} ${frame.e}: ${text}`);
       genes.textContent = text[0] === "{" ? "" : text;
       if (shown !== frame.g) draw(svg, data.cells[frame.g], width, height, text);
       shown = frame.g;

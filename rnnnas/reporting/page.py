@@ -14,8 +14,10 @@ from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import RECURRENT_OPS
 from rnnnas.reporting.cells import op_colours, operations
+from rnnnas.reporting.leaders import history_of
 from rnnnas.reporting.read import RunData, StudyData, genotype_from, read_all
-from rnnnas.reporting.sections import Detail, about, compared, run_section
+from rnnnas.reporting.sections import Detail, about, run_section
+from rnnnas.reporting.side_by_side import compared
 from rnnnas.reporting.study_section import about_study, result_of, study_section
 from rnnnas.runs.files import write_where_told
 
@@ -87,7 +89,13 @@ def page(found: Sequence[RunData | StudyData], detail: Detail) -> str:
 
 def _title(found: Sequence[RunData | StudyData]) -> str:
     if len(found) > 1:
-        return f"{len(found)} runs and studies"
+        runs = sum(isinstance(item, RunData) for item in found)
+        return " and ".join(
+            f"{count} {word if count == 1 else many}"
+            for count, word, many in ((runs, "run", "runs"),
+                                      (len(found) - runs, "study", "studies"))
+            if count
+        )  # fmt: skip
     item = found[0]
     words = about(item) if isinstance(item, RunData) else about_study(item)
     return words[:1].upper() + words[1:]
@@ -107,9 +115,9 @@ def _genotypes(found: Iterable[RunData | StudyData]) -> list[Genotype]:
     cells: list[Genotype | None] = []
     for item in found:
         if isinstance(item, RunData):
-            cells += [item.genotype, *(frame.genotype for frame in item.frames)]
+            cells += [item.genotype, *(frame.genotype for frame in history_of(item).frames)]
         elif (result := result_of(item)) is not None:
-            chosen = (own["chosen"] or {} for own in result["methods"].values())
+            chosen = (own["chosen"] or {} for own in result.get("methods", {}).values())
             cells += [genotype_from(str(one.get("cell", ""))) for one in chosen]
     return [cell for cell in cells if cell is not None]
 

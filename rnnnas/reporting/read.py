@@ -107,9 +107,17 @@ class RunData:
         """The names of the rows and of the columns of a cell's table of shares."""
         space = self._space(cell)
         rows, columns = len(table), len(table[0]) if table else 0
-        if space is not None and (len(space.edges), len(space.ops)) == (rows, columns):
-            return list(space.labels), list(space.ops)
+        if space is not None:
+            ops = self._operations(space) if cell == RECURRENT else list(space.ops)
+            if (len(space.edges), len(ops)) == (rows, columns):
+                return list(space.labels), ops
         return [f"row {i + 1}" for i in range(rows)], [f"option {i + 1}" for i in range(columns)]
+
+    def _operations(self, space: CellSpace) -> list[str]:
+        """The operations of a recurrent cell's edges; a plug-in's, too, that is not loaded."""
+        own = self.config.get("space")
+        ops = own.get("ops") if isinstance(own, Mapping) else None
+        return [str(op) for op in ops] if isinstance(ops, list | tuple) else list(space.ops)
 
     def _space(self, cell: str) -> CellSpace | None:
         model = self.config.get("model", {})
@@ -250,7 +258,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             plain = parse_json(line)
         except ValueError as error:
-            raise CheckpointError(f"{path} is damaged in line {at}: {error}") from error
+            raise CheckpointError(
+                f"{path} is damaged in line {at}: {error}",
+                "take the line or the run out",
+            ) from error
         if isinstance(plain, dict):
             found.append(plain)
     return found

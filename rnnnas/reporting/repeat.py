@@ -7,8 +7,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from rnnnas.config.plain import to_plain
+from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
+from rnnnas.config.plain import from_plain, to_plain
 from rnnnas.config.presets import IMAGE, preset_names, resolve
+from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.reporting.read import RunData, StudyData
@@ -16,6 +18,10 @@ from rnnnas.runs.files import json_plain
 from rnnnas.studies.plan import StudyConfig, leaves, resolve_study
 
 _LATER = ("save_seconds", "capture")  # change no result
+_CLASSES: Mapping[str, Any] = {
+    "search": SearchConfig, "train": TrainConfig,
+    f"{IMAGE}search": ImageSearchConfig, f"{IMAGE}train": ImageTrainConfig,
+}  # fmt: skip
 
 
 def command_of(run: RunData) -> str | None:
@@ -24,7 +30,9 @@ def command_of(run: RunData) -> str | None:
     Returns:
         None where none does: settings of another version, or a cell that has no short text.
     """
-    wanted = {k: v for k, v in run.config.items() if k != "corpus_sha256"}
+    images = run.config.get("augment") is not None
+    kind = f"{IMAGE if images else ''}{run.kind}"
+    wanted = _completed(kind, {k: v for k, v in run.config.items() if k != "corpus_sha256"})
     words = ["--corpus", str(wanted.get("corpus", ""))]
     flags: dict[str, Any] = {"corpus": wanted.get("corpus"), "seed": wanted.get("seed")}
     if run.kind == "search":
@@ -37,8 +45,6 @@ def command_of(run: RunData) -> str | None:
             return None
         words += ["--genotype", cell]
     words += ["--seed", str(flags["seed"])]
-    images = wanted.get("augment") is not None
-    kind = f"{IMAGE if images else ''}{run.kind}"
     best: list[str] | None = None
     for preset in preset_names():
         found = _settings(kind, preset, flags, wanted)
@@ -47,6 +53,18 @@ def command_of(run: RunData) -> str | None:
     if best is None:
         return None
     return shlex.join(["rnnnas", run.kind, *words, *best, "--out", f"checkpoints/{run.name}"])
+
+
+def _completed(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The settings with those that an older version did not have yet, at their defaults.
+
+    Settings that this version does not know stay as they are: no preset will lead to them.
+    """
+    try:
+        plain: dict[str, Any] = json_plain(to_plain(from_plain(_CLASSES[kind], config)))
+    except (KeyError, TypeError, ValueError, UsageError):
+        return config
+    return plain
 
 
 def _cell_words(plain: object, cell: str) -> str | None:

@@ -11,13 +11,27 @@ from typing import Any
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.zoo import ZOO
 from rnnnas.reporting.cells import cell_svg
-from rnnnas.reporting.charts import Dot, Runner, Series, line_chart, race, scatter, shown
+from rnnnas.reporting.charts import (
+    Dot,
+    Runner,
+    Series,
+    line_chart,
+    race,
+    scatter,
+    shown,
+)
+from rnnnas.reporting.leaders import judged_by, rungs_of
 from rnnnas.reporting.levels import latency_of, published_of, word_frequencies
 from rnnnas.reporting.read import RunData, number
 from rnnnas.reporting.repeat import command_of
 from rnnnas.reporting.shares import leading, slider
 from rnnnas.studies.plan import leaves
-from rnnnas.studies.statistics import spread
+
+NO_COMMAND = (
+    '<p class="sub">No preset leads to these settings by the command line of this version; they '
+    "are listed below.</p>"
+)
+_FOREMOST = 8  # cells of a halving in its table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +62,7 @@ def figure(title: str, chart: str, note: str = "", table: str = "") -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], css: str = "") -> str:
     """A table of text; the first column names the row. In one of class `num` what begins with a
-    letter stands at the left.
+    letter stands at the left. What follows a line end in a value stands small below it.
     """
     words = {i for row in rows[:1] for i, value in enumerate(row) if value[:1].isalpha()}
     top = "".join(
@@ -57,9 +71,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], css: str = "") -> 
     body = "".join(
         "<tr>"
         + "".join(
-            f'<th scope="row">{escape(v)}</th>'
+            f'<th scope="row">{_lines(v)}</th>'
             if i == 0
-            else f"<td{_left(i in words)}>{escape(v)}</td>"
+            else f"<td{_left(i in words)}>{_lines(v)}</td>"
             for i, v in enumerate(row)
         )
         + "</tr>"
@@ -70,6 +84,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], css: str = "") -> 
         f'<div class="wide" tabindex="0" role="group" aria-label="table"><table{kind}><thead><tr>'
         f"{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _lines(value: str) -> str:
+    first, _, below = value.partition("\n")
+    return escape(first) + (f"<small>{escape(below)}</small>" if below else "")
 
 
 def _left(text: bool) -> str:
@@ -128,10 +147,10 @@ def run_section(run: RunData, key: str, detail: Detail, alone: bool = False) -> 
     seconds = number(result.get("seconds"))
     parameters = number(result.get("parameters"))
     latency = number(result.get("latency_us"))
-    whose = "validation" if run.kind == "train" else "validation, under search"
-    head = [
-        (f"{run.measure}, {whose}", measured(run, "valid")),
-        (f"{run.measure}, test", measured(run, "test")),
+    head: list[tuple[str, str] | tuple[str, str, str]] = [
+        (f"test {run.measure}", measured(run, "test")),
+        (f"validation {run.measure}", measured(run, "valid"), _held_against(run)),
+        ("cells tried", f"{tried:,}" if (tried := cells_tried(run)) else ""),
         ("parameters", "" if parameters is None else f"{parameters:,.0f}"),
         ("latency of the cell", "" if latency is None else f"{latency:.1f} µs a step"),
         ("stopped early", f"epoch {result['stopped_at_epoch']}" if result.get("stopped_at_epoch")
@@ -143,11 +162,28 @@ def run_section(run: RunData, key: str, detail: Detail, alone: bool = False) -> 
         opening(key, run.name, about(run), run.version, alone),
         tiles(head),
         _cells(run, key, detail),
+        _rungs(run),
         f'<div class="grid">{"".join(_charts(run, detail))}</div>',
         settings(run),
         "</section>",
     ]
     return "".join(parts)
+
+
+def _held_against(run: RunData) -> str:
+    """What a validation figure is to be compared with, in a few words."""
+    words = "in the search" if run.kind == "search" else ""
+    if run.measure != "perplexity":
+        return words
+    frequencies = word_frequencies(run)
+    if frequencies is None:
+        return words
+    return f"{words}{', ' if words else ''}word frequencies {frequencies:,.0f}"
+
+
+def cells_tried(run: RunData) -> int:
+    """How many cells a search by trials has tried; 0 of other runs."""
+    return len({str(line.get("cell", "")) for line in run.of("rung", "candidate")})
 
 
 def opening(key: str, name: str, what: str, version: str, alone: bool) -> str:
@@ -196,7 +232,6 @@ def _charts(run: RunData, detail: Detail) -> list[str]:
                "The greatest share that an operation but none has on an edge into the node."),
         _search_values(run),
         _candidates(run),
-        _rungs(run),
         _latency(run),
     ]  # fmt: skip
 
@@ -263,7 +298,9 @@ def _search_values(run: RunData) -> str:
 
 
 def _candidates(run: RunData) -> str:
-    """Cells that were tried one after the other."""
+    """Cells that were tried one after the other; a halving's have their rungs instead."""
+    if run.of("rung"):
+        return ""
     tried = [
         (number(line.get("number")), number(line.get("perplexity")), str(line.get("cell", "")))
         for line in run.of("candidate")
@@ -276,24 +313,19 @@ def _candidates(run: RunData) -> str:
     chart = scatter(
         dots, label="cells that were tried", x_label="cell", y_label="perplexity it was scored by"
     )
-    return figure("Cells that were tried", chart, f"{len(dots)} cells; the lowest is taken.")
+    note = f"{len(dots)} cells; the lowest is taken."
+    return figure("Cells that were tried", chart, note)
 
 
 def runners_of(run: RunData) -> tuple[list[Runner], list[str]]:
     """The cells of a halving with how far they were behind the best of each rung, in nats a token,
     and the rungs' names. A rung is judged by the held-out loss where all of its cells have one.
     """
-    rungs: dict[int, list[Mapping[str, Any]]] = {}
-    for line in run.of("rung"):
-        rung = number(line.get("rung"))
-        if rung is not None:
-            rungs.setdefault(int(rung), []).append(line)
+    rungs = rungs_of(run)
     losses: dict[str, list[tuple[int, float]]] = {}
     last: dict[str, Mapping[str, Any]] = {}
-    for place, rung in enumerate(sorted(rungs)):
-        lines = rungs[rung]
-        held_out = all(number(line.get("heldout_loss")) is not None for line in lines)
-        name = "heldout_loss" if held_out else "train_loss"
+    for place, lines in enumerate(rungs.values()):
+        name = judged_by(lines)
         best = min((v for line in lines if (v := number(line.get(name))) is not None), default=0.0)
         for line in lines:
             cell, loss = str(line.get("cell", "")), number(line.get(name))
@@ -304,11 +336,11 @@ def runners_of(run: RunData) -> tuple[list[Runner], list[str]]:
     found = []
     for cell, line in last.items():
         parent = line.get("parent")
-        words = "; ".join(f"rung {place}: +{behind:.4f}" for place, behind in losses[cell])
+        words = "; ".join(f"rung {place + 1}: +{behind:.4f}" for place, behind in losses[cell])
         title = f"{cell}{f' (child of {parent})' if parent else ''}, {words or 'diverged'}"
         kept = bool(line.get("kept"))
         found.append(Runner(title=title, losses=losses[cell], kept=kept, parent=bool(parent)))
-    return found, [f"rung {rung} ({len(rungs[rung])} cells)" for rung in sorted(rungs)]
+    return found, [f"rung {rung} ({len(lines)} cells)" for rung, lines in rungs.items()]
 
 
 def _rungs(run: RunData) -> str:
@@ -319,7 +351,27 @@ def _rungs(run: RunData) -> str:
         f"{len(runners)} cells. A column is a rung, a dot a cell; hollow ones went no further."
         + (" Green: children of the best cells." if children else "")
     )
-    return figure("Rungs", chart, note)
+    chart = f'<div class="wide" tabindex="0" role="group" aria-label="rungs">{chart}</div>'
+    return figure("Rungs", chart if runners else "", note, _foremost(run))
+
+
+def _foremost(run: RunData) -> str:
+    """The cells of a halving that were trained longest, by their validation."""
+    scored = [
+        (steps, value, line)
+        for line in run.of("candidate")
+        if (steps := number(line.get("steps"))) is not None
+        and (value := number(line.get("perplexity"))) is not None
+    ]
+    most = max((steps for steps, _, _ in scored), default=0.0)
+    best = sorted((row for row in scored if row[0] == most), key=lambda row: row[1])
+    rows = []
+    for _, value, line in best[:_FOREMOST]:
+        train = number(line.get("train_perplexity"))
+        rows.append([str(line.get("cell", "")), "–" if train is None else shown(train),
+                     shown(value)])  # fmt: skip
+    head = [f"trained longest, {most:,.0f} steps", "train perplexity", "held-out perplexity"]
+    return table(head, rows, "num") if rows else ""
 
 
 def _latency(run: RunData) -> str:
@@ -346,12 +398,11 @@ def settings(run: RunData) -> str:
     checkpoint = run.config.get("corpus_sha256")
     rows = [[key, json.dumps(value, ensure_ascii=False)] for key, value in leaves(run.config)
             if not key.startswith("genotype")]  # fmt: skip
-    parts = ["<h3>Again</h3>"]
+    parts = ["<h3>How to repeat it</h3>"]
     if command:
         parts.append(command_block(command))
     else:
-        parts.append('<p class="sub">No preset leads to these settings by the command line of '
-                     "this version; they are listed below.</p>")  # fmt: skip
+        parts.append(NO_COMMAND)
     known = [("digest", digest), ("corpus sha256", str(checkpoint or "")),
              ("arithmetic", str((run.result or {}).get("arithmetic", "")))]  # fmt: skip
     facts = "".join(f"<dt>{n}</dt><dd><code>{escape(v)}</code></dd>" for n, v in known if v)
@@ -365,62 +416,6 @@ def command_block(command: str) -> str:
         f'<div class="command"><pre tabindex="0"><code>{escape(command)}</code></pre>'
         '<button type="button" class="copy">copy</button></div>'
     )
-
-
-# Several runs beside each other
-
-
-def compared(runs: Sequence[RunData]) -> str:
-    """A table of runs, the mean and interval of those that differ by their seed alone, curves."""
-    rows = []
-    for group in _groups(runs):
-        for run in group:
-            seconds = number((run.result or {}).get("seconds"))
-            rows.append([
-                run.name, about(run).partition(",")[0], str(run.config.get("seed", "")),
-                measured(run, "valid") or "–", measured(run, "test") or "–",
-                "–" if seconds is None else duration(seconds), state_of(run) or "finished",
-            ])  # fmt: skip
-        if len(group) > 1:
-            rows.append([
-                f"mean of {len(group)} seeds", "", "", _interval(group, "valid"),
-                _interval(group, "test"), "", "",
-            ])  # fmt: skip
-    head = ["run", "what", "seed", "validation", "test", "time", "state"]
-    charts = []
-    for measure in ("perplexity", "accuracy"):
-        series = [
-            Series(label=run.name[:22], css=f"c{i % 8}", marked=True,
-                   points=run.points("epoch", f"valid_{measure}", "epoch"))
-            for i, run in enumerate(runs) if run.measure == measure
-        ]  # fmt: skip
-        charts.append(figure(
-            f"Validation {measure}",
-            line_chart(series, label=f"validation {measure}", x_label="epoch",
-                       y_label=f"{measure} (log)" if measure == "perplexity" else measure,
-                       log_y=measure == "perplexity"),
-        ))  # fmt: skip
-    return (
-        f'<section id="compared"><h2>Side by side</h2>{table(head, rows, "num")}'
-        f'<div class="grid">{"".join(charts)}</div></section>'
-    )
-
-
-def _groups(runs: Sequence[RunData]) -> list[list[RunData]]:
-    """Runs whose settings differ by the seed alone stand together."""
-    groups: dict[str, list[RunData]] = {}
-    for run in runs:
-        plain = {k: v for k, v in run.config.items() if k != "seed"}
-        groups.setdefault(json.dumps([run.kind, plain], sort_keys=True), []).append(run)
-    return list(groups.values())
-
-
-def _interval(runs: Sequence[RunData], split: str) -> str:
-    values = [number((run.result or {}).get(f"{split}_{run.measure}")) for run in runs]
-    own = spread([v for v in values if v is not None])
-    if own.mean is None or own.low is None or own.high is None:
-        return "–"
-    return f"{own.mean:.2f} [{own.low:.2f}, {own.high:.2f}]"
 
 
 def known_cells() -> dict[str, str]:

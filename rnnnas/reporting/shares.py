@@ -14,10 +14,16 @@ from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.space import NONE
 from rnnnas.reporting.cells import cell_svg, frame_data
 from rnnnas.reporting.charts import Series, line_chart
+from rnnnas.reporting.leaders import History, history_of
 from rnnnas.reporting.read import Frame, RunData
 
 _SIDE = 128.0  # of a heat map
 _EDGE = 22.0  # beside it, for the names of its first and last row
+_HEADINGS = {
+    "epoch": "The cell, epoch by epoch",
+    "rung": "The best cell, rung by rung",
+    "cell": "The best cell so far",
+}
 _FLOOR = 0.05  # opacity of the least share: an empty place and a small share differ
 
 
@@ -56,8 +62,12 @@ def span_of(frames: Sequence[Frame]) -> tuple[float, float]:
 
 
 def slider(run: RunData, key: str, most: int) -> str:
-    """The cell and the heat maps of a search, with a slider over its epochs, as HTML."""
-    frames = [f for f in kept_frames(run.frames, most) if f.genotype is not None]
+    """The cell of a search with a slider over its epochs, rungs or trials, and the heat maps of one
+    that moves alphas, as HTML.
+    """
+    history = history_of(run)
+    noun = history.noun
+    frames = kept_frames(history.frames, most)
     if not frames:
         return ""
     last = frames[-1]
@@ -73,44 +83,53 @@ def slider(run: RunData, key: str, most: int) -> str:
             drawings.append(frame_data(frame.genotype))
         plain.append(_frame(frame, cells[frame.cell], names))
     data = {
-        "low": low, "high": high, "floor": _FLOOR, "cells": drawings, "frames": plain,
+        "noun": noun, "total": history.total, "low": low, "high": high, "floor": _FLOOR,
+        "cells": drawings, "frames": plain,
         "names": {cell: {"rows": r, "ops": o} for cell, (r, o) in names.items()},
         "texts": list(cells),
     }  # fmt: skip
     assert last.genotype is not None
     size = max(d["w"] for d in drawings), max(d["h"] for d in drawings)  # as the script has it
-    said = _changed(run.frames)
+    said = _changed(history)
     packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     text = _words(last)
     controls = (
         f'<div class="play"><button type="button" class="go" aria-label="Play">play</button>'
         f'<input type="range" id="{key}-epoch" min="0" max="{len(frames) - 1}" '
-        f'value="{len(frames) - 1}" aria-label="Epoch" aria-valuetext="epoch {last.epoch}">'
-        f'<output for="{key}-epoch">epoch {last.epoch} of {run.epochs}</output></div>'
+        f'value="{len(frames) - 1}" aria-label="{noun.capitalize()}" '
+        f'aria-valuetext="{noun} {last.epoch}">'
+        f'<output for="{key}-epoch">{history.caption(last)}</output></div>'
     )
     maps = "".join(_maps(cell, names[cell], last, low, high) for cell in last.tables)
+    shares = (
+        "<h3>Shares of the operations</h3>"
+        '<p class="sub">Each square is an edge: from the state of its row to that of its column. '
+        "The stronger its colour, the greater the share; framed is what the cell takes.</p>"
+        f"{maps}{_legend(low, high)}"
+    )
     return (
-        f'<div class="frames"><h3>The cell, epoch by epoch</h3><p class="sub">{said}</p>'
+        f'<div class="frames"><h3>{_HEADINGS[noun]}</h3><p class="sub">{said}</p>'
         f"{controls if len(frames) > 1 else ''}"
         f'<p class="genes"><code>{escape(text)}</code></p>'
         f'<div class="wide" tabindex="0" role="group" aria-label="The cell">'
         f"{cell_svg(last.genotype, size)}</div>"
-        f"<h3>Shares of the operations</h3>"
-        f'<p class="sub">Each square is an edge: from the state of its row to that of its column. '
-        f"The stronger its colour, the greater the share; framed is what the cell takes.</p>"
-        f"{maps}{_legend(low, high)}"
+        f"{shares if maps else ''}"
         f'<script type="application/json">{packed}</script></div>'
     )
 
 
-def _changed(frames: Sequence[Frame]) -> str:
+def _changed(history: History) -> str:
+    frames, noun = history.frames, history.noun
+    if noun == "cell":
+        count = f"{history.total} cell{'' if history.total == 1 else 's'}"
+        return f"Of {count}, the best one so far, wherever it became another one."
     if len(frames) < 2:
         return ""
     times = changes(frames)
     if not times:
-        return f"It was the same in all {len(frames)} epochs."
+        return f"It was the same in all {len(frames)} {noun}s."
     last = max(b.epoch for a, b in pairwise(frames) if a.cell != b.cell)
-    return f"It changed {times} time{'' if times == 1 else 's'}, in epoch {last} the last time."
+    return f"It changed {times} time{'' if times == 1 else 's'}, in {noun} {last} the last time."
 
 
 def _words(frame: Frame) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -10,9 +10,11 @@ from rnnnas.config.plain import from_plain
 from rnnnas.errors import UsageError
 from rnnnas.reporting.charts import Dot, Row, Series, line_chart, scatter, shown, strips
 from rnnnas.reporting.levels import latency_of
+from rnnnas.reporting.paired_section import paired_parts
 from rnnnas.reporting.read import RunData, StudyData, genotype_from, number
 from rnnnas.reporting.repeat import study_command
 from rnnnas.reporting.sections import (
+    NO_COMMAND,
     command_block,
     drawing,
     duration,
@@ -23,11 +25,13 @@ from rnnnas.reporting.sections import (
     table,
     tiles,
 )
+from rnnnas.studies.paired_table import paired_report
 from rnnnas.studies.plan import Job, Sizes, StudyConfig, final_jobs, first_jobs, leaves
 from rnnnas.studies.record import Record
 from rnnnas.studies.report import choose, notes, report
 
 _COLOURS = 7  # of methods; the random cells are grey
+_LOUD = ("WARNING: ", "FAILED", "SKIPPED")
 
 
 def result_of(study: StudyData) -> Mapping[str, Any] | None:
@@ -49,7 +53,8 @@ def result_of(study: StudyData) -> Mapping[str, Any] | None:
     jobs: list[Job] = first_jobs(config, sizes)
     if all(job.name in results for job in jobs):
         jobs += final_jobs(config, choose(jobs, results), sizes)
-    return report(record, jobs, results)
+    told = paired_report if config.finals == "all" else report
+    return told(record, jobs, results)
 
 
 def about_study(study: StudyData) -> str:
@@ -66,6 +71,11 @@ def study_section(study: StudyData, key: str, alone: bool = False) -> str:
     head = opening(key, study.name, about_study(study), study.version, alone)
     if result is None:
         return head + "<p>Its plan is one of another version: it cannot be read.</p></section>"
+    if "rows" in result:
+        failed = _notes_of(_failures(result))
+        return "".join(
+            [head, *paired_parts(study, result), failed, _again(study, result), "</section>"]
+        )
     colours = _colours(result)
     parts = [
         head,
@@ -95,11 +105,12 @@ def _headline(study: StudyData, result: Mapping[str, Any]) -> str:
     done = sum(run.result is not None for run in study.runs.values())
     pairs: list[tuple[str, str] | tuple[str, str, str]] = []
     for method, own in result["methods"].items():
-        final, short = number(own["test"]["mean"]), number(own["valid"]["mean"])
-        if final is not None:
-            pairs.append((f"test, {method}", f"{final:,.1f}", _interval(own["test"], "")))
-        elif short is not None:
-            pairs.append((f"validation, {method}", f"{short:,.1f}", _interval(own["valid"], "")))
+        for split, word in (("test", "test"), ("valid", "validation")):
+            mean = number(own[split]["mean"])
+            if mean is not None:
+                name = f"{word} perplexity, {method}"
+                pairs.append((name, f"{mean:,.1f}", _interval(own[split], "")))
+                break
     pairs += [
         ("seeds", str(len(result["seeds"]))),
         ("time of all jobs", duration(result["seconds"])),
@@ -213,17 +224,17 @@ def _latency(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
 
 
 def _table(result: Mapping[str, Any]) -> str:
-    head = ["cells", "n", "validation", "95 % interval", "best", "random, best of n", "chosen",
+    head = ["cells", "n", "validation", "best", "random, best of n", "chosen",
             "final validation", "final test", "time"]  # fmt: skip
     rows = []
     for method, own in result["methods"].items():
         valid, test = own["valid"], own["test"]
         n = f"{valid['n']}" + (f" of {own['planned']}" if valid["n"] < own["planned"] else "")
         rows.append([
-            method, n, _mean(valid), _interval(valid), _value(own["best_valid"]),
+            method, n, f"{_mean(valid)}\n{_interval(valid, '')}", _value(own["best_valid"]),
             _value(own["random_best_of_n"]),
             own["chosen"]["name"] if own["chosen"] else "–", _mean(own["final_valid"]),
-            f"{_mean(test)} {_interval(test) if test['sd'] is not None else ''}".strip(),
+            f"{_mean(test)}\n{_interval(test, '')}",
             duration(sum(own["seconds"].values())),
         ])  # fmt: skip
     return table(head, rows, "num")
@@ -246,7 +257,26 @@ def _interval(own: Mapping[str, Any], missing: str = "–") -> str:
 
 
 def _notes(result: Mapping[str, Any]) -> str:
-    return f'<p class="sub">{escape(" ".join(notes(result)).replace("`", ""))}</p>'
+    """What the numbers are over, as a paragraph; a warning and a failed job have their own."""
+    said = [line.replace("`", "") for line in notes(result)]
+    apart = [line for line in said if line.startswith(_LOUD) or " WARNING: " in line]
+    rest = [line for line in said if line not in apart]
+    return _notes_of([" ".join(rest), *apart])
+
+
+def _notes_of(lines: Sequence[str]) -> str:
+    return "".join(
+        f'<p class="sub{" loud" if any(w in line for w in _LOUD) else ""}">{escape(line)}</p>'
+        for line in lines
+        if line
+    )
+
+
+def _failures(result: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{entry['state'].upper()}: {entry['job']}: {entry.get('message', '')}"
+        for entry in result["failed"]
+    ]
 
 
 def _cells(result: Mapping[str, Any]) -> str:
@@ -267,8 +297,8 @@ def _cells(result: Mapping[str, Any]) -> str:
 
 def _again(study: StudyData, result: Mapping[str, Any]) -> str:
     command = study_command(study)
-    parts = ["<h3>Again</h3>"]
-    parts.append(command_block(command) if command else "")
+    parts = ["<h3>How to repeat it</h3>"]
+    parts.append(command_block(command) if command else NO_COMMAND)
     digests = [
         [name, str(run.result.get("digest", "")), _seconds(run)]
         for name, run in sorted(study.runs.items())

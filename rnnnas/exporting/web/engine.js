@@ -161,13 +161,19 @@ class LanguageModel {
   }
 
   derived(k, x, h) {
-    const { genes, concat } = this.shape.cell, joined = new Float32Array(2 * h.length);
+    const { nodes, join, concat } = this.shape.cell, joined = new Float32Array(2 * h.length);
     joined.set(x);
     joined.set(h, h.length);
     const states = [this.gated(h, this.weights.times(`${k}.first`, joined), "tanh")];
-    genes.forEach(([op, source], i) => {
-      const s = states[source];
-      states.push(this.gated(s, this.weights.times(`${k}.node.${i}`, s), op));
+    nodes.forEach((genes, i) => {
+      const parts = genes.map(([op, source]) => {
+        const s = states[source];
+        return this.gated(s, this.weights.times(`${k}.node.${i}`, s), op);
+      });
+      const sum = parts[0], share = join === "mean" ? 1 / parts.length : 1;
+      for (const part of parts.slice(1)) for (let j = 0; j < sum.length; j++) sum[j] += part[j];
+      if (share !== 1) for (let j = 0; j < sum.length; j++) sum[j] *= share;
+      states.push(sum);
     });
     const mean = new Float32Array(h.length);
     for (const i of concat) for (let j = 0; j < mean.length; j++) mean[j] += states[i][j];

@@ -234,7 +234,7 @@ async function begin() {
   const off = Math.max(...found.map((p, i) => Math.abs(p - header.check[i]))), good = off < 1e-3;
   rnnnas.check = { off, good, milliseconds: took };
   $("state").textContent = good
-    ? `Checked here: probabilities of a test image within ${off.toExponential(0)} of torch.`
+    ? `Checked: this browser gives a test image the probabilities that torch gives it.`
     : `This browser's probabilities are off by ${off.toFixed(3)}: do not rely on them.`;
   $("state").className = good ? "good" : "bad";
   const drop = $("drop");

@@ -176,9 +176,9 @@ async function begin() {
   rnnnas.check = { found, expected: nats, good };
   const value = (total) => Math.exp(total / ids.length).toFixed(2);
   $("state").textContent = good
-    ? `Checked here: perplexity ${value(found)} over ${ids.length} tokens, as torch has it.`
-    : `This browser computes perplexity ${value(found)} over ${ids.length} tokens where torch ` +
-      `has ${value(nats)}: do not rely on it.`;
+    ? `Checked: this browser gives ${ids.length} tokens the probabilities that torch gives them.`
+    : `This browser finds perplexity ${value(found)} for ${ids.length} tokens where torch finds ` +
+      `${value(nats)}: do not rely on it.`;
   $("state").className = good ? "good" : "bad";
   $("text").addEventListener("input", update);
   $("text").addEventListener("keydown", (event) => {

@@ -39,6 +39,7 @@ VALIDATION_SHARE = 0.1  # of the budget, at most, goes to validations on the way
 TOLERANCE = 0.02  # of the budget: a round keeps its planned steps where the end is off by less
 SLOWDOWN = 0.75, 2.0  # least and most that the end's work is taken to be slower than measured
 MEMORY = 0.5  # weight of the newest round in what a step is taken to cost
+NEWEST = 0.7  # weight of the newest rung in what a step of a race is taken to cost
 WARM, TIMED = 3, 8  # steps that are discarded, and those that are timed
 TIMED_SHARE = 0.02  # of the budget, at most, goes to the timed steps
 
@@ -219,14 +220,16 @@ class Stopwatch:
     def __init__(self, began: float | None = None, clock: Clock = time.perf_counter) -> None:
         self._clock = clock
         self._began = clock() if began is None else began
+        self._before = 0.0  # seconds of earlier sessions
 
     def spent(self) -> float:
         """Seconds since the budget began, pauses between two sessions of a run left out."""
         return self._clock() - self._began
 
     def resume(self, spent: float) -> None:
-        """Count the seconds that earlier sessions of the run took, too."""
-        self._began -= spent
+        """Count the seconds that earlier sessions of the run took, too: `spent` in all."""
+        self._began -= spent - self._before
+        self._before = spent
 
 
 @final
@@ -355,6 +358,61 @@ class Pace:
         self._validation_seconds = state["validation_seconds"]
         self._over = state["over"]
         self._began = None
+
+
+@final
+class RaceClock:
+    """The time of a race of trainings: how long their steps take, and how many more fit.
+
+    Steps are counted one after the other: of trainings side by side, those of one of them.
+
+    Args:
+        stopwatch: running since the budget began.
+        seconds: the reading of it at which all is to be over.
+        costs: as they were measured before.
+    """
+
+    def __init__(self, stopwatch: Stopwatch, seconds: float, costs: Costs) -> None:
+        self.seconds = seconds
+        self._stopwatch, self._costs = stopwatch, costs
+        self._step = self._known = costs.step
+        self._began: float | None = None
+
+    def spent(self) -> float:
+        """Seconds of the budget that are gone."""
+        return self._stopwatch.spent()
+
+    def resume(self, spent: float) -> None:
+        """Count the seconds of earlier sessions, `spent` in all."""
+        self._stopwatch.resume(spent)
+
+    def rung(self) -> None:
+        """Note that the next trainings are about to begin."""
+        self._known, self._began = self._step, None
+
+    def passed(self, steps: float) -> None:
+        """Note that `steps`, one after the other, are done of these trainings."""
+        if self._began is None:
+            self._began = self.spent()
+        elif steps > 0:
+            took = (self.spent() - self._began) / steps
+            self._step = self._known + NEWEST * (took - self._known)
+
+    @property
+    def whole(self) -> float:
+        """Steps that the whole budget would hold."""
+        return self.seconds / self._step
+
+    @property
+    def room(self) -> float:
+        """Steps that fit before the end's own work must begin."""
+        low, high = SLOWDOWN
+        slower = min(max(low, self._step / self._costs.step), high)
+        return (self.seconds - self.spent() - self._costs.end * slower) / self._step
+
+    def told(self) -> dict[str, float]:
+        """What a result says of a budget."""
+        return {"budget_seconds": self.seconds, "spent_seconds": round(self.spent(), 3)}
 
 
 @final

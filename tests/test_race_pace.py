@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from test_budget import Crash, FakeClock, search_config
+from tiny_home import corpus, home  # noqa: F401  (fixtures)
 
 from rnnnas.data.corpus import Corpus
 from rnnnas.engine.budget import Costs, RaceClock, Stopwatch
@@ -21,8 +23,6 @@ from rnnnas.searching import run as searching
 from rnnnas.searching.cell_training import CellTraining
 from rnnnas.searching.race_budget import TimedRace
 from rnnnas.searching.run import search
-from test_budget import Crash, FakeClock, search_config
-from tiny_home import corpus, home  # noqa: F401  (fixtures)
 
 SPACES = {RECURRENT: recurrent_space(8)}
 CPU = torch.device("cpu")

@@ -121,10 +121,13 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.3g} min"
 
 
-def make_plan(seconds: float, spent: float, costs: Costs, equal: int = 0) -> Plan:
+def make_plan(
+    seconds: float, spent: float, costs: Costs, equal: int = 0, later: float = 0.0
+) -> Plan:
     """Rounds and steps for what is left of a budget.
 
     Args:
+        later: seconds of the user's budget that are for what follows, beside `seconds`.
         equal: rounds of the same length, each validated, instead of what the budget suggests.
 
     Raises:
@@ -139,10 +142,13 @@ def make_plan(seconds: float, spent: float, costs: Costs, equal: int = 0) -> Pla
     steps = int(left / (rounds * costs.step)) if left > 0 else 0
     if steps < 1:
         least = spent + costs.end + rounds * costs.step
+        of_it = f", {later:.0f} s are for the race" if later else ""
+        least = 1.5 * (least + (later * least / seconds))
         raise UsageError(
-            f"{seconds:.0f} s are too few: {spent:.0f} s went into the start, the evaluation at "
-            f"the end takes about {costs.end:.0f} s, and a step {1000 * costs.step:.0f} ms",
-            f"give {math.ceil(1.5 * least):,} seconds or more, or a smaller model with --hidden",
+            f"{seconds + later:.0f} s are too few: {spent:.0f} s went into the start{of_it}, the "
+            f"evaluation at the end takes about {costs.end:.0f} s, and a step "
+            f"{1000 * costs.step:.0f} ms",
+            f"give {math.ceil(least):,} seconds or more, or a smaller model with --hidden",
         )
     return Plan(
         seconds=seconds, spent=spent, rounds=rounds, steps=steps, every=every, costs=costs,
@@ -172,9 +178,11 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 def planned(
     seconds: float, folder: Path, stopwatch: Stopwatch, *, fresh: bool, ranks: Ranks,
-    measure: Callable[[], Costs], equal: int = 0,
+    measure: Callable[[], Costs], equal: int = 0, later: float = 0.0,
 ) -> Plan:  # fmt: skip
     """The plan of the run in `folder`, or a new one, by costs that `measure` finds on every rank.
+
+    later: as of `make_plan`.
 
     Raises:
         UsageError: as `make_plan`. CheckpointError: as `read_plan`.
@@ -194,7 +202,7 @@ def planned(
             # Other work may have come in between: what is refused is measured twice.
             costs = costs.least(measure())
         there = ranks.on_rank_zero(
-            lambda: make_plan(seconds, stopwatch.spent(), costs, equal).to_plain()
+            lambda: make_plan(seconds, stopwatch.spent(), costs, equal, later).to_plain()
         )
     return Plan.from_plain(there)
 

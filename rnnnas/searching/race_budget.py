@@ -24,7 +24,7 @@ from rnnnas.searching.halving import HalvingJob
 PLAN = "race.json"  # of a run: what was chosen, so that a resumed race goes on as it began
 SHARE = 0.5  # of a search's time that goes to the race behind another method
 _WARM, _STEPS = 3, 8  # steps that are not timed, and that are
-_START = 3.0  # seconds that workers take to start
+_START = 3.0  # seconds that workers take to start, at least
 _END = 1.5  # seconds that the table and the result take at the end, beside the validation
 # Cells are scored between the rungs, and two that run side by side share caches and memory.
 _BESIDE = 1.25
@@ -35,13 +35,15 @@ class TimedRace:
     """What a race was given, from its measured costs.
 
     budget: full trainings that all of it costs; windows: steps of one. step: seconds of a step, two
-    side by side. end: seconds of what follows the last training.
+    side by side. end: seconds of what follows the last training. begins: the second of the budget
+    at which the race does, 0 where it is all.
     """
 
     budget: float
     windows: int
     step: float
     end: float
+    begins: float = 0.0
 
     @property
     def costs(self) -> Costs:
@@ -56,13 +58,16 @@ def timed_race(
     folder: Path,
     seconds: float,
     *,
+    spent: float = 0.0,
+    share: float = 1.0,
     fresh: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TimedRace:
-    """The plan of a race that takes `seconds`. A run folder that holds one keeps it.
+    """The plan of a race in a budget of `seconds`. A run folder that holds one keeps it.
 
     Args:
         config: of a search by halving.
+        spent: seconds of the budget that the start took. share: of what is then left, for the race.
 
     Raises:
         UsageError: where the time does not hold two trainings.
@@ -74,7 +79,7 @@ def timed_race(
         try:
             return TimedRace(
                 budget=float(kept["budget"]), windows=int(kept["windows"]),
-                step=float(kept["step"]), end=float(kept["end"]),
+                step=float(kept["step"]), end=float(kept["end"]), begins=float(kept["begins"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged", "start anew with --fresh") from error
@@ -84,7 +89,10 @@ def timed_race(
     step = _BESIDE * seconds_per_step(job, clock)
     valid = job.course.valid
     end = _END + measure_pass(job.net, valid, (valid.length - 1) * valid.streams, {}, clock)
-    left = max(seconds - (clock() - began) - _START - end, 0.1 * seconds)
+    # Workers start as this process did.
+    own = share * (seconds - spent) - (clock() - began) - max(_START, spent) - end
+    left = max(own, 0.1 * share * seconds)
+    begins = 0.0 if share == 1.0 else spent + (1 - share) * (seconds - spent)
     plan = plan_for(
         left,
         step,
@@ -93,7 +101,7 @@ def timed_race(
         least=black.rung,
         cells=config.cell_space.count(),
     )
-    return TimedRace(budget=plan.cost, windows=plan.steps, step=step, end=end)
+    return TimedRace(budget=plan.cost, windows=plan.steps, step=step, end=end, begins=begins)
 
 
 def race_seconds(job: HalvingJob) -> float:

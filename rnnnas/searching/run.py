@@ -95,9 +95,12 @@ def job_of(
 
 def _plan(
     config: AnySearch, corpus: AnyCorpus, folder: Path, device: torch.device, stopwatch: Stopwatch,
-    fresh: bool, ranks: Ranks,
+    fresh: bool, ranks: Ranks, later: float,
 ) -> Plan | None:  # fmt: skip
-    """The plan of a search with a time budget, None of one without, and of a race by halving."""
+    """The plan of a search with a time budget, None of one without, and of a race by halving.
+
+    later: seconds for a race behind the search.
+    """
     seconds = config.seconds
     if not seconds or method_of(config.method).derive == "halving":
         return None
@@ -108,7 +111,14 @@ def _plan(
 
     cells = cast(SearchConfig, config).cells if config.from_scratch else 0
     return planned(
-        seconds, folder, stopwatch, fresh=fresh, ranks=ranks, measure=measure, equal=cells
+        seconds,
+        folder,
+        stopwatch,
+        fresh=fresh,
+        ranks=ranks,
+        measure=measure,
+        equal=cells,
+        later=later,
     )
 
 
@@ -124,17 +134,17 @@ def _timed(
     if not config.seconds or not (halving or config.races):
         return config, None
     text = cast(SearchConfig, config)
-    left = text.seconds - stopwatch.spent()
     race = text if halving else race_config(text)
-    seconds = left if halving else SHARE * left
-    own = cast(Corpus, corpus)
-    timed = timed_race(race, own, device, folder, seconds, fresh=fresh)
+    timed = timed_race(
+        race, cast(Corpus, corpus), device, folder, text.seconds, spent=stopwatch.spent(),
+        share=1.0 if halving else SHARE, fresh=fresh,
+    )  # fmt: skip
     if halving:
         black = replace(text.blackbox, budget=timed.budget, windows=timed.windows)
         return replace(text, seconds=0.0, blackbox=black), timed
     select = replace(text.select, budget=timed.budget, windows=timed.windows)
     # The race begins where the search ends: it has the rest of the time.
-    return replace(text, seconds=(1 - SHARE) * text.seconds, select=select), timed
+    return replace(text, seconds=timed.begins, select=select), timed
 
 
 def _say_collapse(
@@ -193,7 +203,8 @@ def search(
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
     given_seconds = config.seconds
     config, race_plan = _timed(config, corpus, folder, device, stopwatch, fresh)
-    plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks)
+    later = given_seconds - config.seconds if config.seconds else 0.0
+    plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks, later)
     pace = None if plan is None else Pace(plan, stopwatch, ranks)
     # First: what it refuses leaves no run folder behind.
     job = job_of(config, corpus, device, ranks, pace)

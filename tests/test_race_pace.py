@@ -114,7 +114,7 @@ def test_a_race_in_a_time_resumes_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = FakeClock()
-    made = TimedRace(budget=11.0, windows=10, step=0.1, end=0.2)
+    made = TimedRace(budget=11.0, windows=10, step=0.1, end=0.2, begins=0.0, workers=1)
     monkeypatch.setattr(searching, "timed_race", lambda *args, **more: made)
     advance, left, count = CellTraining.advance, [0], [0]
 

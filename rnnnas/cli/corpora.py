@@ -277,4 +277,10 @@ def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
             err=True,
         )
     _say_origin(about)
-    echo(f"search on it: rnnnas search --corpus {prepared.name}", err=True)
+    if described["kind"] == "images":
+        echo(f"search on it: rnnnas search --corpus {prepared.name}", err=True)
+    else:
+        echo(
+            f"train on it: rnnnas train --corpus {prepared.name} --genotype LSTM --minutes 10",
+            err=True,
+        )

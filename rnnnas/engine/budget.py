@@ -39,6 +39,7 @@ VALIDATION_SHARE = 0.1  # of the budget, at most, goes to validations on the way
 TOLERANCE = 0.02  # of the budget: a round keeps its planned steps where the end is off by less
 SLOWDOWN = 0.75, 2.0  # least and most that the end's work is taken to be slower than measured
 MEMORY = 0.5  # weight of the newest round in what a step is taken to cost
+LATE = 0.03  # of the budget: a race that is later than this ends where it is
 NEWEST = 0.7  # weight of the newest rung in what a step of a race is taken to cost
 WARM, TIMED = 3, 8  # steps that are discarded, and those that are timed
 TIMED_SHARE = 0.02  # of the budget, at most, goes to the timed steps
@@ -134,7 +135,9 @@ def make_plan(
         UsageError: where not even a few steps fit, with what the parts take.
     """
     left = seconds - spent - costs.end
-    rounds = max(round(seconds / LONGEST_ROUND), min(round(seconds / SHORTEST_ROUND), ROUNDS[1]))
+    # Of what is left: around every round the state is saved, which steps must be worth.
+    most = max(left, 0.0)
+    rounds = max(round(most / LONGEST_ROUND), min(round(most / SHORTEST_ROUND), ROUNDS[1]))
     rounds = equal or max(rounds, ROUNDS[0])
     affordable = int(VALIDATION_SHARE * seconds / max(costs.validation, 1e-9))
     every = 1 if equal else math.ceil(rounds / max(1, min(affordable, rounds)))
@@ -256,6 +259,8 @@ class Pace:
         self._ranks = ranks
         self._step_seconds = plan.costs.step
         self._validation_seconds = plan.costs.validation
+        self._around = 0.0  # seconds between two rounds, validation left out: states are saved
+        self._ended: float | None = None  # of the round before, None before it and once resumed
         self._began: float | None = None  # of the present round, None before it and once resumed
         self._resumed = False
         self._over = False  # whether the last round that was begun was to be the last one
@@ -275,6 +280,9 @@ class Pace:
     def steps(self, number: int) -> int:
         """Steps of round `number`; decided when it is first asked for."""
         if number == len(self.rounds):
+            if self._ended is not None:
+                self._around += MEMORY * (self.spent() - self._ended - self._around)
+                self._ended = None
             self.rounds.append(self._ranks.broadcast(self._decided(number)))
             self._began = self.spent()
         return self.rounds[number]
@@ -307,6 +315,7 @@ class Pace:
         # The last validation is part of the end's costs.
         validations = sum(self.validates(k) for k in ahead) - 1
         left = self._left() - validations * self._validation_seconds
+        left -= (len(ahead) - 1) * self._around
         fitting = left / (len(ahead) * self._step_seconds)
         error = abs(fitting - plan.steps) * len(ahead) * self._step_seconds
         if error <= TOLERANCE * plan.seconds:
@@ -326,7 +335,7 @@ class Pace:
             # A round of few steps tells little.
             weight = MEMORY * min(1.0, self.rounds[number] / TIMED)
             self._step_seconds += weight * (took - self._step_seconds)
-            self._began = None
+            self._began, self._ended = None, self.spent()
         planned = number + 1 >= self.plan.rounds and not self.plan.equal
         over = planned or self._no_time()
         self._over = self._ranks.broadcast(over)
@@ -335,6 +344,8 @@ class Pace:
     def validated(self, seconds: float) -> None:
         """Note that a validation took `seconds`."""
         self._validation_seconds = seconds
+        if self._ended is not None:
+            self._ended += seconds
 
     def told(self) -> dict[str, Any]:
         """What a result says of a budget: that, what is gone of it, and the steps."""
@@ -351,6 +362,7 @@ class Pace:
             "spent": self.spent(),
             "step_seconds": self._step_seconds,
             "validation_seconds": self._validation_seconds,
+            "around": self._around,
             "over": self._over,
         }
 
@@ -365,7 +377,8 @@ class Pace:
         self._step_seconds = state["step_seconds"]
         self._validation_seconds = state["validation_seconds"]
         self._over = state["over"]
-        self._began = None
+        self._around = state.get("around", 0.0)
+        self._began = self._ended = None
 
 
 @final
@@ -417,6 +430,11 @@ class RaceClock:
         low, high = SLOWDOWN
         slower = min(max(low, self._step / self._costs.step), high)
         return (self.seconds - self.spent() - self._costs.end * slower) / self._step
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up: the end's own work would end after it."""
+        return self.room * self._step < -LATE * self.seconds
 
     def told(self) -> dict[str, float]:
         """What a result says of a budget."""

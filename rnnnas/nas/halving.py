@@ -177,6 +177,7 @@ class Race:
         self._height = 0  # rungs that are over, all rounds
         self.decide: Callable[[Prospect], Decision | None] | None = None
         self.decided: dict[int, Decision] = {}
+        self.ended = False  # by `end`
         self._start(proposed, guards)
 
     # The cells
@@ -351,6 +352,11 @@ class Race:
         self._rounds = [*present, *rounds]
         return cells
 
+    def end(self) -> None:
+        """End the race where it is: the first trainings of its cells decide."""
+        self.ended = True
+        self._rounds, self._now = [], []
+
     @property
     def steps_left(self) -> int:
         """Weight steps that are to come at most, those of the present rung's trials included."""
@@ -387,9 +393,10 @@ class Race:
         there = self.finished()
         if not there:
             return None
-        often = max(len(self.scores(n)) for n in there)
-        able = [n for n in there if len(self.scores(n)) == often]
-        means = {n: math.fsum(self.scores(n)) / often for n in able}
+        # Second trainings that are not all there would favour whoever has one.
+        often = 1 if self.ended else max(len(self.scores(n)) for n in there)
+        able = [n for n in there if len(self.scores(n)) >= often]
+        means = {n: math.fsum(self.scores(n)[:often]) / often for n in able}
         finite = [n for n in able if math.isfinite(means[n])] or there
         return self.entrants[min(finite, key=lambda n: (means.get(n, math.inf), there.index(n)))]
 

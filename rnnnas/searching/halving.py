@@ -149,6 +149,8 @@ class HalvingJob:
                     f"{run.state_path} is the state of another race", "start anew with --fresh"
                 ) from error
         if self.clock is not None:
+            if saved.get("ended"):
+                self.race.end()
             if resumed:
                 self.clock.resume(float(saved.get("spent", 0.0)))
             self.race.decide = self._decide
@@ -160,7 +162,10 @@ class HalvingJob:
             seconds = before + time.perf_counter() - began
             extra = {"race": self.race.state(), "seconds": seconds, "arithmetic": self.arithmetic}
             if self.clock is not None:
-                extra |= {"spent": self.clock.spent(), "decided": plain_of(self.race.decided)}
+                extra |= {
+                    "spent": self.clock.spent(), "decided": plain_of(self.race.decided),
+                    "ended": self.race.ended,
+                }  # fmt: skip
             run.save_state({**saved, **extra})
 
         race = self.race
@@ -192,13 +197,19 @@ class HalvingJob:
                             race.tell(stage.trial, training.outcome(stage.trial))
                         if len(race.standings) == over and run.due():
                             save()
-                        if stop.signum is not None:
+                        if self.clock is not None and self.clock.late and race.finished():
+                            race.end()
+                        if stop.signum is not None or race.done:
                             break
                 if len(race.standings) > over:
                     self._log(run, base, folder, race.standings[over:])
                     bar.line(_rung_line(race.standings[over:]))
                     bar.expect(race.steps + race.steps_left)
                     save()
+                if race.ended:
+                    bar.line("the time is up: the best of the cells that were trained in full wins")
+                    save()
+                    bar.finish()
                 stop.check(save, run.folder)
                 self._clean(folder)
         winner = self._winner()

@@ -4,6 +4,7 @@ the clock by which it gives up or adds cells on the way.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -16,8 +17,8 @@ import torch
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.engine.budget import Costs, measure_pass
-from rnnnas.errors import CheckpointError
-from rnnnas.nas.race_plan import plan_for
+from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.nas.race_plan import LEAST, plan_for
 from rnnnas.runs.files import read_json, write_json
 from rnnnas.searching.halving import HalvingJob
 
@@ -25,6 +26,7 @@ PLAN = "race.json"  # of a run: what was chosen, so that a resumed race goes on 
 SHARE = 0.5  # of a search's time that goes to the race behind another method
 _WARM, _STEPS = 3, 8  # steps that are not timed, and that are
 _START = 3.0  # seconds that workers take to start, at least
+_START_SHARE = 0.15  # of a race's time, at most, goes to the start of workers
 _END = 1.5  # seconds that the table and the result take at the end, beside the validation
 # Cells are scored between the rungs, and two that run side by side share caches and memory.
 _BESIDE = 1.25
@@ -37,13 +39,15 @@ class TimedRace:
     budget: full trainings that all of it costs; windows: steps of one. step: seconds of a step, two
     side by side. end: seconds of what follows the last training. begins: the second of the budget
     at which the race does, 0 where it is all.
+    workers: trainings at a time; 1 where starting processes for more would take too much of it.
     """
 
     budget: float
     windows: int
     step: float
     end: float
-    begins: float = 0.0
+    begins: float
+    workers: int
 
     @property
     def costs(self) -> Costs:
@@ -80,19 +84,29 @@ def timed_race(
             return TimedRace(
                 budget=float(kept["budget"]), windows=int(kept["windows"]),
                 step=float(kept["step"]), end=float(kept["end"]), begins=float(kept["begins"]),
+                workers=int(kept["workers"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged", "start anew with --fresh") from error
     black = config.blackbox
     began = clock()
     job = HalvingJob(replace(config, blackbox=replace(black, budget=2.0)), corpus, device)
-    step = _BESIDE * seconds_per_step(job, clock)
+    given = share * (seconds - spent)
+    start = max(_START, spent)  # workers start as this process did
+    if start > _START_SHARE * given:
+        job.workers, start = 1, 0.0
+    step = (_BESIDE if job.workers > 1 else 1.0) * seconds_per_step(job, clock)
     valid = job.course.valid
     end = _END + measure_pass(job.net, valid, (valid.length - 1) * valid.streams, {}, clock)
-    # Workers start as this process did.
-    own = share * (seconds - spent) - (clock() - began) - max(_START, spent) - end
-    left = max(own, 0.1 * share * seconds)
-    begins = 0.0 if share == 1.0 else spent + (1 - share) * (seconds - spent)
+    left = given - (clock() - began) - start - end
+    if left * job.workers < LEAST * black.rung * step:
+        needed = LEAST * black.rung * step / job.workers + end
+        raise UsageError(
+            f"{seconds:.0f} s are too few: {spent:.0f} s went into the start, a step takes "
+            f"{1000 * step:.0f} ms, and a race of two cells {needed:.0f} s",
+            f"give {math.ceil(1.5 * (spent + needed / share)):,} seconds or more, or a smaller "
+            "network with --hidden",
+        )
     plan = plan_for(
         left,
         step,
@@ -101,7 +115,11 @@ def timed_race(
         least=black.rung,
         cells=config.cell_space.count(),
     )
-    return TimedRace(budget=plan.cost, windows=plan.steps, step=step, end=end, begins=begins)
+    begins = 0.0 if share == 1.0 else spent + (1 - share) * (seconds - spent)
+    return TimedRace(
+        budget=plan.cost, windows=plan.steps, step=step, end=end, begins=begins,
+        workers=job.workers,
+    )  # fmt: skip
 
 
 def race_seconds(job: HalvingJob) -> float:

@@ -227,6 +227,8 @@ def search(
         if isinstance(job, HalvingJob):
             assert isinstance(run, Run)  # one process: see `job_of`
             job.clock = clock
+            if race_plan is not None:
+                job.workers = race_plan.workers
             seconds = job.run(run, title=title, quiet=quiet)
         else:
             seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
@@ -244,6 +246,8 @@ def search(
         if isinstance(job, SearchJob) and config.races:
             race = race_behind(job, cast(Corpus, corpus))
             race.clock = clock
+            if race_plan is not None:
+                race.workers = race_plan.workers
             title = f"race behind {config.method} on {config.corpus}"
             seconds = race.run(cast(Run, run), title=title, quiet=quiet)
             genotype, measured = race.genotype(), race.measured()

@@ -34,6 +34,7 @@ def _age() -> float:
 
 # A budget covers the start of the command, too, and its end: an interpreter that leaves takes
 # about as long as one that comes.
+UNKNOWN_LIMIT = 0.02  # share of <unk> in a split above which a perplexity flatters
 STARTED = time.perf_counter() - 2 * _age()
 
 
@@ -129,6 +130,20 @@ def say_compared(result: dict[str, Any], perplexity: float | None, whose: str, r
     value = math.inf if perplexity is None else perplexity
     for line in compared(value, given, whose=whose, remedy=remedy):
         echo(line, err=line.startswith("WARNING"))
+
+
+def say_bits(result: dict[str, Any]) -> None:
+    """Bits a byte, where the result has them, and what `<unk>` takes from their meaning."""
+    if "bits_per_byte" not in result:
+        return
+    share = result.get("unknown_share", 0.0)
+    echo(f"{result['bits_per_byte']:.3f} bits a byte")
+    if share > UNKNOWN_LIMIT:
+        echo(
+            f"note: {100 * share:.1f} % of the tokens are <unk>, whose words nothing predicts: "
+            "perplexity and bits a byte are lower than those of the whole text would be",
+            err=True,
+        )
 
 
 def duration(seconds: float) -> str:

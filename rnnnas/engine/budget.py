@@ -391,10 +391,13 @@ class RaceClock:
         stopwatch: running since the budget began.
         seconds: the reading of it at which all is to be over.
         costs: as they were measured before.
+        aim: the share of that which is aimed at.
     """
 
-    def __init__(self, stopwatch: Stopwatch, seconds: float, costs: Costs) -> None:
-        self.seconds = seconds
+    def __init__(
+        self, stopwatch: Stopwatch, seconds: float, costs: Costs, aim: float = 1.0
+    ) -> None:
+        self.seconds, self._aim = seconds, aim
         self._stopwatch, self._costs = stopwatch, costs
         self._step = self._known = costs.step
         self._began: float | None = None
@@ -429,7 +432,8 @@ class RaceClock:
         """Steps that fit before the end's own work must begin."""
         low, high = SLOWDOWN
         slower = min(max(low, self._step / self._costs.step), high)
-        return (self.seconds - self.spent() - self._costs.end * slower) / self._step
+        left = self._aim * self.seconds - self.spent() - self._costs.end * slower
+        return left / self._step
 
     @property
     def late(self) -> bool:

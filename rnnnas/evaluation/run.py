@@ -177,8 +177,8 @@ def evaluate_checkpoint(
         unknown (tokens read as `<unk>` that the text itself did not write so), digest (of the
         checkpoint), word_perplexity, of a split bits_per_byte and unknown_share, and for a
         generated corpus best_perplexity with `leak`, whether the perplexity lies clearly below it.
-        With `dynamic` or `cache` also plain_perplexity, without either on the same stream, and under their names
-        the parameters used and the validation perplexity they were chosen by.
+        With `dynamic` or `cache` also plain_perplexity, without either on the same stream, and
+        under their names the parameters used and the validation perplexity they were chosen by.
 
     Raises:
         CheckpointError, DataError: as their causes say.

@@ -23,6 +23,7 @@ from rnnnas.runs.files import read_json, write_json
 from rnnnas.searching.halving import HalvingJob
 
 PLAN = "race.json"  # of a run: what was chosen, so that a resumed race goes on as it began
+AIM = 0.97  # of a budget is what a race aims at: its last trainings can only be late
 SHARE = 0.5  # of a search's time that goes to the race behind another method
 _WARM, _STEPS = 3, 8  # steps that are not timed, and that are
 _START = 3.0  # seconds that workers take to start, at least

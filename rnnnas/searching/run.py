@@ -43,7 +43,7 @@ from rnnnas.runs.folder import Run, open_run
 from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.costs import search_costs
 from rnnnas.searching.halving import HalvingJob
-from rnnnas.searching.race_budget import SHARE, TimedRace, keep_race, timed_race
+from rnnnas.searching.race_budget import AIM, SHARE, TimedRace, keep_race, timed_race
 from rnnnas.searching.selection import race_behind, race_config
 from rnnnas.searching.supernet import SearchJob
 
@@ -218,7 +218,7 @@ def search(
             return finished(run, ranks)
         if race_plan is not None:
             keep_race(run.folder, race_plan)
-            clock = RaceClock(stopwatch, given_seconds, race_plan.costs)
+            clock = RaceClock(stopwatch, given_seconds, race_plan.costs, aim=AIM)
         if plan is not None:
             enter_plan(plan, run.folder, cast(Course, job.course), quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and pricing is not None:

@@ -14,17 +14,13 @@ from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Gene, Genotype
 from rnnnas.nas.halving import (
     Outcome,
-    Plan,
     Proposal,
     Race,
-    Round,
-    Rung,
     SelectConfig,
     Trial,
-    neighbours,
-    plan_for,
-    plan_of,
 )
+from rnnnas.nas.neighbours import neighbours
+from rnnnas.nas.race_plan import Plan, Round, Rung, plan_for, plan_of
 from rnnnas.nas.space import recurrent_space
 from rnnnas.nas.structure import Structure, features
 from rnnnas.nas.zoo import ZOO

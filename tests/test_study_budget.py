@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rnnnas.config.plain import from_plain
 from rnnnas.config.presets import preset_table
+from rnnnas.engine.budget import Stopwatch
 from rnnnas.errors import UsageError
-from rnnnas.studies.budget import AROUND, budgeted, line
-from rnnnas.studies.plan import StudyConfig, final_jobs, first_jobs, search_config, train_config
+from rnnnas.studies.budget import AROUND, StudyPace, budgeted, kept, line, planned_seconds, retimed
+from rnnnas.studies.plan import (
+    RANDOM,
+    Sizes,
+    StudyConfig,
+    final_jobs,
+    first_jobs,
+    search_config,
+    train_config,
+)
+from rnnnas.studies.record import Record
 
 
 class Text:
@@ -27,8 +38,6 @@ def study_config(**more: Any) -> StudyConfig:
 def lasts(config: StudyConfig, slots: int) -> float:
     """Seconds of the jobs as a list scheduler runs them: in order, on the slot that is free first,
     the finals after all others."""
-    from rnnnas.studies.plan import RANDOM, Sizes
-
     sizes = Sizes(Text.splits)
     firsts = first_jobs(config, sizes)
     finals = final_jobs(config, dict.fromkeys((*config.methods, RANDOM), 1), sizes)
@@ -75,3 +84,61 @@ def test_its_runs_have_a_time_and_no_number_of_steps() -> None:
         assert run.seconds > 30
         assert run.windows.limit == 0
         assert run.windows.streams == 16  # the rest of the stage's settings stays
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("late", [0.0, 0.1, 0.25, -0.05])
+@pytest.mark.parametrize("seconds", [240.0, 900.0])
+def test_later_jobs_make_up_for_what_earlier_ones_overran(
+    seconds: float, late: float, slots: int
+) -> None:
+    config = budgeted(study_config(), seconds, slots, start=4.0, methods=False, seeds=False)
+    now = [4.0]
+    pace = StudyPace(seconds, Stopwatch(0.0, clock=lambda: now[0]), slots)
+    planned = planned_seconds(config)
+    sizes = Sizes(Text.splits)
+    firsts = first_jobs(config, sizes)
+    finals = final_jobs(config, dict.fromkeys((*config.methods, RANDOM), 1), sizes)
+    given: dict[str, set[float]] = {}
+    for jobs, more in ((firsts, [job.kind for job in finals]), (finals, [])):
+        left, running = list(jobs), {}
+        while left or running:
+            while left and len(running) < slots:
+                waiting = [job.kind for job in left] + more
+                there = [job for job, _ in running.values()]
+                job = left.pop(0)
+                own = pace.of(job.kind, planned, waiting, there)
+                given.setdefault(job.kind, set()).add(own)
+                pace.started(job.name)
+                running[job.name] = job, now[0] + own * (1 + late) + 2.0
+            name = min(running, key=lambda name: running[name][1])
+            job, now[0] = running.pop(name)
+            pace.ended(name, job.kind, planned)
+    assert all(len(times) == 1 for times in given.values())  # what is compared had the same
+    assert 0.9 * seconds < now[0] < 1.1 * seconds
+
+
+def test_a_study_goes_on_with_the_times_it_began_with(tmp_path: Path) -> None:
+    config = budgeted(study_config(), 600, 2, start=4.0, methods=False, seeds=False)
+    record = Record(tmp_path, config, "sha")
+    pace = StudyPace(600.0, Stopwatch(0.0, clock=lambda: 123.4), 2)
+    pace.decided["short"] = 31.5
+    record.budget = pace.to_plain()
+    record.save()
+    again = kept(tmp_path, study_config(), 600.0)
+    assert again is not None and (again.short, again.seeds) == (config.short, config.seeds)
+    opened = Record.open(tmp_path, again, "sha")
+    later = StudyPace(600.0, Stopwatch(0.0, clock=lambda: 0.0), 2)
+    later.restore(opened.budget or {})
+    assert later.to_plain() == pace.to_plain()
+    with pytest.raises(UsageError, match="a budget of 600 s, and 1200 s were asked for"):
+        kept(tmp_path, study_config(), 1200.0)
+    assert kept(tmp_path / "other", study_config(), 600.0) is None
+
+
+def test_a_job_is_told_its_time() -> None:
+    config = budgeted(study_config(), 600, 2, start=4.0, methods=False, seeds=False)
+    job = first_jobs(config, Sizes(Text.splits))[0]
+    assert f"seconds={config.search['seconds']}" in job.words
+    assert "seconds=12.5" in retimed(job.words, 12.5)
+    assert len(retimed(job.words, 12.5)) == len(job.words)

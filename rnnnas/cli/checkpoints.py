@@ -16,6 +16,7 @@ from rnnnas.cli.common import (
     pick_device,
     plugin_option,
     print_json,
+    say_bits,
     say_compared,
 )
 from rnnnas.errors import UsageError
@@ -139,7 +140,7 @@ def evaluate(
     if result["word_perplexity"] != result["perplexity"]:
         echo(f"perplexity a word {result['word_perplexity']:.4f}")
     if "bits_per_byte" in result:
-        echo(f"{result['bits_per_byte']:.4f} bits a byte")
+        say_bits(result)
         say_compared(result, result["perplexity"], "this model", "train it longer: --minutes N")
     if "best_perplexity" in result:
         echo(f"best any model can reach {result['best_perplexity']:.4f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,21 @@ if TYPE_CHECKING:
 
     import torch
 
-STARTED = time.perf_counter()  # of the command: a budget covers its start, too
+
+def _age() -> float:
+    """Seconds since this process was started; 0 where the system does not say."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])  # field 22 of proc(5)
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+# A budget covers the start of the command, too, and its end: an interpreter that leaves takes
+# about as long as one that comes.
+UNKNOWN_LIMIT = 0.02  # share of <unk> in a split above which a perplexity flatters
+STARTED = time.perf_counter() - 2 * _age()
 
 
 def echo(text: object = "", *, nl: bool = True, err: bool = False) -> None:
@@ -115,6 +130,20 @@ def say_compared(result: dict[str, Any], perplexity: float | None, whose: str, r
     value = math.inf if perplexity is None else perplexity
     for line in compared(value, given, whose=whose, remedy=remedy):
         echo(line, err=line.startswith("WARNING"))
+
+
+def say_bits(result: dict[str, Any]) -> None:
+    """Bits a byte, where the result has them, and what `<unk>` takes from their meaning."""
+    if "bits_per_byte" not in result:
+        return
+    share = result.get("unknown_share", 0.0)
+    echo(f"{result['bits_per_byte']:.3f} bits a byte")
+    if share > UNKNOWN_LIMIT:
+        echo(
+            f"note: {100 * share:.1f} % of the tokens are <unk>, whose words nothing predicts: "
+            "perplexity and bits a byte are lower than those of the whole text would be",
+            err=True,
+        )
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnnnas.cli import complete
-from rnnnas.cli.common import echo, json_option, print_json
+from rnnnas.cli.common import UNKNOWN_LIMIT, echo, json_option, print_json
 from rnnnas.data.text_files import shown
 from rnnnas.errors import UsageError
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rnnnas.data.corpus import Corpus, ImageCorpus
-
-UNKNOWN_LIMIT = 0.02  # share of <unk> in a split above which a perplexity flatters
 
 
 @click.group()
@@ -277,4 +275,10 @@ def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
             err=True,
         )
     _say_origin(about)
-    echo(f"search on it: rnnnas search --corpus {prepared.name}", err=True)
+    if described["kind"] == "images":
+        echo(f"search on it: rnnnas search --corpus {prepared.name}", err=True)
+    else:
+        echo(
+            f"train on it: rnnnas train --corpus {prepared.name} --genotype LSTM --minutes 10",
+            err=True,
+        )

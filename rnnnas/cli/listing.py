@@ -1,4 +1,4 @@
-"""runs: what lies in checkpoints, and two runs side by side."""
+"""runs: what lies in checkpoints, and some of them side by side."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _ListsByDefault(click.Group):
 
 @click.group(cls=_ListsByDefault)
 def runs() -> None:
-    """Runs and studies: `rnnnas runs` lists them, `runs compare` sets two side by side.
+    """Runs and studies: `rnnnas runs` lists them, `runs compare` sets some side by side.
 
     \b
     Examples:
@@ -89,11 +89,13 @@ def _figures(one: RunInfo) -> str:
 
 
 @runs.command("compare")
-@click.argument("first", type=click.Path(path_type=Path), shell_complete=complete.runs)
-@click.argument("second", type=click.Path(path_type=Path), shell_complete=complete.runs)
+@click.argument("paths", metavar="RUN RUN...", nargs=-1, required=True,
+                type=click.Path(path_type=Path), shell_complete=complete.runs)  # fmt: skip
 @json_option
-def runs_compare(first: Path, second: Path, as_json: bool) -> None:
-    """Settings in which two runs differ, their figures, and their cells.
+def runs_compare(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Settings in which runs differ, their figures, and their cells.
+
+    Trainings on one text through several vocabularies compare by bits_per_byte.
 
     \b
     Example:
@@ -101,18 +103,19 @@ def runs_compare(first: Path, second: Path, as_json: bool) -> None:
     """
     from rnnnas.studies.comparison import compare_runs, side_by_side
 
-    compared = compare_runs(first, second)
+    compared = compare_runs(*paths)
     if as_json:
         print_json(compared.to_plain())
         return
-    one, other = compared.runs
-    rows = [("", str(one.path), str(other.path)), ("state", one.progress(), other.progress())]
-    rows.append(("kind", one.kind, other.kind))
-    rows += [(key, _value(a), _value(b)) for key, (a, b) in compared.settings.items()]
-    rows += [(name, _number(a), _number(b)) for name, (a, b) in compared.figures.items()]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for name, a, b in rows:
-        echo(f"{name:{widths[0]}}  {a:{widths[1]}}  {b}".rstrip())
+    runs = compared.runs
+    rows = [("", *(str(one.path) for one in runs)), ("state", *(one.progress() for one in runs))]
+    rows.append(("kind", *(one.kind for one in runs)))
+    rows += [(key, *map(_value, each)) for key, each in compared.settings.items()]
+    rows += [(name, *map(_number, each)) for name, each in compared.figures.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        texts = (f"{text:{width}}" for text, width in zip(row, widths, strict=True))
+        echo("  ".join(texts).rstrip())
     echo("\n" + side_by_side(compared, shutil.get_terminal_size((160, 24)).columns))
 
 

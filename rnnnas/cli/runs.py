@@ -20,6 +20,7 @@ from rnnnas.cli.common import (
     pick_device,
     plugin_option,
     print_json,
+    say_bits,
     say_cell,
     say_compared,
     say_kernels,
@@ -210,8 +211,7 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
         result, result.get("test_perplexity"), "this model",
         "train longer, on with --epochs N or --minutes N, or with fewer units by --hidden N",
     )  # fmt: skip
-    if "bits_per_byte" in result:
-        echo(f"{result['bits_per_byte']:.3f} bits a byte")
+    say_bits(result)
     best = shlex.quote(result["checkpoint"])
     echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
 

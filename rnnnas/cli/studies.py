@@ -89,13 +89,19 @@ def study(
         opened = open_corpus(config.corpus)
     slots = jobs or _slots(device)
     seconds = budget_seconds(minutes, seconds)
+    name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
+    folder = out or checkpoints_folder() / name
+    pace = None
     if seconds is not None:
-        from rnnnas.studies.budget import budgeted, line
+        from rnnnas.engine.budget import Stopwatch
+        from rnnnas.studies.budget import StudyPace, budgeted, kept, line
 
-        config = budgeted(
+        there = None if fresh else kept(folder, config, seconds)
+        config = there or budgeted(
             config, seconds, slots, start=time.perf_counter() - STARTED,
             methods=methods is not None, seeds=seeds is not None,
         )  # fmt: skip
+        pace = StudyPace(seconds, Stopwatch(STARTED), slots)
         echo(line(config, seconds), err=True)
     if dry_run:
         from rnnnas.studies.estimate import estimate
@@ -113,13 +119,12 @@ def study(
     from rnnnas.studies.paired_table import paired_table
     from rnnnas.studies.report import table
 
-    name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
     more: tuple[str, ...] = () if device == "auto" else ("--device", device)
     for path in plugin_files():
         more += ("--plugin", str(path))
     result = run(
-        config, opened, out or checkpoints_folder() / name, cluster=cluster, slots=slots, more=more,
-        fresh=fresh, say=lambda text: echo(text, err=True),
+        config, opened, folder, cluster=cluster, slots=slots, more=more, fresh=fresh, pace=pace,
+        say=lambda text: echo(text, err=True),
     )  # fmt: skip
     if as_json:
         print_json(result)

@@ -28,6 +28,7 @@ def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
     small = tokens < SMALL_TEXT
     dropout = 0.4 if small else 0.2 if seconds >= LONG else 0.1
     return {
+        "output_bias": "frequencies",
         "model": {"hidden": 200 if small or seconds >= LONG else 100},
         "noise": {"dropout": dropout, "dropoutx": dropout / 2, "dropouth": dropout / 2},
         "windows": {"streams": 16, "bptt": 35 if small else 20},

@@ -317,6 +317,9 @@ class TrainConfig:
         literature, where no stream starts without context
     start: digest of the checkpoint whose weights the training begins with; -; set by --from; empty,
         a training begins with drawn weights
+    output_bias: what the bias of the output begins with, "zeros", or the log "frequencies" of the
+        training text, so that a network begins as good as a unigram model; zeros as in the DARTS
+        paper, though a time budget takes the other
     save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
         then costs a minute at most
     capture: whether a window's kernels run as one CUDA graph, "auto" where that pays; it is slower
@@ -335,6 +338,7 @@ class TrainConfig:
     genotype: dict[str, Any] = field(default_factory=dict)
     seed: int = 1
     start: str = ""
+    output_bias: Literal["zeros", "frequencies"] = "zeros"
     epochs: int = 50
     least_steps: int = 0
     seconds: float = 0.0
@@ -382,6 +386,8 @@ class TrainConfig:
     def idle(self) -> frozenset[str]:
         """Dotted keys of settings that change nothing in the result of this training."""
         keys = {*WITHOUT_RESULT, "model.nodes"}
+        if self.start:
+            keys.add("output_bias")
         if self.seconds:
             keys |= BY_BUDGET
         if self.cell != "derived":

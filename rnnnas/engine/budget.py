@@ -39,6 +39,8 @@ VALIDATION_SHARE = 0.1  # of the budget, at most, goes to validations on the way
 TOLERANCE = 0.02  # of the budget: a round keeps its planned steps where the end is off by less
 SLOWDOWN = 0.75, 2.0  # least and most that the end's work is taken to be slower than measured
 MEMORY = 0.5  # weight of the newest round in what a step is taken to cost
+LATE = 0.03  # of the budget: a race that is later than this ends where it is
+NEWEST = 0.7  # weight of the newest rung in what a step of a race is taken to cost
 WARM, TIMED = 3, 8  # steps that are discarded, and those that are timed
 TIMED_SHARE = 0.02  # of the budget, at most, goes to the timed steps
 
@@ -120,17 +122,22 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.3g} min"
 
 
-def make_plan(seconds: float, spent: float, costs: Costs, equal: int = 0) -> Plan:
+def make_plan(
+    seconds: float, spent: float, costs: Costs, equal: int = 0, later: float = 0.0
+) -> Plan:
     """Rounds and steps for what is left of a budget.
 
     Args:
+        later: seconds of the user's budget that are for what follows, beside `seconds`.
         equal: rounds of the same length, each validated, instead of what the budget suggests.
 
     Raises:
         UsageError: where not even a few steps fit, with what the parts take.
     """
     left = seconds - spent - costs.end
-    rounds = max(round(seconds / LONGEST_ROUND), min(round(seconds / SHORTEST_ROUND), ROUNDS[1]))
+    # Of what is left: around every round the state is saved, which steps must be worth.
+    most = max(left, 0.0)
+    rounds = max(round(most / LONGEST_ROUND), min(round(most / SHORTEST_ROUND), ROUNDS[1]))
     rounds = equal or max(rounds, ROUNDS[0])
     affordable = int(VALIDATION_SHARE * seconds / max(costs.validation, 1e-9))
     every = 1 if equal else math.ceil(rounds / max(1, min(affordable, rounds)))
@@ -138,10 +145,13 @@ def make_plan(seconds: float, spent: float, costs: Costs, equal: int = 0) -> Pla
     steps = int(left / (rounds * costs.step)) if left > 0 else 0
     if steps < 1:
         least = spent + costs.end + rounds * costs.step
+        of_it = f", {later:.0f} s are for the race" if later else ""
+        least = 1.5 * (least + (later * least / seconds))
         raise UsageError(
-            f"{seconds:.0f} s are too few: {spent:.0f} s went into the start, the evaluation at "
-            f"the end takes about {costs.end:.0f} s, and a step {1000 * costs.step:.0f} ms",
-            f"give {math.ceil(1.5 * least):,} seconds or more, or a smaller model with --hidden",
+            f"{seconds + later:.0f} s are too few: {spent:.0f} s went into the start{of_it}, the "
+            f"evaluation at the end takes about {costs.end:.0f} s, and a step "
+            f"{1000 * costs.step:.0f} ms",
+            f"give {math.ceil(least):,} seconds or more, or a smaller model with --hidden",
         )
     return Plan(
         seconds=seconds, spent=spent, rounds=rounds, steps=steps, every=every, costs=costs,
@@ -171,9 +181,11 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 def planned(
     seconds: float, folder: Path, stopwatch: Stopwatch, *, fresh: bool, ranks: Ranks,
-    measure: Callable[[], Costs], equal: int = 0,
+    measure: Callable[[], Costs], equal: int = 0, later: float = 0.0,
 ) -> Plan:  # fmt: skip
     """The plan of the run in `folder`, or a new one, by costs that `measure` finds on every rank.
+
+    later: as of `make_plan`.
 
     Raises:
         UsageError: as `make_plan`. CheckpointError: as `read_plan`.
@@ -193,7 +205,7 @@ def planned(
             # Other work may have come in between: what is refused is measured twice.
             costs = costs.least(measure())
         there = ranks.on_rank_zero(
-            lambda: make_plan(seconds, stopwatch.spent(), costs, equal).to_plain()
+            lambda: make_plan(seconds, stopwatch.spent(), costs, equal, later).to_plain()
         )
     return Plan.from_plain(there)
 
@@ -219,14 +231,16 @@ class Stopwatch:
     def __init__(self, began: float | None = None, clock: Clock = time.perf_counter) -> None:
         self._clock = clock
         self._began = clock() if began is None else began
+        self._before = 0.0  # seconds of earlier sessions
 
     def spent(self) -> float:
         """Seconds since the budget began, pauses between two sessions of a run left out."""
         return self._clock() - self._began
 
     def resume(self, spent: float) -> None:
-        """Count the seconds that earlier sessions of the run took, too."""
-        self._began -= spent
+        """Count the seconds that earlier sessions of the run took, too: `spent` in all."""
+        self._began -= spent - self._before
+        self._before = spent
 
 
 @final
@@ -245,6 +259,8 @@ class Pace:
         self._ranks = ranks
         self._step_seconds = plan.costs.step
         self._validation_seconds = plan.costs.validation
+        self._around = 0.0  # seconds between two rounds, validation left out: states are saved
+        self._ended: float | None = None  # of the round before, None before it and once resumed
         self._began: float | None = None  # of the present round, None before it and once resumed
         self._resumed = False
         self._over = False  # whether the last round that was begun was to be the last one
@@ -264,6 +280,9 @@ class Pace:
     def steps(self, number: int) -> int:
         """Steps of round `number`; decided when it is first asked for."""
         if number == len(self.rounds):
+            if self._ended is not None:
+                self._around += MEMORY * (self.spent() - self._ended - self._around)
+                self._ended = None
             self.rounds.append(self._ranks.broadcast(self._decided(number)))
             self._began = self.spent()
         return self.rounds[number]
@@ -296,6 +315,7 @@ class Pace:
         # The last validation is part of the end's costs.
         validations = sum(self.validates(k) for k in ahead) - 1
         left = self._left() - validations * self._validation_seconds
+        left -= (len(ahead) - 1) * self._around
         fitting = left / (len(ahead) * self._step_seconds)
         error = abs(fitting - plan.steps) * len(ahead) * self._step_seconds
         if error <= TOLERANCE * plan.seconds:
@@ -315,7 +335,7 @@ class Pace:
             # A round of few steps tells little.
             weight = MEMORY * min(1.0, self.rounds[number] / TIMED)
             self._step_seconds += weight * (took - self._step_seconds)
-            self._began = None
+            self._began, self._ended = None, self.spent()
         planned = number + 1 >= self.plan.rounds and not self.plan.equal
         over = planned or self._no_time()
         self._over = self._ranks.broadcast(over)
@@ -324,6 +344,8 @@ class Pace:
     def validated(self, seconds: float) -> None:
         """Note that a validation took `seconds`."""
         self._validation_seconds = seconds
+        if self._ended is not None:
+            self._ended += seconds
 
     def told(self) -> dict[str, Any]:
         """What a result says of a budget: that, what is gone of it, and the steps."""
@@ -340,6 +362,7 @@ class Pace:
             "spent": self.spent(),
             "step_seconds": self._step_seconds,
             "validation_seconds": self._validation_seconds,
+            "around": self._around,
             "over": self._over,
         }
 
@@ -354,7 +377,72 @@ class Pace:
         self._step_seconds = state["step_seconds"]
         self._validation_seconds = state["validation_seconds"]
         self._over = state["over"]
-        self._began = None
+        self._around = state.get("around", 0.0)
+        self._began = self._ended = None
+
+
+@final
+class RaceClock:
+    """The time of a race of trainings: how long their steps take, and how many more fit.
+
+    Steps are counted one after the other: of trainings side by side, those of one of them.
+
+    Args:
+        stopwatch: running since the budget began.
+        seconds: the reading of it at which all is to be over.
+        costs: as they were measured before.
+        aim: the share of that which is aimed at.
+    """
+
+    def __init__(
+        self, stopwatch: Stopwatch, seconds: float, costs: Costs, aim: float = 1.0
+    ) -> None:
+        self.seconds, self._aim = seconds, aim
+        self._stopwatch, self._costs = stopwatch, costs
+        self._step = self._known = costs.step
+        self._began: float | None = None
+
+    def spent(self) -> float:
+        """Seconds of the budget that are gone."""
+        return self._stopwatch.spent()
+
+    def resume(self, spent: float) -> None:
+        """Count the seconds of earlier sessions, `spent` in all."""
+        self._stopwatch.resume(spent)
+
+    def rung(self) -> None:
+        """Note that the next trainings are about to begin."""
+        self._known, self._began = self._step, None
+
+    def passed(self, steps: float) -> None:
+        """Note that `steps`, one after the other, are done of these trainings."""
+        if self._began is None:
+            self._began = self.spent()
+        elif steps > 0:
+            took = (self.spent() - self._began) / steps
+            self._step = self._known + NEWEST * (took - self._known)
+
+    @property
+    def whole(self) -> float:
+        """Steps that the whole budget would hold."""
+        return self.seconds / self._step
+
+    @property
+    def room(self) -> float:
+        """Steps that fit before the end's own work must begin."""
+        low, high = SLOWDOWN
+        slower = min(max(low, self._step / self._costs.step), high)
+        left = self._aim * self.seconds - self.spent() - self._costs.end * slower
+        return left / self._step
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up: the end's own work would end after it."""
+        return self.room * self._step < -LATE * self.seconds
+
+    def told(self) -> dict[str, float]:
+        """What a result says of a budget."""
+        return {"budget_seconds": self.seconds, "spent_seconds": round(self.spent(), 3)}
 
 
 @final

@@ -175,10 +175,10 @@ def evaluate_checkpoint(
     Returns:
         split ("text" for a text), perplexity, nats (mean a token), tokens (targets counted),
         unknown (tokens read as `<unk>` that the text itself did not write so), digest (of the
-        checkpoint), for sentencepiece word_perplexity, and for a generated corpus
-        best_perplexity with `leak`, whether the perplexity lies clearly below it. With `dynamic`
-        or `cache` also plain_perplexity, without either on the same stream, and under their names
-        the parameters used and the validation perplexity they were chosen by.
+        checkpoint), word_perplexity, of a split bits_per_byte and unknown_share, and for a
+        generated corpus best_perplexity with `leak`, whether the perplexity lies clearly below it.
+        With `dynamic` or `cache` also plain_perplexity, without either on the same stream, and
+        under their names the parameters used and the validation perplexity they were chosen by.
 
     Raises:
         CheckpointError, DataError: as their causes say.
@@ -236,6 +236,7 @@ def evaluate_checkpoint(
         result |= yardsticks(corpus, split, streams).to_plain()
         size = text_bytes(corpus, split)
         result["bits_per_byte"] = bits_per_byte(score.loss, len(tokens), size)
+        result["unknown_share"] = unknown / len(tokens)
     if bound is not None:
         result["best_perplexity"] = bound
         result["leak"] = score.perplexity < bound * (1 - LEAK_MARGIN)

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, final
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.genotype import Gene, Genotype
+from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.neighbours import fits, neighbours
+from rnnnas.nas.race_plan import LEAST, Plan, Round, Rung
 from rnnnas.nas.strategies import Spaces, uniform
 from rnnnas.nas.structure import Structure
 
-FIRST, MIDDLE = 0.2, 0.5  # of T: where the first two rungs end
-LEAST = 2  # cells that a rung sends on: the best of a short training is too often not the best
 PARENTS = 3
-GENERATION = 5.8  # T that a round of children costs: 18 to 0.2 T, 4 on to 0.5 T, 2 on to T
-START = 8.1  # T of the first round that stands before it: 24 to 0.2 T, 6 on to 0.5 T, 3 on to T
-AGAIN = 2  # cells that are trained once more with fresh draws; each costs T
-THREE = 6.0  # T: from here on there is a rung between the first and the last
-CHILDREN_FROM = 10.0  # T: a smaller budget is spent on more cells instead
-MOST = 22.0  # T: a larger budget is better spent on longer trainings
 _ENOUGH = 8  # cells that must be known before structure says anything
 
 
@@ -65,199 +59,6 @@ class SelectConfig:
         for name, low in lows.items():
             if getattr(self, name) < low:
                 raise UsageError(f"select.{name} = {getattr(self, name)} must be at least {low}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rung:
-    """A height that cells are trained to.
-
-    stop: weight steps from the beginning of the training. keep: cells that go on from here. by:
-    what they are promoted by: the mean train loss over the second half of the rung, or the loss
-    of averaged weights on held-out text.
-    """
-
-    stop: int
-    keep: int
-    by: Literal["train", "heldout"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """Cells that start together. what: those that were proposed and random ones; one-gene children
-    of the best so far; or the best so far, again, with fresh weights, windows and masks.
-    """
-
-    what: Literal["start", "children", "again"]
-    cells: int
-    rungs: tuple[Rung, ...]
-
-    @property
-    def steps(self) -> int:
-        """Weight steps of all its trainings together."""
-        total, cells, begin = 0, self.cells, 0
-        for rung in self.rungs:
-            total += cells * (rung.stop - begin)
-            cells, begin = min(cells, rung.keep), rung.stop
-        return total
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The rounds of a race over full trainings of T `steps`."""
-
-    steps: int
-    rounds: tuple[Round, ...]
-
-    @property
-    def total_steps(self) -> int:
-        """Weight steps of all trainings together, at most."""
-        return sum(each.steps for each in self.rounds)
-
-    @property
-    def cost(self) -> float:
-        """The same in full trainings."""
-        return self.total_steps / self.steps
-
-    @property
-    def cells(self) -> int:
-        """How many different cells are trained, at most."""
-        return sum(each.cells for each in self.rounds if each.what != "again")
-
-    @property
-    def scorings(self) -> int:
-        """How often a cell is scored on held-out text, at most."""
-        total = 0
-        for each in self.rounds:
-            cells = each.cells
-            for rung in each.rungs:
-                total += cells * (rung.by == "heldout")
-                cells = min(cells, rung.keep)
-        return total
-
-    def lines(self) -> list[str]:
-        """The plan in words, a line a round."""
-        said = []
-        for each in self.rounds:
-            parts = [f"{each.cells} {_NOUNS[each.what]} to step {each.rungs[0].stop}"]
-            parts += [
-                f"{min(before.keep, each.cells)} on to {rung.stop}"
-                for before, rung in zip(each.rungs, each.rungs[1:], strict=False)
-            ]
-            said.append(", ".join(parts))
-        return said
-
-
-_NOUNS = {"start": "cells", "children": "one-gene children", "again": "with fresh draws"}
-
-
-def plan_of(budget: float, steps: int, *, least: int = 100, cells: int = 0) -> Plan:
-    """The plan that spends `budget` full trainings of `steps` weight steps each.
-
-    Up to 6 T: as many cells as fit are trained to 0.2 T, two of them on to T. Up to 10 T there is
-    a rung at 0.5 T between. From then on about 0.6 of it goes to the first round, 0.4 to one-gene
-    children of the best, and 2 T to training the best two again; from 20 T on there are more
-    rounds of children instead of more first cells.
-
-    Args:
-        least: steps of the first rung, at least, as far as T has so many.
-        cells: of the space; no more are trained in the first round. 0: no limit.
-
-    Raises:
-        UsageError: where the budget does not hold two full trainings.
-    """
-    if steps < 1 or not budget >= LEAST:
-        raise UsageError(
-            f"a budget of {budget:g} full trainings of {steps} steps is too small: "
-            f"halving trains at least {LEAST} cells in full",
-            "raise blackbox.budget, or lower blackbox.windows",
-        )
-    if budget < CHILDREN_FROM:
-        return Plan(
-            steps=steps, rounds=(_round("start", budget, steps, least, cells, budget >= THREE),)
-        )
-    left = budget - AGAIN
-    generations = max(1, round((left - START) / GENERATION))
-    share = min(GENERATION, left * GENERATION / (START + GENERATION))
-    rounds = [_round("start", left - generations * share, steps, least, cells)]
-    rounds += [_round("children", share, steps, least)] * generations
-    final = Rung(stop=steps, keep=1, by="heldout")
-    rounds.append(Round(what="again", cells=AGAIN, rungs=(final,)))
-    return Plan(steps=steps, rounds=tuple(rounds))
-
-
-def plan_for(
-    seconds: float,
-    seconds_per_step: float,
-    steps: int,
-    *,
-    workers: int = 1,
-    least: int = 100,
-    cells: int = 0,
-) -> Plan:
-    """The plan that takes about `seconds`, given the measured time of a weight step.
-
-    What is left over `MOST` full trainings of `steps` lengthens the trainings instead: a longer
-    one says more about the end. Where two full trainings do not fit they are shortened to fit.
-
-    Args:
-        seconds_per_step: of one cell's training, while `workers` of them run side by side.
-
-    Raises:
-        UsageError: where not even two trainings of `least` steps fit.
-    """
-    there = seconds * workers / seconds_per_step  # weight steps
-    if there < LEAST * least:
-        raise UsageError(
-            f"{seconds:.0f} s are too little: they hold {there:.0f} steps of {seconds_per_step:.2g}"
-            f" s, and halving trains {LEAST} cells for {least} steps at least",
-            "give more time, or a smaller network with --set model.hidden=...",
-        )
-    budget = there / steps
-    if budget > MOST:
-        steps, budget = int(there / MOST), MOST
-    elif budget < LEAST:
-        steps, budget = int(there / LEAST), float(LEAST)
-    return plan_of(budget, steps, least=least, cells=cells)
-
-
-def _round(
-    what: Literal["start", "children"],
-    budget: float,
-    steps: int,
-    least: int,
-    limit: int = 0,
-    three: bool = True,
-) -> Round:
-    """The round of the most cells that costs at most `budget`; of two where even they cost more.
-
-    three: whether there is a rung at 0.5 T between the first and the last.
-    """
-    found = _with(what, LEAST, three, steps, least)
-    count = LEAST + 1
-    while not limit or count <= limit:
-        wider = _with(what, count, three, steps, least)
-        if wider.steps > budget * steps + 0.5:
-            break
-        found, count = wider, count + 1
-    return found
-
-
-def _with(
-    what: Literal["start", "children"], cells: int, three: bool, steps: int, least: int
-) -> Round:
-    first = min(steps, max(math.ceil(FIRST * steps), least))
-    middle = math.ceil(MIDDLE * steps)
-    quarter, eighth = max(LEAST, round(cells / 4)), max(LEAST, round(cells / 8))
-    if first == steps:  # so short that the first rung is all
-        rungs = [Rung(stop=steps, keep=1, by="heldout")]
-    else:
-        rungs = [Rung(stop=first, keep=eighth, by="train"), Rung(stop=steps, keep=1, by="heldout")]
-        if three and first < middle < steps and quarter > eighth:
-            rungs[0] = Rung(stop=first, keep=quarter, by="train")
-            rungs.insert(1, Rung(stop=middle, keep=eighth, by="heldout"))
-        elif not three:
-            rungs[0] = Rung(stop=first, keep=LEAST, by="train")
-    return Round(what=what, cells=cells, rungs=tuple(rungs))
 
 
 class Proposal(NamedTuple):
@@ -303,6 +104,31 @@ class Entrant:
     parent: int | None = None
 
 
+class Decision(NamedTuple):
+    """What was changed of a plan before a rung began.
+
+    cells: that go on; rungs: those that are left of the present round, none where it is over;
+    rounds: those that follow.
+    """
+
+    cells: int
+    rungs: tuple[Rung, ...]
+    rounds: tuple[Round, ...]
+
+
+class Prospect(NamedTuple):
+    """What is left of a race: `Decision`'s fields by its plan, and where the `rungs` begin.
+
+    done: weight steps of one training that the rungs begin at. finished: cells trained in full.
+    """
+
+    cells: int
+    rungs: tuple[Rung, ...]
+    rounds: tuple[Round, ...]
+    done: int
+    finished: int
+
+
 class Standing(NamedTuple):
     """How one cell stood at the end of a rung. kept: whether it went on, or has won."""
 
@@ -325,6 +151,9 @@ class Race:
         proposed: cells that are in the first round, beside random ones that fill it. More of them
             than the round takes beside `guards` random ones are thinned out evenly.
         guards: random cells that the first round holds at least.
+
+    decide: asked before every rung but the first whether the plan is to be changed, e.g. as time
+    runs out; None: the plan stands. decided: what it said, by the number of rungs that were over.
     """
 
     def __init__(
@@ -346,6 +175,9 @@ class Race:
         self._now: list[int] = []  # the numbers that are on the present rung
         self._rung = 0  # of the present round
         self._height = 0  # rungs that are over, all rounds
+        self.decide: Callable[[Prospect], Decision | None] | None = None
+        self.decided: dict[int, Decision] = {}
+        self.ended = False  # by `end`
         self._start(proposed, guards)
 
     # The cells
@@ -364,7 +196,7 @@ class Race:
         draws = random.Random(f"{self.seed}/halving/start")
         there = math.prod(space.count() for space in self.spaces.values())
         seen = {_key(entrant.genotype) for entrant in self.entrants}
-        fitting = sum(1 for entrant in self.entrants if _fits(entrant.genotype, self.spaces))
+        fitting = sum(1 for entrant in self.entrants if fits(entrant.genotype, self.spaces))
         for _ in range(min(wanted - len(kept), there - fitting)):
             while (key := _key(drawn := uniform(self.spaces, draws))) in seen:
                 pass
@@ -473,29 +305,70 @@ class Race:
         trials = self._trials_now()
         losses = {t.number: _loss(self._told[self._key(t)], rung) for t in trials}
         ranked = sorted(self._now, key=lambda number: (losses[number], number))
-        last = self._rung + 1 == len(each.rungs)
         kept = [n for n in ranked[: rung.keep] if math.isfinite(losses[n])]
+        self._height, self._rung = self._height + 1, self._rung + 1
+        over = self._rung == len(each.rungs) or not kept
+        if over:
+            self._rounds.pop(0)
+            self._rung = 0
+        kept = kept[: self._decided(0 if over else len(kept)) or None]
         self.standings += [
             Standing(
-                self._height, rung.stop, self.entrants[t.number], t.draw,
+                self._height - 1, rung.stop, self.entrants[t.number], t.draw,
                 self._told[self._key(t)], t.number in kept,
             )
             for t in trials
         ]  # fmt: skip
-        self._height += 1
-        self._now, self._rung = sorted(kept), self._rung + 1
-        if last or not kept:
-            self._rounds.pop(0)
-            self._rung, self._now = 0, []
-            while self._rounds and not self._now:
-                self._now = self._entrants_of(self._rounds[0])
-                if not self._now:  # every cell diverged, or the space has no other child
-                    self._rounds.pop(0)
+        self._now = [] if over else sorted(kept)
+        while self._rounds and not self._now:
+            self._now = self._entrants_of(self._rounds[0])
+            if not self._now:  # every cell diverged, or the space has no other child
+                self._rounds.pop(0)
 
     def _entrants_of(self, each: Round) -> list[int]:
         if each.what == "again":
             return sorted(self.finished()[: each.cells])
         return self._children(each.cells)
+
+    def _decided(self, cells: int) -> int:
+        """Cells of the `cells` on the next rung that go on; what is left of the plan may change.
+
+        cells: 0 where a round is over.
+        """
+        rungs: tuple[Rung, ...] = ()
+        done, present = 0, self._rounds[:1] if cells else []
+        if present:
+            rungs, done = present[0].rungs[self._rung :], present[0].rungs[self._rung - 1].stop
+        rounds = tuple(self._rounds[len(present) :])
+        if self._height not in self.decided:
+            there = Prospect(cells, rungs, rounds, done, len(self.finished()))
+            decision = None if self.decide is None else self.decide(there)
+            if decision is None:
+                return cells
+            self.decided[self._height] = decision
+        cells, rungs, rounds = self.decided[self._height]
+        if present:
+            present = [replace(present[0], rungs=present[0].rungs[: self._rung] + rungs)]
+        self._rounds = [*present, *rounds]
+        return cells
+
+    def end(self) -> None:
+        """End the race where it is: the first trainings of its cells decide."""
+        self.ended = True
+        self._rounds, self._now = [], []
+
+    @property
+    def steps_left(self) -> int:
+        """Weight steps that are to come at most, those of the present rung's trials included."""
+        if self.done:
+            return 0
+        each = self._rounds[0]
+        due, cells, total = self.due(), len(self._now), 0
+        for number, rung in enumerate(each.rungs[self._rung :], self._rung):
+            begin = each.rungs[number - 1].stop if number else 0
+            total += (len(due) if number == self._rung else cells) * (rung.stop - begin)
+            cells = min(cells, rung.keep)
+        return total + sum(each.steps for each in self._rounds[1:])
 
     def finished(self) -> list[int]:
         """The cells whose full training was scored, the best first."""
@@ -520,9 +393,10 @@ class Race:
         there = self.finished()
         if not there:
             return None
-        often = max(len(self.scores(n)) for n in there)
-        able = [n for n in there if len(self.scores(n)) == often]
-        means = {n: math.fsum(self.scores(n)) / often for n in able}
+        # Second trainings that are not all there would favour whoever has one.
+        often = 1 if self.ended else max(len(self.scores(n)) for n in there)
+        able = [n for n in there if len(self.scores(n)) >= often]
+        means = {n: math.fsum(self.scores(n)[:often]) / often for n in able}
         finite = [n for n in able if math.isfinite(means[n])] or there
         return self.entrants[min(finite, key=lambda n: (means.get(n, math.inf), there.index(n)))]
 
@@ -532,12 +406,18 @@ class Race:
         """What was told, as plain values, whatever the order it was told in."""
         return [[*key, *self._told[key]] for key in sorted(self._told)]
 
-    def restore(self, state: Sequence[Sequence[Any]]) -> None:
-        """Take over what `state` gave, on a race that was told nothing yet.
+    def restore(
+        self, state: Sequence[Sequence[Any]], decided: Mapping[int, Decision] | None = None
+    ) -> None:
+        """Take over what `state` gave, on a race that was told nothing yet and has no `decide`.
+
+        Args:
+            decided: what was decided on the way.
 
         Raises:
             ValueError: where it is of another race.
         """
+        self.decided = dict(decided or {})
         left = {(n, draw, stop): Outcome(train, heldout) for n, draw, stop, train, heldout in state}
         while left:
             able = [trial for trial in self.due() if self._key(trial) in left]
@@ -554,47 +434,3 @@ def _loss(outcome: Outcome, rung: Rung) -> float:
 
 def _key(genotype: Genotype) -> str:
     return repr(genotype.to_plain())
-
-
-def _fits(genotype: Genotype, spaces: Spaces) -> bool:
-    """Whether the cell is one of the spaces' own; a published one may have more nodes."""
-    return genotype.cells.keys() == spaces.keys() and all(
-        len(cell.nodes) == spaces[name].nodes
-        and cell.concat == spaces[name].concat
-        and all(
-            len(genes) == spaces[name].keep and all(g.op in spaces[name].ops for g in genes)
-            for genes in cell.nodes
-        )
-        for name, cell in genotype.cells.items()
-    )
-
-
-def neighbours(genotype: Genotype, spaces: Spaces) -> list[Genotype]:
-    """Every cell that differs in one gene, its operation or its predecessor; in a fixed order.
-
-    A cell of another number of nodes than its space's, e.g. a published one, has none.
-    """
-    if not _fits(genotype, spaces):
-        return []
-    found = []
-    for name, cell in genotype.cells.items():
-        space = spaces[name]
-        for node, genes in enumerate(cell.nodes):
-            for slot, gene in enumerate(genes):
-                used = {other.source for other in genes}
-                rows = space.rows(node)
-                options = [
-                    Gene(space.ops[o], gene.source) for o in space.choices(rows[gene.source])
-                ]
-                options += [
-                    Gene(gene.op, source)
-                    for source, row in enumerate(rows)
-                    if source not in used and space.ops.index(gene.op) in space.choices(row)
-                ]
-                for other in options:
-                    if other != gene:
-                        changed = (*genes[:slot], other, *genes[slot + 1 :])
-                        nodes = (*cell.nodes[:node], changed, *cell.nodes[node + 1 :])
-                        cells = {**genotype.cells, name: space.cell(nodes)}
-                        found.append(Genotype(cells=cells))
-    return found

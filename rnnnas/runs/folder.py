@@ -51,6 +51,7 @@ LATER: Mapping[str, Any] = {
     "alphas.published_lookahead": False,
     "model.auxiliary_norm": True,
     "start": "",
+    "output_bias": "zeros",
     "blackbox.budget": 16.0,
     "blackbox.rung": 100,
     "select.by": "alphas",

@@ -15,12 +15,15 @@ import torch
 from rnnnas.config.plain import to_plain
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus
+from rnnnas.engine.budget import RaceClock
 from rnnnas.engine.cuda_graphs import CudaGraphs
 from rnnnas.engine.job import Position, StepReport
 from rnnnas.engine.metrics import perplexity
 from rnnnas.errors import CheckpointError, DivergedError, visible
 from rnnnas.nas.genotype import RECURRENT, Genotype, cell_text
-from rnnnas.nas.halving import Entrant, Plan, Proposal, Race, Standing, Trial, plan_of
+from rnnnas.nas.halving import Decision, Entrant, Proposal, Prospect, Race, Standing, Trial
+from rnnnas.nas.race_pace import decide, decisions, plain_of
+from rnnnas.nas.race_plan import Plan, children_of, plan_of
 from rnnnas.runs.files import disk_errors
 from rnnnas.runs.folder import Run
 from rnnnas.runs.progress import Progress
@@ -75,6 +78,7 @@ class HalvingJob:
         self.valid_perplexity = math.nan
         self._first: CellTraining | None = None
         self._nats: dict[tuple[int, int], list[float]] = {}  # curves, by number and draw
+        self.clock: RaceClock | None = None  # by which cells are given up or added
 
     def _new_race(self) -> Race:
         return Race(self._spaces, self.config.seed, self.plan, self._proposed, guards=self._guards)
@@ -139,11 +143,17 @@ class HalvingJob:
         resumed = "race" in saved
         if resumed:
             try:
-                self.race.restore(saved["race"])
-            except ValueError as error:
+                self.race.restore(saved["race"], decisions(saved.get("decided", [])))
+            except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(
                     f"{run.state_path} is the state of another race", "start anew with --fresh"
                 ) from error
+        if self.clock is not None:
+            if saved.get("ended"):
+                self.race.end()
+            if resumed:
+                self.clock.resume(float(saved.get("spent", 0.0)))
+            self.race.decide = self._decide
         folder = run.folder / FOLDER
         with disk_errors(folder):
             folder.mkdir(exist_ok=True)
@@ -151,9 +161,15 @@ class HalvingJob:
         def save() -> None:
             seconds = before + time.perf_counter() - began
             extra = {"race": self.race.state(), "seconds": seconds, "arithmetic": self.arithmetic}
+            if self.clock is not None:
+                extra |= {
+                    "spent": self.clock.spent(), "decided": plain_of(self.race.decided),
+                    "ended": self.race.ended,
+                }  # fmt: skip
             run.save_state({**saved, **extra})
 
-        total, race = self.plan.total_steps, self.race
+        race = self.race
+        total = race.steps + race.steps_left
         with (
             StopRequest() as stop,
             Progress(title, total, done=race.steps, quiet=quiet) as bar,
@@ -165,23 +181,35 @@ class HalvingJob:
                 at = {t.number: 0 for t in trials}
                 over = len(race.standings)
                 bar_base = race.steps
+                beside = min(self.workers, len(trials))
+                if self.clock is not None:
+                    self.clock.rung()
                 with contextlib.closing(trainer.carry_out(trials)) as stages:
                     for stage in stages:
                         if stage is not None:
                             at[stage.trial.number] = stage.step - stage.trial.start
                             bar.update(bar_base + sum(at.values()), **_shown(race))
+                            if self.clock is not None:
+                                self.clock.passed(sum(at.values()) / beside)
                         if stage is not None and stage.ended:
                             training = self._training(folder, stage.trial)
                             self._nats[stage.trial.number, stage.trial.draw] = training.nats
                             race.tell(stage.trial, training.outcome(stage.trial))
                         if len(race.standings) == over and run.due():
                             save()
-                        if stop.signum is not None:
+                        if self.clock is not None and self.clock.late and race.finished():
+                            race.end()
+                        if stop.signum is not None or race.done:
                             break
                 if len(race.standings) > over:
                     self._log(run, base, folder, race.standings[over:])
                     bar.line(_rung_line(race.standings[over:]))
+                    bar.expect(race.steps + race.steps_left)
                     save()
+                if race.ended:
+                    bar.line("the time is up: the best of the cells that were trained in full wins")
+                    save()
+                    bar.finish()
                 stop.check(save, run.folder)
                 self._clean(folder)
         winner = self._winner()
@@ -191,6 +219,14 @@ class HalvingJob:
         if not quiet:
             print_table(race.standings, winner)
         return before + time.perf_counter() - began
+
+    def _decide(self, there: Prospect) -> Decision | None:
+        """What the clock changes of the plan: see `race_pace.decide`."""
+        assert self.clock is not None
+        children = children_of(self.plan.steps, self.config.blackbox.rung)
+        return decide(
+            there, self.clock.room, whole=self.clock.whole, workers=self.workers, children=children
+        )
 
     def _trainer(self, folder: Path, run: Run) -> Workers | _Here:
         most = max(each.cells for each in self.plan.rounds)

@@ -18,7 +18,16 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.data.yardsticks import yardsticks
 from rnnnas.distributed import ALONE, Ranks
-from rnnnas.engine.budget import Costs, Course, Pace, Plan, Stopwatch, enter_plan, planned
+from rnnnas.engine.budget import (
+    Costs,
+    Course,
+    Pace,
+    Plan,
+    RaceClock,
+    Stopwatch,
+    enter_plan,
+    planned,
+)
 from rnnnas.engine.computed_by import computed_by
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.loop import drive, finished
@@ -34,7 +43,7 @@ from rnnnas.runs.folder import Run, open_run
 from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.costs import search_costs
 from rnnnas.searching.halving import HalvingJob
-from rnnnas.searching.race_budget import SHARE, keep_race, timed_race
+from rnnnas.searching.race_budget import AIM, SHARE, TimedRace, keep_race, timed_race
 from rnnnas.searching.selection import race_behind, race_config
 from rnnnas.searching.supernet import SearchJob
 
@@ -86,9 +95,12 @@ def job_of(
 
 def _plan(
     config: AnySearch, corpus: AnyCorpus, folder: Path, device: torch.device, stopwatch: Stopwatch,
-    fresh: bool, ranks: Ranks,
+    fresh: bool, ranks: Ranks, later: float,
 ) -> Plan | None:  # fmt: skip
-    """The plan of a search with a time budget, None of one without, and of a race by halving."""
+    """The plan of a search with a time budget, None of one without, and of a race by halving.
+
+    later: seconds for a race behind the search.
+    """
     seconds = config.seconds
     if not seconds or method_of(config.method).derive == "halving":
         return None
@@ -99,14 +111,21 @@ def _plan(
 
     cells = cast(SearchConfig, config).cells if config.from_scratch else 0
     return planned(
-        seconds, folder, stopwatch, fresh=fresh, ranks=ranks, measure=measure, equal=cells
+        seconds,
+        folder,
+        stopwatch,
+        fresh=fresh,
+        ranks=ranks,
+        measure=measure,
+        equal=cells,
+        later=later,
     )
 
 
 def _timed(
     config: AnySearch, corpus: AnyCorpus, folder: Path, device: torch.device, stopwatch: Stopwatch,
     fresh: bool,
-) -> tuple[AnySearch, tuple[float, int] | None]:  # fmt: skip
+) -> tuple[AnySearch, TimedRace | None]:  # fmt: skip
     """The settings of a search with a time budget in which a race takes part, and the race's plan.
 
     A race by halving has all of the time; one behind another method has `SHARE` of it.
@@ -115,16 +134,17 @@ def _timed(
     if not config.seconds or not (halving or config.races):
         return config, None
     text = cast(SearchConfig, config)
-    left = text.seconds - stopwatch.spent()
     race = text if halving else race_config(text)
-    seconds = left if halving else SHARE * left
-    own = cast(Corpus, corpus)
-    budget, windows = timed_race(race, own, device, folder, seconds, fresh=fresh)
+    timed = timed_race(
+        race, cast(Corpus, corpus), device, folder, text.seconds, spent=stopwatch.spent(),
+        share=1.0 if halving else SHARE, fresh=fresh,
+    )  # fmt: skip
     if halving:
-        black = replace(text.blackbox, budget=budget, windows=windows)
-        return replace(text, seconds=0.0, blackbox=black), (budget, windows)
-    select = replace(text.select, budget=budget, windows=windows)
-    return replace(text, seconds=(1 - SHARE) * text.seconds, select=select), (budget, windows)
+        black = replace(text.blackbox, budget=timed.budget, windows=timed.windows)
+        return replace(text, seconds=0.0, blackbox=black), timed
+    select = replace(text.select, budget=timed.budget, windows=timed.windows)
+    # The race begins where the search ends: it has the rest of the time.
+    return replace(text, seconds=timed.begins, select=select), timed
 
 
 def _say_collapse(
@@ -181,8 +201,10 @@ def search(
     check_unchanged(corpus)
     config = fitted(config, corpus)
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
+    given_seconds = config.seconds
     config, race_plan = _timed(config, corpus, folder, device, stopwatch, fresh)
-    plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks)
+    later = given_seconds - config.seconds if config.seconds else 0.0
+    plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks, later)
     pace = None if plan is None else Pace(plan, stopwatch, ranks)
     # First: what it refuses leaves no run folder behind.
     job = job_of(config, corpus, device, ranks, pace)
@@ -190,11 +212,13 @@ def search(
     options: dict[str, Any] = {
         "fresh": fresh, "save_seconds": config.save_seconds, "idle": config.idle,
     }  # fmt: skip
+    clock: RaceClock | None = None
     with open_run(ranks, folder, "search", plain, **options) as run:
         if run.result is not None:
             return finished(run, ranks)
         if race_plan is not None:
-            keep_race(run.folder, *race_plan)
+            keep_race(run.folder, race_plan)
+            clock = RaceClock(stopwatch, given_seconds, race_plan.costs, aim=AIM)
         if plan is not None:
             enter_plan(plan, run.folder, cast(Course, job.course), quiet=quiet, ranks=ranks)
         if isinstance(job, SearchJob) and pricing is not None:
@@ -202,6 +226,9 @@ def search(
         title = f"search {config.method} on {config.corpus}"
         if isinstance(job, HalvingJob):
             assert isinstance(run, Run)  # one process: see `job_of`
+            job.clock = clock
+            if race_plan is not None:
+                job.workers = race_plan.workers
             seconds = job.run(run, title=title, quiet=quiet)
         else:
             seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
@@ -218,6 +245,9 @@ def search(
         origin: dict[str, Any] = {}
         if isinstance(job, SearchJob) and config.races:
             race = race_behind(job, cast(Corpus, corpus))
+            race.clock = clock
+            if race_plan is not None:
+                race.workers = race_plan.workers
             title = f"race behind {config.method} on {config.corpus}"
             seconds = race.run(cast(Run, run), title=title, quiet=quiet)
             genotype, measured = race.genotype(), race.measured()
@@ -241,6 +271,7 @@ def search(
             **beside,
             **origin,
             **({} if pace is None else pace.told()),
+            **({} if clock is None else clock.told()),
             "arithmetic": job.arithmetic,
             "digest": digest,
             **(

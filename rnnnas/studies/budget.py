@@ -1,14 +1,21 @@
-"""A time budget for a study: how many methods and seeds fit, and what each of its jobs gets."""
+"""A time budget for a study: how many methods and seeds fit, what each of its jobs gets, and how
+the later ones get more or less than planned as time passes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, final
 
+from rnnnas.config.plain import from_plain
+from rnnnas.engine.budget import Stopwatch
 from rnnnas.errors import UsageError
-from rnnnas.studies.plan import StudyConfig
+from rnnnas.runs.sealed import read_sealed
+from rnnnas.studies.plan import Job, Kind, StudyConfig
+from rnnnas.studies.record import DAMAGED, NAME
 
 # Around a job, beside its own budget: the interpreter begins and ends, the study looks for it. In
 # seconds, and times what a start takes.
@@ -17,6 +24,7 @@ SEARCH_SHARE = 1.2  # a search gets so many times what a training gets
 LEAST = 10.0, 2.0  # seconds of a training to be worth starting, and times its start beside them
 ENOUGH = 60.0  # seconds of a training before there are more seeds and methods
 FEW_METHODS = 2  # where more would leave each too little
+RANGE = 0.3, 1.5  # least and most of its planned time that a stage gets
 
 
 def budgeted(
@@ -90,3 +98,111 @@ def _timed(stage: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     if "windows" in kept:
         kept["windows"] = windows
     return {**kept, "seconds": round(seconds, 1)}
+
+
+def kept(folder: Path, config: StudyConfig, seconds: float) -> StudyConfig | None:
+    """`config` with the times that the study in `folder` was begun with; None where there is none.
+
+    Raises:
+        UsageError: where it has another budget. CheckpointError: where it is damaged.
+    """
+    if not (folder / NAME).exists():
+        return None
+    stored = read_sealed(folder / NAME, DAMAGED)
+    had = (stored.get("budget") or {}).get("seconds")
+    if had != seconds:
+        what = "no budget" if had is None else f"a budget of {had:g} s"
+        raise UsageError(
+            f"{folder} holds a study with {what}, and {seconds:g} s were asked for",
+            "give the budget it was begun with, --fresh for a new study, or another --out",
+        )
+    there = from_plain(StudyConfig, stored["plan"]["config"])
+    return replace(
+        config, methods=there.methods, seeds=there.seeds, search=there.search, short=there.short,
+        final=there.final,
+    )  # fmt: skip
+
+
+@final
+class StudyPace:
+    """How a study keeps to its time: all trainings of a stage get the same seconds, decided when
+    the first of them starts, so that what is compared had the same.
+
+    Args:
+        seconds: of the whole study. stopwatch: running since it began. slots: jobs at a time.
+    """
+
+    def __init__(self, seconds: float, stopwatch: Stopwatch, slots: int) -> None:
+        self.seconds, self.slots = seconds, slots
+        self.decided: dict[str, float] = {}  # by stage
+        self._stopwatch = stopwatch
+        self._began: dict[str, float] = {}  # of running jobs
+        self._around: list[float] = []  # seconds that finished jobs took beside their own
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Take over what `to_plain` gave in an earlier session."""
+        self._stopwatch.resume(float(plain.get("spent", 0.0)))
+        self.decided = dict(plain.get("decided", {}))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values for study.json."""
+        spent = round(self._stopwatch.spent(), 1)
+        return {"seconds": self.seconds, "spent": spent, "decided": self.decided}
+
+    def started(self, name: str) -> None:
+        """Note that a job begins."""
+        self._began[name] = self._stopwatch.spent()
+
+    def ended(self, name: str, kind: Kind, planned: Mapping[str, float]) -> None:
+        """Note that a job is over."""
+        if (began := self._began.pop(name, None)) is not None:
+            own = self.decided.get(kind, planned[kind])
+            self._around.append(max(0.0, self._stopwatch.spent() - began - own))
+
+    def of(
+        self,
+        kind: Kind,
+        planned: Mapping[str, float],
+        waiting: Sequence[Kind],
+        running: Sequence[Job],
+    ) -> float:
+        """Seconds of a job of stage `kind`, which is about to start.
+
+        Args:
+            planned: seconds by stage. waiting: the stages of all jobs that were not started yet,
+                this one's included.
+        """
+        if kind == "search":  # the first of all: nothing has been seen yet
+            return planned[kind]
+        if kind not in self.decided:
+            around = sum(self._around) / len(self._around) if self._around else 2 * AROUND[0]
+            now = self._stopwatch.spent()
+            busy = 0.0
+            for job in running:
+                own = self.decided.get(job.kind, planned[job.kind])
+                busy += max(0.0, own - (now - self._began.get(job.name, now))) + around
+            known, unknown = 0.0, 0.0
+            for stage in dict.fromkeys(waiting):
+                count = sum(other == stage for other in waiting)
+                turns = -(-count // self.slots) * self.slots  # the last turn may not be full
+                known += turns * around
+                if stage == "search" or stage in self.decided:
+                    known += turns * self.decided.get(stage, planned[stage])
+                else:
+                    unknown += turns * planned[stage]
+            share = ((self.seconds - now) * self.slots - busy - known) / unknown
+            low, high = RANGE
+            own = min(max(low, share), high) * planned[kind]
+            self.decided[kind] = round(own, 1)
+        return self.decided[kind]
+
+
+def retimed(words: Sequence[str], seconds: float) -> tuple[str, ...]:
+    """A job's command line with another time budget."""
+    return tuple(f"seconds={seconds:g}" if word.startswith("seconds=") else word for word in words)
+
+
+def planned_seconds(config: StudyConfig) -> dict[str, float]:
+    """Seconds of a job by stage."""
+    stages = {"search": config.search, "short": config.short, "final": config.final}
+    return {name: float(stage["seconds"]) for name, stage in stages.items()}

@@ -1,4 +1,4 @@
-"""Two runs side by side: settings that differ, figures, and the cells."""
+"""Runs side by side: settings that differ, figures, and the cells."""
 
 from __future__ import annotations
 
@@ -17,58 +17,62 @@ from rnnnas.studies.plan import leaves
 
 _CELL = ("genotype", "cell")  # settings that are the cell itself, which is drawn
 _ABSENT = None
+# Of a result's figures those by which models of several vocabularies are compared.
+OF_TEXT = (
+    "bits_per_byte", "word_perplexity", "unigram_perplexity", "bigram_perplexity", "unknown_share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two runs compared; every pair is (of the first, of the second), None for what one lacks.
+    """Runs compared; what stands for one of them is in their order, None for what it lacks.
 
-    settings: by dotted key, those that differ. figures: what both or either measured. cells: their
-    genotypes, in the order of the runs.
+    settings: by dotted key, those that differ. figures: what any of them measured. cells: their
+    genotypes.
     """
 
-    runs: tuple[RunInfo, RunInfo]
-    settings: dict[str, tuple[Any, Any]]
-    figures: dict[str, tuple[float | None, float | None]]
-    cells: tuple[Genotype | None, Genotype | None]
+    runs: tuple[RunInfo, ...]
+    settings: dict[str, tuple[Any, ...]]
+    figures: dict[str, tuple[float | None, ...]]
+    cells: tuple[Genotype | None, ...]
 
     def to_plain(self) -> dict[str, Any]:
         """As `rnnnas runs compare --json` prints it."""
         return {
             "runs": [one.to_plain() for one in self.runs],
-            "settings": {key: list(pair) for key, pair in self.settings.items()},
-            "figures": {name: list(pair) for name, pair in self.figures.items()},
+            "settings": {key: list(each) for key, each in self.settings.items()},
+            "figures": {name: list(each) for name, each in self.figures.items()},
             "cells": [None if cell is None else cell.to_plain() for cell in self.cells],
         }
 
 
-def compare_runs(first: Path, second: Path) -> Comparison:
-    """Compare two runs by their folders, or by a file in them.
+def compare_runs(*paths: Path) -> Comparison:
+    """Compare runs by their folders, or by a file in them.
 
     Raises:
-        UsageError: where one is no run, or is a study.
+        UsageError: where there are not two, or one is no run, or is a study.
         CheckpointError: where its files are damaged.
     """
-    folders = [_folder(path) for path in (first, second)]
-    runs = (info_of(folders[0]), info_of(folders[1]))
+    if len(paths) < 2:
+        raise UsageError("one run is not compared with itself", "give two runs or more")
+    folders = [_folder(path) for path in paths]
+    runs = tuple(info_of(folder) for folder in folders)
     for one in runs:
         if one.kind == "study" or one.state == "damaged":
             why = "is a study" if one.kind == "study" else f"is damaged: {one.note}"
-            raise UsageError(f"{one.path} {why}", "give two runs: rnnnas runs")
+            raise UsageError(f"{one.path} {why}", "give runs: rnnnas runs lists them")
     flat = [dict(leaves(_settings(folder))) for folder in folders]
-    keys = dict.fromkeys([*flat[0], *flat[1]])
-    settings = {
-        key: (flat[0].get(key, _ABSENT), flat[1].get(key, _ABSENT))
-        for key in keys
-        if flat[0].get(key, _ABSENT) != flat[1].get(key, _ABSENT)
-    }
+    keys = dict.fromkeys(key for one in flat for key in one)
+    settings = {key: tuple(one.get(key, _ABSENT) for one in flat) for key in keys}
     numbers = [_numbers(folder, one) for folder, one in zip(folders, runs, strict=True)]
-    names = dict.fromkeys([*numbers[0], *numbers[1]])
+    names = dict.fromkeys(name for one in numbers for name in one)
     return Comparison(
         runs=runs,
-        settings=settings,
-        figures={name: (numbers[0].get(name), numbers[1].get(name)) for name in names},
-        cells=(_cell(folders[0]), _cell(folders[1])),
+        settings={
+            key: each for key, each in settings.items() if any(v != each[0] for v in each[1:])
+        },
+        figures={name: tuple(one.get(name) for one in numbers) for name in names},
+        cells=tuple(_cell(folder) for folder in folders),
     )
 
 
@@ -87,7 +91,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _numbers(folder: Path, one: RunInfo) -> dict[str, float]:
     numbers = dict(one.figures)
     result = read_result(folder) or {}
-    for name in ("parameters", "seconds"):
+    for name in ("parameters", "seconds", *OF_TEXT):
         if isinstance(result.get(name), int | float):
             numbers[name] = result[name]
     return numbers | {"epochs": one.done}
@@ -104,13 +108,16 @@ def _cell(folder: Path) -> Genotype | None:
 
 
 def side_by_side(comparison: Comparison, columns: int) -> str:
-    """Both cells as text, beside each other where they fit, else one below the other."""
+    """The cells as text, beside each other where they fit, else one below the other."""
     texts = []
     for one, cell in zip(comparison.runs, comparison.cells, strict=True):
         drawn = one.what if cell is None else as_text(cell).rstrip("\n")
         texts.append([str(one.path), "", *drawn.splitlines()])
-    width = max(len(line) for line in texts[0])
-    if width + 3 + max(len(line) for line in texts[1]) > columns:
-        return "\n".join([*texts[0], "", *texts[1]])
+    widths = [max(len(line) for line in text) for text in texts]
+    if sum(widths) + 3 * (len(widths) - 1) > columns:
+        return "\n\n".join("\n".join(text) for text in texts)
     rows = zip_longest(*texts, fillvalue="")
-    return "\n".join(f"{left:{width}}   {right}".rstrip() for left, right in rows)
+    return "\n".join(
+        "   ".join(f"{part:{width}}" for part, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

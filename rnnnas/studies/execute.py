@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from rnnnas.errors import CheckpointError, Interrupted, UsageError
 from rnnnas.runs.files import Lock, disk_errors, remove_temporaries
 from rnnnas.runs.sealed import read_result
 from rnnnas.runs.signals import StopRequest
+from rnnnas.studies.budget import StudyPace, planned_seconds, retimed
 from rnnnas.studies.local_jobs import LocalRunner, Runner, last_words
 from rnnnas.studies.paired_table import paired_report
 from rnnnas.studies.plan import Job, Sizes, StudyConfig, command, final_jobs, first_jobs
@@ -35,6 +37,7 @@ def study(
     slots: int = 1,
     more: tuple[str, ...] = (),
     fresh: bool = False,
+    pace: StudyPace | None = None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Carry a study out in `folder`, or go on with the one in it; returns its report.
@@ -42,6 +45,7 @@ def study(
     Args:
         slots: jobs at a time on this machine.
         more: words added to every command line, e.g. --device.
+        pace: of a study whose jobs have time budgets, by which the later ones get more or less.
         say: gets a line a job.
 
     Raises:
@@ -75,7 +79,9 @@ def study(
             runner = slurm_runner(folder, record.config.slurm, attached)
         else:
             runner = LocalRunner(folder, slots)
-        execution = Execution(record, Sizes(corpus.splits), runner, set(attached), more, say)
+        if pace is not None:
+            pace.restore(record.budget or {})
+        execution = Execution(record, Sizes(corpus.splits), runner, set(attached), more, say, pace)
         return execution.run()
     finally:
         lock.release()
@@ -87,10 +93,11 @@ class Execution:
 
     def __init__(
         self, record: Record, sizes: Sizes, runner: Runner, running: set[str],
-        more: tuple[str, ...], say: Callable[[str], None],
+        more: tuple[str, ...], say: Callable[[str], None], pace: StudyPace | None = None,
     ) -> None:  # fmt: skip
         self.record, self.sizes, self.runner = record, sizes, runner
-        self.running, self.more, self.say = running, more, say
+        self.running, self.more, self.say, self.pace = running, more, say, pace
+        self.planned = {} if pace is None else planned_seconds(record.config)
         self.firsts = first_jobs(record.config, sizes)
         self.results: dict[str, dict[str, Any]] = {}  # of finished jobs, by name
         self._finals: tuple[Mapping[str, int], list[Job]] | None = None  # by what was chosen
@@ -113,7 +120,7 @@ class Execution:
             try:
                 while not self._settle():
                     self._start()
-                    stop.check(self.record.save, self.record.folder)
+                    stop.check(self._save, self.record.folder)
                     time.sleep(self.runner.poll_seconds)
             except Interrupted as interrupted:
                 said = self.runner.stop()
@@ -165,6 +172,9 @@ class Execution:
         ended = self.runner.ended()
         for name, code in ended.items():
             self.running.discard(name)
+            if self.pace is not None:
+                kind = next(job.kind for job in self.jobs() if job.name == name)
+                self.pace.ended(name, kind, self.planned)
             self._end(name, code)
         for name in [name for name in self.foreign if not self._in_use(name)]:
             self.foreign.discard(name)
@@ -176,7 +186,7 @@ class Execution:
         if any(self._is(job, "done") and job.name not in self.results for job in self.jobs()):
             self._look()  # a final training of an earlier start, of a cell that is chosen again
         if ended:
-            self.record.save()
+            self._save()
         return all(self._is(job, *SETTLED) for job in self.jobs())
 
     def _is(self, job: Job, *states: str) -> bool:
@@ -218,12 +228,32 @@ class Execution:
                 self.foreign.add(job.name)
                 self.say(f"{job.name}: runs since an earlier start of this study; waiting for it")
                 continue
-            ready[job.name] = (*command(job, self.record.folder), *self.more)
+            words = command(self._timed(job, ready), self.record.folder)
+            ready[job.name] = (*words, *self.more)
         if ready:
             for name, cluster_job in self.runner.start(ready).items():
                 self.record.job(name).update(state="running", cluster_job=cluster_job)
                 self.running.add(name)
-            self.record.save()
+                if self.pace is not None:
+                    self.pace.started(name)
+            self._save()
+
+    def _timed(self, job: Job, ready: Mapping[str, Any]) -> Job:
+        """The job with the time that it gets now."""
+        if self.pace is None:
+            return job
+        jobs = self.jobs()
+        waiting = [j.kind for j in jobs if self._is(j, "waiting") and j.name not in ready]
+        if len(jobs) == len(self.firsts):
+            waiting += ["final"] * self._finals_expected()
+        running = [j for j in jobs if j.name in self.running or j.name in ready]
+        seconds = self.pace.of(job.kind, self.planned, waiting, running)
+        return dataclasses.replace(job, words=retimed(job.words, seconds))
+
+    def _save(self) -> None:
+        if self.pace is not None:
+            self.record.budget = self.pace.to_plain()
+        self.record.save()
 
     def _in_use(self, name: str) -> bool:
         """Whether a process holds the run folder of a job: one that outlived its study."""
@@ -258,7 +288,7 @@ class Execution:
             if not every:
                 show_on_board(self.record.folder, result)
             self.record.result = result
-            self.record.save()
+            self._save()
         return {"run": str(self.record.folder), **result}
 
 

@@ -19,8 +19,8 @@ from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.text_streams import epochs_for, window_lengths
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
-from rnnnas.nas.halving import plan_of
 from rnnnas.nas.methods import method_of
+from rnnnas.nas.race_plan import plan_of
 from rnnnas.nas.zoo import BASELINES, ZOO
 
 DEFAULT_PRESET = "study-quick"

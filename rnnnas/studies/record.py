@@ -31,7 +31,7 @@ class Record:
 
     config: the plan, grown where the study was extended. jobs: by name, {"state": "waiting",
     "running", "done", "failed" or "skipped", "failures", and then "exit_code", "message",
-    "cluster_job"}. result: the report, or None.
+    "cluster_job"}. result: the report, or None. budget: of a study with one, how it stands.
     """
 
     def __init__(self, folder: Path, config: StudyConfig, corpus_sha256: str) -> None:
@@ -39,6 +39,7 @@ class Record:
         self.config = config
         self.jobs: dict[str, dict[str, Any]] = {}
         self.result: dict[str, Any] | None = None
+        self.budget: dict[str, Any] | None = None
         self._corpus = corpus_sha256
 
     @classmethod
@@ -69,7 +70,7 @@ class Record:
         asked = {"corpus_sha256": corpus_sha256, **json_plain(resolved_runs(grown))}
         _check(folder, there, grown, known, asked)
         record = cls(folder, grown, corpus_sha256)
-        record.jobs, record.result = jobs, result
+        record.jobs, record.result, record.budget = jobs, result, stored.get("budget")
         return record
 
     def job(self, name: str) -> dict[str, Any]:
@@ -90,6 +91,7 @@ class Record:
                 },
                 "jobs": self.jobs,
                 "result": self.result,
+                **({} if self.budget is None else {"budget": self.budget}),
             },
         )
 

@@ -41,11 +41,13 @@ from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import AnyRun, differences, open_run
 from rnnnas.training.costs import training_costs
 from rnnnas.training.published_curves import curve_for, published
-from rnnnas.training.start import Start, check_start, read_start
+from rnnnas.training.start import Start, begin_as_unigrams, check_start, read_start
 from rnnnas.types import HiddenState
 
 # What a test is held against, in a result.
-BESIDE = ("unigram_perplexity", "bigram_perplexity", "bits_per_byte", "word_perplexity")
+BESIDE = (
+    "unigram_perplexity", "bigram_perplexity", "bits_per_byte", "word_perplexity", "unknown_share",
+)  # fmt: skip
 GROWS = ("epochs", "seconds")  # settings by which a run is extended
 
 
@@ -76,6 +78,8 @@ class TrainJob:
         self.net: Net = self.task.network(draws).to(device)
         if start is not None:
             self.net.load_state_dict(start.weights)
+        elif isinstance(config, TrainConfig) and config.output_bias == "frequencies":
+            begin_as_unigrams(self.net, cast(Corpus, corpus))
         self.start = start
         self.cuda_graphs = self.task.cuda_graphs()
         self.optimizer = weight_optimizer(self.net, config.weights)
@@ -344,8 +348,9 @@ def train(
     when a training goes on.
 
     The result: run, checkpoint, parameters, seconds, valid_perplexity and test_perplexity of
-    best.pt, of the same test tokens unigram_perplexity and bigram_perplexity, bits_per_byte and
-    word_perplexity; or of images valid_accuracy and test_accuracy in percent, arithmetic (what its
+    best.pt, of the same test tokens unigram_perplexity and bigram_perplexity, bits_per_byte,
+    word_perplexity and unknown_share (of them that are `<unk>`); or of images valid_accuracy and
+    test_accuracy in percent, arithmetic (what its
     products were computed in, and where), digest (its SHA-256).
 
     Raises:

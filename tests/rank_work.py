@@ -91,7 +91,7 @@ def messages(ranks: Ranks, folder: str) -> dict[str, Any]:
             caught[name] = [error.cause, error.remedy, error.quiet]
     value = {"a": [1, None, 2.5], "b": torch.ones(3)} if ranks.leads else {"wrong": True}
     return {
-        "own": own, "gathered": ranks.gather(own, 1), "means": means, "led": caught,
+        "own": own, "gathered": ranks.gather(own, 1), "means": means, "by_rank_zero": caught,
         "most": list(ranks.max_reduce(ranks.rank, -ranks.rank)), "told": ranks.broadcast(value),
     }  # fmt: skip
 

@@ -223,9 +223,9 @@ class TrainJob:
             CheckpointError: where it is missing, damaged or another's.
         """
         content = load_content(run.best_path)
-        corpus, config = content.get("corpus"), content.get("config")
+        corpus, settings = content.get("corpus"), content.get("config")
         theirs = {
-            **(config if isinstance(config, dict) else {}),
+            **(settings if isinstance(settings, dict) else {}),
             "corpus_sha256": corpus.get("sha256") if isinstance(corpus, dict) else None,
         }
         ours = {**to_plain(self.config), "corpus_sha256": self.corpus.sha256}

@@ -189,7 +189,7 @@ def test_random_cells_by_seed(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "entries", "parameters"),
+    ("command", "entries", "parameters"),
     [
         (["search", "--preset", "ptb-darts"], 10_000, 4_810_000),
         (["train", "--preset", "ptb", "--genotype", "DARTS_V2"], 10_000, 22_960_000),
@@ -198,21 +198,23 @@ def test_random_cells_by_seed(home: Path) -> None:
     ids=lambda value: value[2] if isinstance(value, list) else str(value),
 )
 def test_published_parameter_counts(
-    words: list[str], entries: int, parameters: int, tmp_path: Path,
+    command: list[str], entries: int, parameters: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """With as many entries as the vocabularies of PTB and WikiText-2 have."""
     monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
     # Networks of this size are built, and not trained to see how long it takes.
-    monkeypatch.setattr("rnnnas.studies.estimate._step", lambda job: 1.0)
-    monkeypatch.setattr("rnnnas.studies.estimate._pass_seconds", lambda *args: 1.0)
-    text = " ".join(["<unk>", *(f"w{i}" for i in range(entries - 2))])  # and the end of a line
+    monkeypatch.setattr("rnnnas.searching.costs.search_seconds", lambda *args: 1.0)
+    monkeypatch.setattr("rnnnas.training.costs.training_seconds", lambda *args: 1.0)
+    text = " ".join(f"w{i}" for i in range(entries - 2))  # and what ends a line, and the unknown
+    (tmp_path / "texts").mkdir()
     for split in ("train", "valid", "test"):
-        (tmp_path / f"x.{split}.txt").write_text(f"{text}\n", encoding="utf-8")
-    added = answer("corpus", "add", "many", "--from", str(tmp_path))
-    assert [added[k] for k in ("train", "valid", "test", "vocabulary")] == [entries] * 4
-    assert added["canonical"] is None
-    assert answer(*words, "--corpus", "many", "--dry-run")["parameters"] == parameters
+        (tmp_path / f"texts/x.{split}.txt").write_text(f"{text}\n", encoding="utf-8")
+    words = ["corpus", "add", "many", "--from", str(tmp_path / "texts")]
+    added = answer(*words, "--vocab", "words", "--vocab-size", str(entries))
+    assert [added[split] for split in ("train", "valid", "test")] == [entries - 1] * 3
+    assert added["vocabulary"] == entries and added["canonical"] is None
+    assert answer(*command, "--corpus", "many", "--dry-run")["parameters"] == parameters
 
 
 def in_a_process(home: Path, *words: str) -> subprocess.CompletedProcess[str]:

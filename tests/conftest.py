@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 # Tests work on small tensors, and often beside other processes: one thread each is fastest, and
 # what runs in a subprocess inherits it. Set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Without a card Triton's kernels are interpreted; it asks when it is imported.
 
     And no test depends on whether the processor multiplies bfloat16.
     """
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # the workers run the tests, and begin when this is over
     import arithmetic
     import torch  # after the line above
 

@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import arithmetic
+import pytest
 import torch
 from torch import Tensor
 
@@ -51,8 +54,11 @@ def _rank(work: Work, rank: int, size: int, folder: Path, args: tuple[Any, ...])
 def together(work: Work, folder: Path, *args: Any, size: int = 2) -> list[Any]:
     """What `work(ranks, *args)` returns in each of `size` processes."""
     folder.mkdir()
-    context = multiprocessing.get_context("forkserver")  # imports torch once for all
-    context.set_forkserver_preload(["torch", "torch.distributed", "numpy", "click", "pytest"])
+    context = multiprocessing.get_context("forkserver")  # imports this file once for all
+    context.set_forkserver_preload([__name__])
+    with pytest.MonkeyPatch.context() as patch:  # by which the server finds it
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
     processes = [
         context.Process(target=_rank, args=(work, rank, size, folder, args)) for rank in range(size)
     ]
@@ -85,7 +91,7 @@ def messages(ranks: Ranks, folder: str) -> dict[str, Any]:
             caught[name] = [error.cause, error.remedy, error.quiet]
     value = {"a": [1, None, 2.5], "b": torch.ones(3)} if ranks.leads else {"wrong": True}
     return {
-        "own": own, "gathered": ranks.gather(own, 1), "means": means, "led": caught,
+        "own": own, "gathered": ranks.gather(own, 1), "means": means, "by_rank_zero": caught,
         "most": list(ranks.max_reduce(ranks.rank, -ranks.rank)), "told": ranks.broadcast(value),
     }  # fmt: skip
 

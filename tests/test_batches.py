@@ -65,7 +65,7 @@ def test_a_batch_holds_the_images_of_its_rows(corpus: ImageCorpus) -> None:
     for k in range(7):
         inputs, targets = batches.batch(k, 2, 9, None, seeded(0))
         rows = batches.order(2, 9)[8 * k : 8 * k + 8]
-        expected = torch.from_numpy(np.stack([images.picture(row) for row in rows.tolist()]))
+        expected = torch.from_numpy(np.stack([images.decoded(row) for row in rows.tolist()]))
         assert torch.equal(inputs, normalised(expected, mean, std))
         assert inputs.dtype == torch.float32 and targets.dtype == torch.int64
         assert targets.tolist() == [int(images.labels[row]) for row in rows]
@@ -135,7 +135,7 @@ def test_pictures_are_scaled(large: ImageCorpus, corpus: ImageCorpus) -> None:
         mean, std = torch.tensor(given.mean), torch.tensor(given.std)
         for k in range(len(batches)):
             inputs, targets = batches.in_order(k, side=32)
-            pictures = [images.picture(row).copy() for row in range(3 * k, 3 * k + len(targets))]
+            pictures = [images.decoded(row).copy() for row in range(3 * k, 3 * k + len(targets))]
             expected = [
                 resized(torch.from_numpy(p), centre_box(*p.shape[1:]), 32) for p in pictures
             ]

@@ -38,8 +38,6 @@ def test_the_promised_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert values["fast_seconds"] == min(
         values["fast_float32_seconds"], values["fast_bfloat16_seconds"]
     )
-    assert values["ratio"] == values["reference_seconds"] / values["fast_seconds"]
-    assert values["limit_ratio"] == values["fast_float32_seconds"] / values["limit_seconds"]
     assert "2 images of 8 x 8 pixels" in result.stderr
 
 

@@ -280,7 +280,7 @@ def test_one_lost_cell_does_not_end_a_search(
 
     monkeypatch.setattr(blackbox, "weight_step", step)
     result = search(config("method=random"), corpus, tmp_path, device=CPU, quiet=True)
-    assert calls[0] == STEPS - 1, "what the lost cell had left is not trained"
+    assert calls[0] == STEPS - 1, "what the diverged cell had left is not trained"
     lines = candidates(tmp_path)
     assert [line["perplexity"] is None for line in lines] == [True, False, False, False]
     assert result["cell"] != lines[0]["cell"] and math.isfinite(result["valid_perplexity"])

@@ -265,7 +265,10 @@ def counts(result: dict[str, Any]) -> Counter[str]:
     return Counter(gene.op for cell in cells for node in cell.nodes for gene in node)
 
 
-@pytest.mark.parametrize("method", ["proxyless", "darts-1st", "proxyless-reinforce"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("proxyless", marks=pytest.mark.slow), "darts-1st", "proxyless-reinforce"],
+)
 def test_a_price_finds_cells_without_what_is_dear(
     method: str, squares: ImageCorpus, tmp_path: Path
 ) -> None:

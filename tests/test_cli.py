@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 from rnnnas.cli import main
 
 PTB = Path(__file__).parents[2] / "shared" / "data" / "ptb.zip"
-WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2-v1.zip"
 SMALL = ["--preset", "smoke", "--set", "model.hidden=8", "--set", "windows.limit=4"]
 SMALL += ["--set", "valid_streams=4"]
 SMALL_TRAIN = [*SMALL, "--set", "test_streams=4"]
@@ -189,53 +188,57 @@ def test_random_cells_by_seed(home: Path) -> None:
     assert by_seed == genotypes[2]
 
 
-@pytest.mark.skipif(not PTB.exists(), reason="the Penn Treebank archive is not beside the checkout")
-def test_published_parameter_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("command", "entries", "parameters"),
+    [
+        (["search", "--preset", "ptb-darts"], 10_000, 4_810_000),
+        (["train", "--preset", "ptb", "--genotype", "DARTS_V2"], 10_000, 22_960_000),
+        (["train", "--preset", "wikitext-2", "--genotype", "DARTS_V2"], 33_278, 33_127_878),
+    ],
+    ids=lambda value: value[2] if isinstance(value, list) else str(value),
+)
+def test_published_parameter_counts(
+    command: list[str], entries: int, parameters: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """With as many entries as the vocabularies of PTB and WikiText-2 have."""
     monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
-    added = answer("corpus", "add", "ptb", "--from", str(PTB))
-    assert [added[k] for k in ("train", "valid", "test", "vocabulary")] == [
-        929589, 73760, 82430, 10000,
-    ]  # fmt: skip
-    assert added["canonical"] is True
-    dry = answer("search", "--corpus", "ptb", "--preset", "ptb-darts", "--dry-run")
-    assert dry["parameters"] == 4_810_000
-    words = ["train", "--genotype", "DARTS_V2", "--dry-run"]
-    assert answer(*words, "--corpus", "ptb", "--preset", "ptb")["parameters"] == 22_960_000
+    # Networks of this size are built, and not trained to see how long it takes.
+    monkeypatch.setattr("rnnnas.searching.costs.search_seconds", lambda *args: 1.0)
+    monkeypatch.setattr("rnnnas.training.costs.training_seconds", lambda *args: 1.0)
+    text = " ".join(f"w{i}" for i in range(entries - 2))  # and what ends a line, and the unknown
+    (tmp_path / "texts").mkdir()
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"texts/x.{split}.txt").write_text(f"{text}\n", encoding="utf-8")
+    words = ["corpus", "add", "many", "--from", str(tmp_path / "texts")]
+    added = answer(*words, "--vocab", "words", "--vocab-size", str(entries))
+    assert [added[split] for split in ("train", "valid", "test")] == [entries - 1] * 3
+    assert added["vocabulary"] == entries and added["canonical"] is None
+    assert answer(*command, "--corpus", "many", "--dry-run")["parameters"] == parameters
 
 
-@pytest.mark.skipif(not WIKITEXT.exists(), reason="WikiText-2 is not beside the checkout")
-def test_published_parameter_count_on_wikitext(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RNNNAS_HOME", str(tmp_path))
-    added = answer("corpus", "add", "wikitext-2", "--from", str(WIKITEXT))
-    assert [added[k] for k in ("train", "valid", "test", "vocabulary")] == [
-        2088628, 217646, 245569, 33278,
-    ]  # fmt: skip
-    dry = answer(
-        "train", "--genotype", "DARTS_V2", "--corpus", "wikitext-2", "--preset", "wikitext-2",
-        "--dry-run",
+def in_a_process(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rnnnas", *words], env={**os.environ, "RNNNAS_HOME": str(home)},
+        text=True, capture_output=True, timeout=300, check=True,
     )  # fmt: skip
-    assert dry["parameters"] == 33_127_878
 
 
+def test_a_search_in_a_process_of_its_own(home: Path) -> None:
+    """Plain lines, not control codes, where standard error is no terminal."""
+    result = in_a_process(home, "search", "--corpus", "tiny", *SMALL, "--json")
+    assert len(json.loads(result.stdout)["genotype"]["recurrent"]["nodes"]) == 8
+    assert "\x1b" not in result.stderr and "ppl" in result.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not PTB.exists(), reason="the Penn Treebank archive is not beside the checkout")
 def test_smoke_search_on_ptb(tmp_path: Path) -> None:
-    """The whole command in a process of its own, on the real text."""
-    env = {**os.environ, "RNNNAS_HOME": str(tmp_path)}
-
-    def command(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "rnnnas", *words], env=env, text=True, capture_output=True,
-            timeout=120, check=True,
-        )  # fmt: skip
-
-    command("corpus", "add", "ptb", "--from", str(PTB))
-    result = command("search", "--corpus", "ptb", "--preset", "smoke", "--json")
-    found = json.loads(result.stdout)
-    assert len(found["genotype"]["recurrent"]["nodes"]) == 8
-    # Plain lines, not control codes, where standard error is no terminal.
-    assert "\x1b" not in result.stderr and "ppl" in result.stderr
+    """The whole command on the real text."""
+    added = in_a_process(tmp_path, "corpus", "add", "ptb", "--from", str(PTB), "--json")
+    assert json.loads(added.stdout)["canonical"] is True
+    result = in_a_process(tmp_path, "search", "--corpus", "ptb", "--preset", "smoke", "--json")
+    assert len(json.loads(result.stdout)["genotype"]["recurrent"]["nodes"]) == 8
 
 
 def test_a_refused_run_leaves_no_folder_behind(home: Path) -> None:

@@ -44,15 +44,23 @@ def found(squares: ImageCorpus, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture(scope="module")
+def measured(squares: ImageCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of latencies that a search measured for itself."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    config = search_config("latency.weight=1", "epochs=1", "batches.limit=1")
+    search(config, squares, folder, device=CPU, quiet=True)
+    return folder / "latency.json"
+
+
 @pytest.mark.parametrize("priced", [False, True])
 def test_a_search_resumes_exactly(
-    priced: bool, squares: ImageCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    priced: bool, squares: ImageCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
     settings = ["save_seconds=0"]
     if priced:
-        search(search_config("latency.weight=0.1", "epochs=1", "batches.limit=1"), squares,
-               tmp_path / "table", device=CPU, quiet=True)  # fmt: skip
-        table = tmp_path / "table/latency.json"
+        table = request.getfixturevalue("measured")
         settings += ["latency.weight=0.1", "latency.form=log", f"latency.table={table}"]
     config = search_config(*settings)
     whole = search(config, squares, tmp_path / "whole", device=CPU, quiet=True)
@@ -84,12 +92,12 @@ def test_alphas_and_routes_move_when_the_warm_up_is_over(
         assert float(seen[0.33][name].abs().max()) > 0.03
 
 
-def test_a_price_finds_faster_networks(squares: ImageCorpus, tmp_path: Path) -> None:
+def test_a_price_finds_faster_networks(
+    measured: Path, squares: ImageCorpus, tmp_path: Path
+) -> None:
     """By a table in which every layer takes the same time: all is skipped, and few blocks stay."""
     settings = ["alphas.lr=0.3", "alphas.warmup=0", "epochs=6"]
-    search(search_config("latency.weight=1", "epochs=1", "batches.limit=1"), squares,
-           tmp_path / "table", device=CPU, quiet=True)  # fmt: skip
-    table = json.loads((tmp_path / "table/latency.json").read_text())
+    table = json.loads(measured.read_text())
     del table["sealed"]
     table["seconds"] = dict.fromkeys(table["seconds"], 1e-3)
     path = tmp_path / "same.json"
@@ -102,7 +110,7 @@ def test_a_price_finds_faster_networks(squares: ImageCorpus, tmp_path: Path) -> 
     assert kept.pop("sealed") and kept == table
     line = "predicted 4.00 ms a batch (cpu, 16 images of 16 x 16, forward)"
     assert line in run("show", str(tmp_path / "fast")).stdout
-    shown = run("show", str(tmp_path / "fast"), "--latency", str(tmp_path / "table/latency.json"))
+    shown = run("show", str(tmp_path / "fast"), "--latency", str(measured))
     assert "predicted" in shown.stdout and line not in shown.stdout
 
 

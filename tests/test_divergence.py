@@ -28,6 +28,7 @@ from rnnnas.training.run import TrainJob, train
 
 CPU = torch.device("cpu")
 SEARCH = ["model.hidden=8", "model.nodes=4", "windows.streams=6", "valid_streams=6"]
+SEARCH += ["method=darts-1st"]
 TRAIN = ["model.hidden=8", "windows.streams=6", "valid_streams=4", "test_streams=4"]
 CELL = {"recurrent": {"nodes": [[["tanh", 0]], [["relu", 1]], [["sigmoid", 1]]], "concat": [1, 3]}}
 

@@ -125,7 +125,7 @@ def test_a_mutation_changes_one_gene_and_stays_in_the_space(kind: str) -> None:
         changed["operation" if old.source == new.source else "predecessor"] += 1
         for name, space in SPACES[kind].items():
             assert after.cells[name] == space.cell(after.cells[name].nodes)
-    if kind != "pruned":  # where an edge has lost operations the coin may have one side
+    if kind != "pruned":  # where an edge has fewer operations the coin may have one side
         assert abs(changed["operation"] - 150) < 4 * math.sqrt(300 / 4)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,21 @@ def test_a_notebook_runs(path: Path, home: Path) -> None:
     assert len(code) > 3
     run("\n\n".join(code), home)
     assert not any(cell.get("outputs") for cell in cells), "outputs are not kept"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda p: p.name)
+def test_jupyter_executes_a_notebook(path: Path, home: Path) -> None:
+    """By a kernel, whose results draw themselves: `pip install 'rnnnas[notebooks]'`."""
+    pytest.importorskip("nbconvert")
+    pytest.importorskip("ipykernel")
+    there = shutil.copy(path, home)  # a kernel runs where its notebook lies
+    words = ["-m", "nbconvert", "--to", "notebook", "--execute", there, "--output", "executed"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"IPYTHONDIR": str(home / "ipython")}
+    environment.pop("RNNNAS_HOME", None)
+    subprocess.run([sys.executable, *words], env=environment, check=True, timeout=600)
+    executed = json.loads((home / "executed.ipynb").read_text(encoding="utf-8"))
+    outputs = [output for cell in executed["cells"] for output in cell.get("outputs", [])]
+    assert outputs and not [one for one in outputs if one["output_type"] == "error"]
+    assert any("image/svg+xml" in one.get("data", {}) for one in outputs), "a cell draws itself"

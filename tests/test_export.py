@@ -162,7 +162,7 @@ def test_too_coarse_weights_are_refused(
     path = language_model("derived", corpus, tmp_path / "best.pt")
     monkeypatch.setitem(verify.WORSE, "int8", -1.0)
     with pytest.raises(ExportError, match="int8 changes the perplexity"):
-        export(path, format="pt2", dtype="int8")
+        export(path, format="html", dtype="int8")
 
 
 def test_without_its_corpus_a_model_is_verified_on_its_own_text(

@@ -22,8 +22,11 @@ __all__ = ["squares"]  # a fixture
 
 
 @needs_onnx
-def test_onnx_classifies_images_as_torch_does(squares: ImageCorpus, tmp_path: Path) -> None:
-    path = image_network("DARTS_V2", squares, tmp_path / "best.pt")
+@pytest.mark.parametrize("kind", ["dense", pytest.param("DARTS_V2", marks=pytest.mark.slow)])
+def test_onnx_classifies_images_as_torch_does(
+    kind: str, squares: ImageCorpus, tmp_path: Path
+) -> None:
+    path = image_network(kind, squares, tmp_path / "best.pt")
     result = export(path, format="onnx")
     source = read_source(path)
     assert source.images is not None

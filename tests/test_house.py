@@ -351,6 +351,36 @@ def test_every_link_leads_somewhere() -> None:
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
+def test_walks_through_the_code_name_what_there_is() -> None:
+    """A batch, an alpha, a setting: at most ten stops each, and all that they name exists."""
+    text = PAGES["docs/architecture.md"]
+    walks = re.findall(r"^## The life of (.*?)$(.*?)(?=^## )", text, re.S | re.M)
+    assert [name for name, _ in walks] == ["a batch", "an alpha", "a setting"]
+    for name, walk in walks:
+        stops = re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |\Z)", walk, re.S | re.M)
+        assert 5 <= len(stops) <= 10 and [int(n) for n, _ in stops] == [*range(1, len(stops) + 1)]
+        for _, stop in stops:
+            defined: set[str] = set()
+            for word in re.findall(r"`([^`]+)`", stop):
+                if re.fullmatch(r"[\w/.]+\.(py|toml)", word):
+                    path = PACKAGE / word
+                    assert path.is_file(), f"{name}: {word}"
+                    defined |= definitions(path) if path.suffix == ".py" else set()
+                elif re.fullmatch(r"\w+|[A-Z]\w*\.\w+", word) and defined:
+                    assert word in defined, f"{name}: {word}"
+
+
+def definitions(path: Path) -> set[str]:
+    """Functions and classes of a file, and methods as Class.method and alone."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+            inner = [n.name for n in ast.walk(node) if isinstance(n, ast.FunctionDef)]
+            found |= {*inner, *(f"{node.name}.{name}" for name in inner)}
+    return found
+
+
 def test_generated_pages_are_up_to_date() -> None:
     assert python("docs/generate.py", "--check") == ""
 
@@ -367,6 +397,7 @@ ALLOWED = {
     "lost": [
         "kernels_rows.cpp",
         "local_jobs.py",
+        "test_jobs.py",
         "slurm.py",
         "steps.py",
         "adaptive.py",
@@ -380,11 +411,14 @@ ALLOWED = {
 
 
 def test_words_are_the_fields() -> None:
-    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.cpp"), *PACKAGE.rglob("*.toml")]
+    kinds = {"rnnnas": ("py", "cpp", "h", "toml"), "tests": ("py",), "examples": ("py", "ipynb")}
+    kinds["benchmarks"] = ("py",)
+    files = [f for top, ends in kinds.items() for e in ends for f in (ROOT / top).rglob(f"*.{e}")]
+    files.remove(Path(__file__))
     texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
     found = [
         f"{name}: {word!r} (say: {better})"
-        for name, text in {**texts, **HOW_TO}.items()
+        for name, text in {**texts, **PAGES}.items()
         for word, better in BANNED.items()
         if re.search(rf"\b{word}\b", text, re.I)
         and not any(name.endswith(place) for place in ALLOWED.get(word, []))

@@ -192,9 +192,12 @@ def layout(folder: Path, name: str) -> None:
     ("name", "archive", "counts"),
     [
         ("ptb", "ptb.zip", (929589, 73760, 82430, 10000)),
-        ("wikitext-2", "wikitext-2-v1.zip", (2088628, 217646, 245569, 33278)),
+        pytest.param(
+            "wikitext-2", "wikitext-2-v1.zip", (2088628, 217646, 245569, 33278),
+            marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_fetching_gives_what_the_archive_gives(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -27,7 +27,7 @@ def test_class_folders_without_splits_are_train(tmp_path: Path) -> None:
     assert list(source.splits) == ["train"] and source.classes == NAMES
     train = source.splits["train"]
     assert train.labels == [name for name in NAMES for _ in range(3)]
-    assert list(train.pictures()) == [png(100 * c + i) for c in range(3) for i in range(3)]
+    assert list(train.encoded()) == [png(100 * c + i) for c in range(3) for i in range(3)]
     assert train.place(4).endswith("dog/001.png") and "3 class folders" in source.note
 
 
@@ -39,7 +39,7 @@ def test_splits_above_the_classes(tmp_path: Path, valid: str) -> None:
     assert {s: len(x.labels) for s, x in source.splits.items()} == {
         "train": 6, "valid": 6, "test": 6,
     }  # fmt: skip
-    assert next(iter(source.splits["valid"].pictures())) == png(1000)
+    assert next(iter(source.splits["valid"].encoded())) == png(1000)
     assert numbered(source)[1]["test"].tolist() == [0, 0, 1, 1, 2, 2]
 
 
@@ -108,7 +108,7 @@ def source_of(train: Any, test: Any = None, classes: tuple[str, ...] = ()) -> Im
     splits = {
         split: Labelled(
             name=f"x ({split})", labels=labels, place=f"x.{split}, row {{}}".format,
-            pictures=lambda: iter(()),
+            encoded=lambda: iter(()),
         )
         for split, labels in given.items()
     }  # fmt: skip
@@ -173,7 +173,7 @@ def test_jfif_and_avif_are_images_and_the_rest_is_said(tmp_path: Path) -> None:
     source = opened(tmp_path)
     assert source.splits["train"].labels.count("cat") == 2 + len(kinds)
     assert "ignored files: dog/no-suffix, dog/z.heic" in source.note
-    for data in source.splits["train"].pictures():
+    for data in source.splits["train"].encoded():
         assert decode(data, "x")[0].shape == (3, 6, 8)
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(DataError, match="link to a file that is not there"):
@@ -183,7 +183,7 @@ def test_jfif_and_avif_are_images_and_the_rest_is_said(tmp_path: Path) -> None:
 def test_labels_may_count_from_1(tmp_path: Path) -> None:
     def split(labels: list[int]) -> Labelled:
         return Labelled(name="x", labels=labels, place=lambda row: f"row {row}",
-                        pictures=lambda: iter(()))  # fmt: skip
+                        encoded=lambda: iter(()))  # fmt: skip
 
     splits = {"train": split([1, 3, 2, 1]), "test": split([3, 1])}
     classes, labels = numbered(ImageSource(name="x", splits=splits, classes=()))

@@ -52,7 +52,7 @@ def test_small_images_are_stored_as_pixels(tmp_path: Path) -> None:
         assert np.array_equal(images.pixels, np.stack([pixels(int(i)) for i in source]))
         wanted = labels[source] if split != "test" else np.arange(12) % 3
         assert images.labels.tolist() == wanted.tolist() and len(images) == len(source)
-        assert np.array_equal(images.picture(3), pixels(int(source[3])))
+        assert np.array_equal(images.decoded(3), pixels(int(source[3])))
         with pytest.raises(ValueError, match="read-only"):
             images.pixels[0] = 0
     values = np.stack([pixels(int(i)) for i in order[:54]]).astype(np.float64) / 255
@@ -92,7 +92,7 @@ def test_large_images_keep_their_bytes(tmp_path: Path) -> None:
             start, end = images.spans[row]
             assert images.data[start:end].tobytes() == pictures[i]
             there = np.asarray(Image.open(io.BytesIO(pictures[i]))).transpose(2, 0, 1)
-            assert np.array_equal(images.picture(row), there)
+            assert np.array_equal(images.decoded(row), there)
             assert images.labels[row] == i % 2
             if split == "train":
                 flat.append(there.reshape(3, -1))
@@ -101,7 +101,7 @@ def test_large_images_keep_their_bytes(tmp_path: Path) -> None:
     assert np.allclose(corpus.std, values.std(1), rtol=1e-11, atol=0)
     assert "the source's validation images are test" in corpus.description["note"]
     part = corpus.splits["train"].part(3, 9)
-    assert len(part) == 6 and np.array_equal(part.picture(1), corpus.splits["train"].picture(4))
+    assert len(part) == 6 and np.array_equal(part.decoded(1), corpus.splits["train"].decoded(4))
     check_unchanged(corpus)
 
 

@@ -16,6 +16,7 @@ from tiny_home import home as home
 
 from rnnnas.cli import main
 from rnnnas.config.presets import resolve
+from rnnnas.data import synthetic
 from rnnnas.data.corpus import Corpus, open_corpus
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.latency import recurrent
@@ -59,6 +60,15 @@ def priced(tmp_path: Path) -> Path:
 @pytest.fixture
 def corpus(home: Path) -> Corpus:
     return open_corpus("tiny")
+
+
+@pytest.fixture(scope="module")
+def hmm(home: Path) -> Corpus:
+    """The synthetic corpus, with less text."""
+    with pytest.MonkeyPatch.context() as patch:
+        lengths = {"train": 40_000, "valid": 1_000, "test": 1_000}
+        patch.setattr(synthetic, "LENGTHS", lengths)
+        return open_corpus("hmm")
 
 
 def search_config(*settings: str, corpus: str = "tiny", seed: int = 3, **flags: Any) -> Any:
@@ -234,10 +244,9 @@ GRADIENT = [
     ],
 )
 def test_a_price_on_latency_finds_faster_cells(
-    method: str, seeds: list[int], price: float, home: Path, tmp_path: Path, priced: Path
+    method: str, seeds: list[int], price: float, hmm: Corpus, tmp_path: Path, priced: Path
 ) -> None:
     """On every seed, though the networks have hardly learned anything: all nodes take s0."""
-    corpus = open_corpus("hmm")
     costs = table().costs
     settings = ["alphas.lr=0.1", "alphas.warmup=0.0", "model.hidden=8", "model.nodes=5",
                 "windows.streams=8", "windows.bptt=5"]  # fmt: skip
@@ -248,7 +257,7 @@ def test_a_price_on_latency_finds_faster_cells(
                 *settings, f"latency.table={priced}", f"latency.weight={weight}",
                 corpus="hmm", seed=seed, method=method,
             )  # fmt: skip
-            result = search(config, corpus, tmp_path / f"{seed}-{weight}", device=CPU, quiet=True)
+            result = search(config, hmm, tmp_path / f"{seed}-{weight}", device=CPU, quiet=True)
             cell = Genotype.from_plain(result["genotype"]).recurrent
             seconds.append(costs.of_cell(cell))
         one_group = 1e-4 + 1e-4 + 1e-4  # s0, a level, and a product with its rest

@@ -137,7 +137,7 @@ def test_presets_named_after_a_method_use_it() -> None:
 
 
 def test_gdas_learns_in_a_cell_that_normalises(corpus: Corpus) -> None:
-    """As published it hardly does: what is drawn is a node's only addend, whose scale is lost."""
+    """As published it hardly does: a node's only addend is drawn, and its scale acts on nothing."""
 
     def gradient(*settings: str) -> float:
         job = SearchJob(config_of("gdas", "model.path=eager", *settings), corpus, CPU)

@@ -296,7 +296,7 @@ def test_the_carry_is_the_last_raw_output_detached() -> None:
     assert raw.shape == (T, B, H) and raw.requires_grad
 
 
-def test_no_carry_is_a_zero_carry() -> None:
+def test_no_hidden_state_is_one_of_zeros() -> None:
     net, batch = lm(DERIVED), window()
     one, other = net(batch, None, {}, None), net(batch, torch.zeros(B, H).double(), {}, None)
     assert torch.equal(one.value, other.value) and torch.equal(one.hidden_state, other.hidden_state)
@@ -317,7 +317,7 @@ def test_a_window_in_two_parts_is_the_whole(cell: CellGene | CellSpace, cut: int
     torch.testing.assert_close(tail.hidden_state, whole.hidden_state, rtol=1e-12, atol=1e-14)
 
 
-def test_no_gradient_goes_back_through_the_carry() -> None:
+def test_no_gradient_goes_back_through_the_hidden_state() -> None:
     net, batch = lm(DERIVED), window()
     hidden_state = torch.randn(B, H, dtype=DOUBLE, requires_grad=True)
     second = net(batch, net(batch, hidden_state, {}, None).hidden_state, {}, None)

@@ -171,6 +171,7 @@ def test_a_process_that_was_killed_is_told_of(
         pair[1].kill()
         assert processes._wait(pair) == 128 + signal.SIGKILL
         assert "process 1 of 2 was ended by SIGKILL" in capsys.readouterr().err
+        assert code or pair[0].poll() is None, "it was not waited for"
         pair[0].kill()
         pair[0].wait()
     pair = [sleeping(0), sleeping(0, 3)]

@@ -67,9 +67,9 @@ def test_messages(tmp_path: Path) -> None:
         assert found["told"]["a"] == [1, None, 2.5] and torch.equal(
             found["told"]["b"], torch.ones(3)
         )
-        assert found["led"]["fine"] == ["done"]
-    assert first["led"]["failed"] == ["a cause", "a remedy", False]
-    assert second["led"]["failed"] == ["a cause", "a remedy", True]
+        assert found["by_rank_zero"]["fine"] == ["done"]
+    assert first["by_rank_zero"]["failed"] == ["a cause", "a remedy", False]
+    assert second["by_rank_zero"]["failed"] == ["a cause", "a remedy", True]
     assert (tmp_path / "by0").exists() and not (tmp_path / "by1").exists()
 
 

@@ -137,7 +137,7 @@ def test_in_a_race_only_what_went_on_is_full() -> None:
         Runner(title="won", losses=[(0, 1.0), (1, 0.5)], kept=True),
         Runner(title="second", losses=[(0, 1.1), (1, 0.6)], kept=False),
         Runner(title="out", losses=[(0, 1.5)], kept=False),
-        Runner(title="lost", losses=[(0, math.inf)], kept=False),
+        Runner(title="diverged", losses=[(0, math.inf)], kept=False),
     ]
     drawn = race(runners, ["a", "b"], label="l", y_label="y")
     found = re.findall(r'<circle class="([^"]*)"[^>]*><title>(\w+)', drawn)

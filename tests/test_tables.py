@@ -39,7 +39,7 @@ def test_splits_shards_and_places(tmp_path: Path) -> None:
     source = opened(tmp_path)
     assert list(source.splits) == ["train", "valid"] and source.classes == NAMES
     train = source.splits["train"]
-    assert list(train.pictures()) == [png(i) for i in range(5)] and train.labels == [0, 1, 2, 0, 1]
+    assert list(train.encoded()) == [png(i) for i in range(5)] and train.labels == [0, 1, 2, 0, 1]
     assert train.place(2).endswith("data/train-00000-of-00002.parquet, row 3")
     assert train.place(3).endswith("data/train-00001-of-00002.parquet, row 1")
     assert source.note == "images in column 'img'"
@@ -61,7 +61,7 @@ def test_columns_are_found(tmp_path: Path) -> None:
         table(tmp_path / str(i) / "train.parquet", columns, names=None)
         source = opened(tmp_path / str(i))
         assert source.note == f"images in column {column!r}"
-        assert list(source.splits["train"].pictures()) == [png(0), png(1), png(2)]
+        assert list(source.splits["train"].encoded()) == [png(0), png(1), png(2)]
         assert source.splits["train"].labels == list(columns.get("label", columns.get("labels")))
 
 
@@ -91,7 +91,7 @@ def test_bad_tables_are_refused(tmp_path: Path) -> None:
             table(path, columns, same if "label" in columns else None)
         with pytest.raises(DataError, match=says) as caught:
             for split in opened(tmp_path / name).splits.values():
-                list(split.pictures())
+                list(split.encoded())
         assert caught.value.remedy and caught.value.exit_code == 3
     print(f"{len(cases)} kinds of bad tables refused")
 
@@ -113,7 +113,7 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(DataError, match="x-test.parquet") as caught:
             for split in opened(tmp_path).splits.values():
-                list(split.pictures())
+                list(split.encoded())
         assert "parquet" in caught.value.cause and caught.value.remedy
 
 
@@ -129,7 +129,7 @@ def test_a_loaded_dataset_gives_what_its_parquet_gives(tmp_path: Path) -> None:
     source = image_dataset({"train": loaded(60, 0), "test": loaded(12, 1000)}, "some/test-set")
     assert source is not None and list(source.splits) == ["train", "test"]
     for split, other in opened(tmp_path).splits.items():
-        assert list(source.splits[split].pictures()) == list(other.pictures())
+        assert list(source.splits[split].encoded()) == list(other.encoded())
         assert source.splits[split].labels == other.labels
     assert source.classes == NAMES
     assert source.splits["test"].place(4) == "some/test-set (test), row 5"

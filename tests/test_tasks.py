@@ -32,7 +32,7 @@ __all__ = ["squares"]  # a fixture
 
 
 def rows_of(images: Any) -> set[bytes]:
-    return {images.picture(row).tobytes() for row in range(len(images))}
+    return {images.decoded(row).tobytes() for row in range(len(images))}
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25])

@@ -129,7 +129,7 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
     """
     failed: int | None = None
     deadline = float("inf")
-    while any(child.poll() is None for child in children):
+    while None in [child.poll() for child in children]:  # all of them: one may have been killed
         codes = [child.returncode for child in children if child.returncode]
         if codes and failed is None:
             failed, deadline = codes[0], time.monotonic() + PATIENCE

@@ -14,7 +14,7 @@ from rnnnas.cnn.dense.space import DenseConfig
 from rnnnas.cnn.model import CnnConfig
 from rnnnas.cnn.space import NORMAL, OPERATIONS, REDUCE, check_genotype
 from rnnnas.config.method import MethodChoice
-from rnnnas.config.plain import at_least
+from rnnnas.config.plain import at_least, fixed
 from rnnnas.data.image_augment import AugmentConfig
 from rnnnas.data.image_batches import BatchConfig
 from rnnnas.errors import UsageError
@@ -86,15 +86,14 @@ class ImageSearchConfig(MethodChoice):
                 f"method {self.method!r} tries cells one by one, which is for searches on text",
                 f"methods for images: {', '.join(able)}",
             )
-        for name, value, only in (
-            ("model.auxiliary", self.model.auxiliary, False),
-            ("model.drop_path", self.model.drop_path, 0.0),
-            ("model.label_smoothing", self.model.label_smoothing, 0.0),
-            ("weights.nonmono", self.weights.nonmono, 0),
-            ("weights.finetune_epochs", self.weights.finetune_epochs, 0),
-        ):
-            if value != only:
-                raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
+        fixed(
+            "search",
+            model__auxiliary=(self.model.auxiliary, False),
+            model__drop_path=(self.model.drop_path, 0.0),
+            model__label_smoothing=(self.model.label_smoothing, 0.0),
+            weights__nonmono=(self.weights.nonmono, 0),
+            weights__finetune_epochs=(self.weights.finetune_epochs, 0),
+        )
         if self.alphas.published_lookahead:
             raise UsageError(
                 "alphas.published_lookahead is the look-ahead of the published search on text",
@@ -188,12 +187,11 @@ class ImageTrainConfig:
         check_genotype(Genotype.from_plain(self.genotype))
         if is_dense(self.genotype):
             check_settings(self.model)
-        for name, value, only in (
-            ("partial", self.model.partial, 1),
-            ("skip_dropout", self.model.skip_dropout, 0.0),
-        ):
-            if value != only:
-                raise UsageError(f"model.{name} = {value} is for searches: a training has {only}")
+        fixed(
+            "training",
+            model__partial=(self.model.partial, 1),
+            model__skip_dropout=(self.model.skip_dropout, 0.0),
+        )
         at_least(epochs=(self.epochs, 1))
 
     @property

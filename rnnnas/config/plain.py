@@ -62,6 +62,18 @@ def at_least(**values: tuple[int, int]) -> None:
             raise UsageError(f"{name} = {value} must be at least {low}")
 
 
+def fixed(kind: Literal["search", "training"], **values: tuple[object, object]) -> None:
+    """Raises UsageError for the first of (value, only) that differ: a run of the other kind has it.
+
+    values: by the setting's name, with two underscores for the dot: model__layers=(2, 1).
+    """
+    other = {"search": "trainings", "training": "searches"}[kind]
+    for name, (value, only) in values.items():
+        if value != only:
+            dotted = name.replace("__", ".")
+            raise UsageError(f"{dotted} = {value} is for {other}: a {kind} has {only}")
+
+
 def _checked(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):

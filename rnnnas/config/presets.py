@@ -137,12 +137,12 @@ def _in_file(file: Path | None, kind: str, group: str) -> Mapping[str, Any]:
 
 def _check_medium(name: str, kind: str) -> None:
     """Raises UsageError where `name` is published for the other kind of corpus alone."""
-    text, pictures = [*ZOO, *BASELINES], [*images.ZOO]
-    pictures += [images.PREFIX.upper() + word for word in pictures]
+    text, pairs = [*ZOO, *BASELINES], [*images.ZOO]
+    pairs += [images.PREFIX.upper() + word for word in pairs]
     if kind.startswith(IMAGE):
-        own, other, what = pictures, text, ("a recurrent cell", "images")
+        own, other, what = pairs, text, ("a recurrent cell", "images")
     else:
-        own, other, what = text, pictures, ("a pair of image cells", "text")
+        own, other, what = text, pairs, ("a pair of image cells", "text")
     word = name.upper()
     if word in other and word not in own and not Path(name).exists():
         raise UsageError(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from rnnnas.config.method import MethodChoice
 from rnnnas.config.plain import at_least as _at_least
+from rnnnas.config.plain import fixed
 from rnnnas.config.plain import from_plain as from_plain
 from rnnnas.config.plain import merge as merge
 from rnnnas.config.plain import to_plain as to_plain
@@ -146,13 +147,12 @@ class SearchConfig(MethodChoice):
         _ = self.cell_space  # refuses unknown operations
         _ = self.relaxation  # refuses an unknown method or setting of one
         # Settings that the components share with a training but that a search has no place for.
-        for name, value, only in (
-            ("model.layers", self.model.layers, 1),
-            ("noise.weightdrop", self.noise.weightdrop, 0.0),
-            ("weights.finetune_epochs", self.weights.finetune_epochs, 0),
-        ):
-            if value != only:
-                raise UsageError(f"{name} = {value} is for trainings: a search has {only}")
+        fixed(
+            "search",
+            model__layers=(self.model.layers, 1),
+            noise__weightdrop=(self.noise.weightdrop, 0.0),
+            weights__finetune_epochs=(self.weights.finetune_epochs, 0),
+        )
         _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
         check_length(self)
         _ = self.plan  # refuses stages that do not fit
@@ -364,10 +364,7 @@ class TrainConfig:
                     f"noise.weightdrop = {self.noise.weightdrop} is for LSTM and GRU: a derived "
                     "cell has noise.dropouth and noise.dropoutx"
                 )
-        if self.model.partial != 1:
-            raise UsageError(
-                f"model.partial = {self.model.partial} is for searches: a training has 1"
-            )
+        fixed("training", model__partial=(self.model.partial, 1))
         _at_least(
             epochs=(self.epochs, 1),
             valid_streams=(self.valid_streams, 1),

@@ -1,6 +1,6 @@
 """Augmentation of image batches: chance first, as values, then tensor operations.
 
-Legend: B images, h and w their height and width in pixels, S the side that pictures are scaled to.
+Legend: B images, h and w their height and width in pixels, S the side that images are scaled to.
 `Draws` holds everything random of one batch; what is done with it depends on nothing else. The
 order: crop, flip, jitter, normalisation, cutout.
 """
@@ -182,13 +182,13 @@ def cut_out(images: Tensor, hole: Tensor, length: int) -> Tensor:
 
 
 def random_boxes(sizes: Tensor, drawn: Tensor) -> Tensor:
-    """Boxes of a random area and ratio, somewhere in pictures of `sizes`.
+    """Boxes of a random area and ratio, somewhere in images of `sizes`.
 
     Of up to `TRIES` boxes the first that fits in counts; where none does, the largest box in the
     middle whose ratio lies in `RATIO`.
 
     Args:
-        sizes: (B, 2) int64, height and width of each picture.
+        sizes: (B, 2) int64, height and width of each image.
         drawn: (B, TRIES, 4) float64, uniform in [0, 1): area, ratio, top, left.
 
     Returns:
@@ -219,13 +219,13 @@ def centre_box(height: int, width: int) -> tuple[int, int, int, int]:
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def resized(picture: Tensor, box: tuple[int, int, int, int], side: int) -> Tensor:
-    """The box of a uint8 picture (3, h, w), scaled to (3, S, S): uint8, rounded.
+def resized(image: Tensor, box: tuple[int, int, int, int], side: int) -> Tensor:
+    """The box of a uint8 image (3, h, w), scaled to (3, S, S): uint8, rounded.
 
-    Bilinear, with the filter widened where the picture shrinks, so that no pixel is skipped.
+    Bilinear, with the filter widened where the image shrinks, so that no pixel is skipped.
     """
     top, left, height, width = box
-    part = picture[None, :, top : top + height, left : left + width].float()
+    part = image[None, :, top : top + height, left : left + width].float()
     scaled = functional.interpolate(
         part, (side, side), mode="bilinear", align_corners=False, antialias=True
     )

@@ -83,7 +83,7 @@ class Batches:
         self._resident: Tensor | None = None
         if images.pixels is not None and images.pixels.nbytes <= RESIDENT:
             self._resident = torch.from_numpy(np.array(images.pixels)).to(device)
-        # Pillow and torch let other threads run while they work on a picture.
+        # Pillow and torch let other threads run while they work on an image.
         self._pool = None if images.pixels is not None else _pool()
         self._order: tuple[tuple[int, int], Tensor] | None = None
 
@@ -125,7 +125,7 @@ class Batches:
         """Batch k of the images as they are kept, not varied: for evaluation.
 
         Args:
-            side: pixels; the middle of the pictures is scaled to it, as `AugmentConfig.size` says.
+            side: pixels; the middle of the images is scaled to it, as `AugmentConfig.size` says.
         """
         return self._plain(self._rows(torch.arange(len(self.images)), k), side)
 
@@ -156,14 +156,14 @@ class Batches:
         return torch.from_numpy(self.images.pixels[upward][back]).to(self.device)
 
     def _scaled(self, rows: Tensor, side: int, generator: torch.Generator | None) -> Tensor:
-        """(B, 3, side, side) uint8: the middle of each picture, or, with a generator, any part."""
+        """(B, 3, side, side) uint8: the middle of each image, or, with a generator, any part."""
         apply = map if self._pool is None else self._pool.map
         with quiet():
             # A copy: what is mapped read-only makes no tensor.
-            pictures = list(
-                apply(lambda row: torch.from_numpy(self.images.picture(row).copy()), rows.tolist())
+            images = list(
+                apply(lambda row: torch.from_numpy(self.images.decoded(row).copy()), rows.tolist())
             )
-        sizes = torch.tensor([picture.shape[1:] for picture in pictures])
+        sizes = torch.tensor([image.shape[1:] for image in images])
         if generator is None:
             boxes = [centre_box(*size) for size in sizes.tolist()]
         else:
@@ -174,9 +174,7 @@ class Batches:
             boxes = random_boxes(sizes, drawn.cpu()).tolist()
         return torch.stack(
             list(
-                apply(
-                    lambda both: resized(both[0], both[1], side), zip(pictures, boxes, strict=True)
-                )
+                apply(lambda both: resized(both[0], both[1], side), zip(images, boxes, strict=True))
             )
         )
 

@@ -4,8 +4,8 @@
 
 - `NAME.labels`: classes by number, (n,) little-endian int64.
 - `NAME.images`: small images of one size as pixels, (n, 3, h, w) uint8; larger ones as they came,
-  one encoded picture after another.
-- `NAME.spans`, for encoded pictures: first byte and end of each row's picture, (n, 2) int64.
+  one encoded image after another.
+- `NAME.spans`, for encoded images: first byte and end of each row's image, (n, 2) int64.
 
 Training images lie in the order of `image_splits.balanced_order`.
 """
@@ -38,7 +38,7 @@ class Images:
     """The labelled images of a split.
 
     name: what messages call it. labels: (n,) int64. data: read-only memory map, uint8, of pixels
-    (n, 3, h, w) or of encoded pictures (bytes,). spans: (n, 2) int64 into the latter, else None.
+    (n, 3, h, w) or of encoded images (bytes,). spans: (n, 2) int64 into the latter, else None.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Images:
 
     @property
     def pixels(self) -> npt.NDArray[np.uint8] | None:
-        """(n, 3, h, w) uint8, or None where the pictures are kept encoded."""
+        """(n, 3, h, w) uint8, or None where the images are kept encoded."""
         return self.data if self.spans is None else None
 
-    def picture(self, row: int) -> npt.NDArray[np.uint8]:
+    def decoded(self, row: int) -> npt.NDArray[np.uint8]:
         """The pixels of one image, (3, h, w) uint8, decoded where they are kept encoded.
 
         Raises DataError where its bytes are damaged.
@@ -66,7 +66,7 @@ class Images:
         return decode(self.data[start:end].tobytes(), f"{self.name}, row {row + 1:,}")[0]
 
     def rows(self, rows: npt.NDArray[np.int64]) -> Images:
-        """These rows, in this order; their pixels are copied into memory, encoded pictures not."""
+        """These rows, in this order; their pixels are copied into memory, encoded images not."""
         if self.spans is None:
             return with_changes(self, labels=self.labels[rows], data=self.data[rows])
         return with_changes(self, labels=self.labels[rows], spans=self.spans[rows])

@@ -1,4 +1,4 @@
-"""One encoded picture: its size from the head, its pixels as uint8 (3, h, w).
+"""One encoded image: its size from the head, its pixels as uint8 (3, h, w).
 
 Whatever Pillow reads as 8 bits a channel becomes RGB: grey values are repeated, transparency is
 dropped, of an animation the first frame counts. The orientation in EXIF is ignored, as ImageNet's
@@ -35,7 +35,7 @@ SUFFIXES = (
 )
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "LAB")
 
-# What Pillow raises for bytes that are no picture, or only the head of one.
+# What Pillow raises for bytes that are no image, or only the head of one.
 _DAMAGED = (
     UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, MemoryError, IndexError,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -57,10 +57,10 @@ def quiet() -> Iterator[None]:
 
 
 def size_of(data: bytes, where: str) -> tuple[int, int]:
-    """(h, w) in pixels, from the head alone. Raises DataError where `data` is no picture."""
+    """(h, w) in pixels, from the head alone. Raises DataError where `data` is no image."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.height, picture.width
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
     except _DAMAGED as error:
         raise _unreadable(where, error) from error
 
@@ -72,17 +72,17 @@ def decode(data: bytes, where: str) -> tuple[Pixels, bool]:
         where: file and row, for the message.
 
     Raises:
-        DataError: no picture, a damaged one, or one without an 8-bit form.
+        DataError: no image, a damaged one, or one without an 8-bit form.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            mode = picture.mode
+        with Image.open(io.BytesIO(data)) as image:
+            mode = image.mode
             if mode not in _MODES:
                 raise DataError(
                     f"{where}: pixels of Pillow's mode {mode!r} have no clear 8-bit form",
                     "Save the image with 8 bits a channel.",
                 )
-            rgb: Any = picture if mode == "RGB" else picture.convert("RGB")
+            rgb: Any = image if mode == "RGB" else image.convert("RGB")
             pixels = np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8).transpose(2, 0, 1))
     except _DAMAGED as error:
         raise _unreadable(where, error) from error

@@ -28,13 +28,13 @@ class Labelled:
     """One split of a source.
 
     name: what messages call it. labels: a class a row, by number or by name. place: file and row
-    of a row, for messages. pictures: a fresh iterator over the encoded images, in order.
+    of a row, for messages. encoded: a fresh iterator over the encoded images, in order.
     """
 
     name: str
     labels: list[int] | list[str]
     place: Callable[[int], str]
-    pictures: Callable[[], Iterator[bytes]]
+    encoded: Callable[[], Iterator[bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ def image_folder(path: Path) -> ImageSource | None:
     images, texts = files_in(path)
     loose = [name for name in images if "/" not in name]
     if len(loose) == len(images):
-        return None  # a text, perhaps with a picture or two beside it
+        return None  # a text, perhaps with an image or two beside it
     called = shown(path)
     tops = {name.split("/")[0] for name in images if "/" in name}
     splits = {top for top in tops if top.lower() in SPLIT_WORDS}
@@ -119,14 +119,14 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _files(path: Path, called: str, names: list[str], split: bool) -> Labelled:
-    def pictures() -> Iterator[bytes]:
+    def encoded() -> Iterator[bytes]:
         yield from (_read(path / name) for name in names)
 
     return Labelled(
         name=called,
         labels=[_class(name, split) for name in names],
         place=lambda row: shown(path / names[row]),
-        pictures=pictures,
+        encoded=encoded,
     )
 
 

@@ -209,7 +209,7 @@ def _labelled(tables: list[_Table], image: str, label: str) -> Labelled:
             for batch in table.batches([column]):
                 yield from batch.column(0).to_pylist()
 
-    def pictures() -> Iterator[bytes]:
+    def encoded() -> Iterator[bytes]:
         for row, value in enumerate(values(image)):
             data = value.get("bytes") if isinstance(value, dict) else value
             if not data:
@@ -226,4 +226,4 @@ def _labelled(tables: list[_Table], image: str, label: str) -> Labelled:
                 f"{place(row)}: label {value!r} is neither the number nor the name of a class",
                 "Give every row an integer, or every row a text.",
             )
-    return Labelled(name=tables[0].name, labels=labels, place=place, pictures=pictures)
+    return Labelled(name=tables[0].name, labels=labels, place=place, encoded=encoded)

@@ -28,7 +28,7 @@ from rnnnas.errors import DataError, DiskError
 
 SMALL = 96  # pixels a side: up to here images are kept as pixels, above as they came
 _PEEK = 1000  # images whose sizes decide which
-_CHUNK = 64  # pictures decoded at a time
+_CHUNK = 64  # images decoded at a time
 
 
 def write_images(folder: Path, name: str, source: ImageSource, *, replace: bool = False) -> None:
@@ -129,7 +129,7 @@ def _size(train: Labelled) -> list[int] | None:
     """
     first: tuple[int, int] | None = None
     odd = ""
-    for row, data in enumerate(islice(train.pictures(), _PEEK)):
+    for row, data in enumerate(islice(train.encoded(), _PEEK)):
         size = size_of(data, train.place(row))
         if max(size) > SMALL:
             return None
@@ -169,7 +169,7 @@ def _decoded(split: Labelled, *, encoded: bool) -> Iterator[tuple[int, bytes, Pi
         pixels, changed = decode(data, split.place(row))
         return row, data, pixels, changed
 
-    rows = enumerate(split.pictures())
+    rows = enumerate(split.encoded())
     if not encoded:  # small images cost more to hand over to a thread than to decode
         yield from map(one, rows)
         return

@@ -445,6 +445,37 @@ class RaceClock:
         return {"budget_seconds": self.seconds, "spent_seconds": round(self.spent(), 3)}
 
 
+class Paced(Protocol):
+    """A job whose length a pace may decide; `epochs` are those that it is to have."""
+
+    pace: Pace | None
+    epochs: int
+
+
+def end_round(
+    job: Paced, number: int, validate: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """The values of the validation that ends an epoch, or a round of a time budget.
+
+    A round may end without one. Where it is the last, `epochs` is set to end the job.
+
+    Args:
+        number: of the epoch or round, from 0.
+        validate: measures, and says what it found.
+    """
+    pace = job.pace
+    if pace is None:
+        return validate()
+    if pace.trained(number):
+        job.epochs = number + 1
+    elif not pace.validates(number):
+        return {}
+    began = pace.spent()
+    values = validate()
+    pace.validated(pace.spent() - began)
+    return values
+
+
 @final
 class Course:
     """The windows of a run one after the other: pass after pass over the data.

@@ -47,11 +47,11 @@ def images_of(
     """A split, or a part of one, of `corpus` in batches of `size`.
 
     Raises:
-        UsageError: where the pictures differ in size and `side`, in pixels, is 0.
+        UsageError: where the images differ in size and `side`, in pixels, is 0.
     """
     if corpus.size is None and not side:
         raise UsageError(
-            f"the pictures of {corpus.name} differ in size: they need one to be scaled to",
+            f"the images of {corpus.name} differ in size: they need one to be scaled to",
             "add --set augment.size=224",
         )
     images = corpus.splits[split] if isinstance(split, str) else split

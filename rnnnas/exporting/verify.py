@@ -179,7 +179,7 @@ def real_images(source: Source) -> tuple[Array, npt.NDArray[np.int64] | None, st
     if corpus is not None and corpus.sha256 == loaded.corpus_sha256:
         split = corpus.splits["test"]
         rows = np.unique(np.linspace(0, len(split) - 1, IMAGES).astype(np.int64))
-        images = [torch.from_numpy(np.array(split.picture(row))) for row in rows.tolist()]
+        images = [torch.from_numpy(np.array(split.decoded(row))) for row in rows.tolist()]
         if side:
             images = [resized(i, centre_box(i.shape[1], i.shape[2]), side) for i in images]
         return (

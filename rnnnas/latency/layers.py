@@ -155,7 +155,7 @@ def image_size(config: ImageSearchConfig, corpus: ImageCorpus) -> Size:
     """(h, w) of the images that a search sees."""
     side = config.augment.size
     size = (side, side) if side else corpus.size
-    assert size is not None  # the task has refused pictures that differ in size
+    assert size is not None  # the task has refused images that differ in size
     return size
 
 

@@ -272,7 +272,7 @@ def measure_cell(
     return statistics.median(times) / table.steps, min(times) / table.steps
 
 
-# Searches and pictures
+# Searches and images
 
 
 def given_table(config: SearchConfig, device: torch.device) -> LatencyTable | None:

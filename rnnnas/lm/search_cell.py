@@ -115,6 +115,18 @@ def finished(total: Tensor, units: int, ranks: Ranks) -> Tensor:
     return state if units == total.shape[-1] else state.roll(units, -1)
 
 
+def _prepared(
+    nodes: Tensor, space: CellSpace, weights: Tensor, mask_h: Tensor | None, paths: Paths | None
+) -> tuple[tuple[Route, ...], int, Tensor | None, Tensor | None]:
+    """What every step needs: the routes, the units computed U, the mask of those, and the nodes'
+    shares in the output.
+    """
+    ways = routes(space, paths)
+    units = nodes.shape[1]
+    mask = None if mask_h is None else mask_h[:, :units]
+    return ways, units, mask, output_shares(space, ways, weights)
+
+
 def unroll_reference(
     inputs: Tensor,
     h: Tensor,
@@ -137,10 +149,7 @@ def unroll_reference(
     inputs (T, B, D), h (B, H), weights (E, O) → outputs (T, B, H). paths: see `routes`, and for
     what it raises; the others are skipped whatever their weight, and get no gradient.
     """
-    ways = routes(space, paths)
-    units = nodes.shape[1]
-    mask = None if mask_h is None else mask_h[:, :units]
-    parts = output_shares(space, ways, weights)
+    ways, units, mask, parts = _prepared(nodes, space, weights, mask_h, paths)
     outputs = []
     for x in inputs:
         states = [normalise(first_state(x, h, first, mask_x, mask_h), ranks)]
@@ -180,13 +189,10 @@ def unroll(
     Σ_j P_j s_j + σc_j (Σ_f P[j, f] f(z_j) - P_j s_j), with P_j the sum over f without `none`.
     The input's part of the first product is hoisted out of time. It can be differentiated twice.
     """
-    ways = routes(space, paths)
+    ways, units, mask, parts = _prepared(nodes, space, weights, mask_h, paths)
     steps, streams, width = inputs.shape
-    units = nodes.shape[1]
-    mask = None if mask_h is None else mask_h[:, :units]
     from_x, from_h = input_product(inputs, first, mask_x), first[width:]
     plans = [_shares(space, route, weights) for route in ways]
-    parts = output_shares(space, ways, weights)
     outputs = []
     for t in range(steps):
         product = torch.addmm(from_x[t], masked(h, mask_h), from_h)

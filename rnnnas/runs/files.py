@@ -320,6 +320,9 @@ def reason_of(error: OSError) -> str:
 class Lock:
     """A hold on a folder that ends with the process, so that no two processes write one run.
 
+    The lock is the operating system's, by the library `filelock`; the file is opened here, since
+    no link is followed, and no file of the user's by that name is emptied.
+
     Raises:
         UsageError: where another process, or another part of this one, holds it.
         DiskError: where the lock file cannot be made.
@@ -328,6 +331,8 @@ class Lock:
     NAME = ".lock"
 
     def __init__(self, folder: Path) -> None:
+        from filelock import lock_descriptor
+
         path = folder / self.NAME
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         if path.is_symlink():  # also where the system has no O_NOFOLLOW
@@ -338,37 +343,61 @@ class Lock:
         with disk_errors(path):
             self._handle = os.open(path, flags, 0o666)
         try:
-            import fcntl
-        except ImportError:
-            self._warn(folder, "this system has no file locks")
+            held = lock_descriptor(self._handle, blocking=False)
+        except OSError as error:  # better a run than none
+            self._warn(folder, reason_of(error))
             return
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(self._handle, 20).decode("ascii", "replace").strip()
+        if not held:
+            holder = self._content(20).decode("ascii", "replace").strip()
             self.release()
             raise UsageError(
                 f"{folder} is in use by another process" + (f" ({holder})" if holder else ""),
                 "wait until it ends, or choose another folder with --out",
-            ) from error
-        except OSError as error:  # better a run than none
-            self._warn(folder, f"its file system has no locks ({reason_of(error)})")
-            return
+            )
         if not self._ours():  # a file of the user's by that name: it holds as well, as it is
             return
         with disk_errors(path):
             os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, str(os.getpid()).encode(), 0)
+            os.lseek(self._handle, 0, os.SEEK_SET)
+            os.write(self._handle, str(os.getpid()).encode())
+
+    def _content(self, size: int) -> bytes:
+        """The beginning of the file; nothing where the lock of another keeps it from being read."""
+        try:
+            os.lseek(self._handle, 0, os.SEEK_SET)
+            return os.read(self._handle, size)
+        except OSError:
+            return b""
 
     def _ours(self) -> bool:
         """Whether the file is empty or holds a number, as ours do."""
         about = os.fstat(self._handle)
-        held = os.pread(self._handle, 21, 0) if stat.S_ISREG(about.st_mode) else b"?"
+        held = self._content(21) if stat.S_ISREG(about.st_mode) else b"?"
         return not held or (len(held) <= 20 and held.strip().isdigit())
+
+    @classmethod
+    def is_held(cls, folder: Path) -> bool:
+        """Whether a process of this machine holds a folder.
+
+        Looking must not keep a run from starting: where the file can be read, the lock is tried
+        only if the process that it names is alive.
+        """
+        from filelock import lock_descriptor
+
+        path = folder / cls.NAME
+        try:
+            if sys.platform != "win32":  # there nobody else can read it, and kill(0) is no question
+                os.kill(int(path.read_text(encoding="ascii")), 0)
+            with path.open("rb") as file:
+                return not lock_descriptor(file.fileno(), blocking=False)
+        except PermissionError:
+            return sys.platform != "win32"  # the process is alive, and somebody else's
+        except (OSError, ValueError):
+            return False
 
     @staticmethod
     def _warn(folder: Path, why: str) -> None:
-        text = f"WARNING: a second process writing {folder} would not be noticed: {why}"
+        text = f"WARNING: a second process writing {folder} would not be noticed: no locks ({why})"
         print(visible(text), file=sys.stderr, flush=True)
 
     def release(self) -> None:

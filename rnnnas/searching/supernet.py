@@ -14,7 +14,7 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.distributed import ALONE, Ranks
-from rnnnas.engine.budget import Course, Pace
+from rnnnas.engine.budget import Course, Pace, end_round
 from rnnnas.engine.job import Position, StepReport, ValidationDiverged
 from rnnnas.engine.metrics import Score
 from rnnnas.engine.pick_task import search_task
@@ -263,16 +263,7 @@ class SearchJob:
         return batch, None if fresh else self.alpha_state
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
-        if self.pace is None:
-            return self._validated(at, run)
-        if self.pace.trained(at.epoch):
-            self.epochs = at.epoch + 1
-        elif not self.pace.validates(at.epoch):
-            return {}
-        began = self.pace.spent()
-        values = self._validated(at, run)
-        self.pace.validated(self.pace.spent() - began)
-        return values
+        return end_round(self, at.epoch, lambda: self._validated(at, run))
 
     def _validated(self, at: Position, run: AnyRun) -> dict[str, float]:
         """What validation gives, and what the alphas say by then."""

@@ -117,7 +117,7 @@ def _run(folder: Path, date: str) -> RunInfo:
     state: State = "stopped"
     if result is not None:
         state, failed = "finished", ""
-    elif is_running(folder):
+    elif Lock.is_held(folder):
         state, failed = "running", ""
     elif failed:
         state = "failed"
@@ -138,7 +138,7 @@ def _study(folder: Path, date: str) -> RunInfo:
     state: State = "stopped"
     if stored["result"] is not None:
         state = "failed" if broken else "finished"
-    elif is_running(folder):
+    elif Lock.is_held(folder):
         state = "running"
     figures = {
         f"{method}: test_perplexity": float(report["test"]["mean"])
@@ -194,31 +194,6 @@ def _last_epoch(path: Path) -> tuple[int, str]:
             epoch = int(told.get("epoch", epoch))
         failed = str(told.get("reason", "")) if told.get("kind") == "failed" else ""
     return epoch, failed
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process of this machine holds a run's folder.
-
-    Looking must not keep a run from starting: the lock is tried only where the process that its
-    file names is alive.
-    """
-    try:
-        holder = int((folder / Lock.NAME).read_text(encoding="ascii"))
-        os.kill(holder, 0)
-    except PermissionError:
-        return True  # alive, and somebody else's
-    except (OSError, ValueError):
-        return False
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    with (folder / Lock.NAME).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def _date(folder: Path) -> str:

@@ -17,7 +17,7 @@ from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import AnyCorpus, Corpus, check_unchanged
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.draw import images as raster
-from rnnnas.engine.budget import Course, Pace, Stopwatch, enter_plan, planned
+from rnnnas.engine.budget import Course, Pace, Stopwatch, end_round, enter_plan, planned
 from rnnnas.engine.computed_by import computed_by
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.job import Position, StepReport, ValidationDiverged
@@ -167,16 +167,7 @@ class TrainJob:
         return evaluate(self.net, self.valid, {}, self.weights(), self.cuda_graphs)
 
     def end_epoch(self, at: Position, run: AnyRun) -> dict[str, float]:
-        if self.pace is None:
-            return self._validated(at, run)
-        if self.pace.trained(at.epoch):
-            self.epochs = at.epoch + 1
-        elif not self.pace.validates(at.epoch):
-            return {}
-        began = self.pace.spent()
-        values = self._validated(at, run)
-        self.pace.validated(self.pace.spent() - began)
-        return values
+        return end_round(self, at.epoch, lambda: self._validated(at, run))
 
     def _validated(self, at: Position, run: AnyRun) -> dict[str, float]:
         """What validation gives; the best weights so far are kept."""
@@ -236,9 +227,9 @@ class TrainJob:
             CheckpointError: where it is missing, damaged or another's.
         """
         content = load_content(run.best_path)
-        corpus, config = content.get("corpus"), content.get("config")
+        corpus, settings = content.get("corpus"), content.get("config")
         theirs = {
-            **(config if isinstance(config, dict) else {}),
+            **(settings if isinstance(settings, dict) else {}),
             "corpus_sha256": corpus.get("sha256") if isinstance(corpus, dict) else None,
         }
         ours = {**to_plain(self.config), "corpus_sha256": self.corpus.sha256}

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from rnnnas.cli import main
 from rnnnas.config.plain import to_plain
-from rnnnas.config.presets import resolve
+from rnnnas.config.presets import preset_names, resolve
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
 from rnnnas.data.text_streams import Streams
@@ -41,6 +41,7 @@ from rnnnas.studies.estimate import search_seconds
 from rnnnas.studies.plan import Sizes
 
 CPU = torch.device("cpu")
+QUICK = sorted(name for name in preset_names() if name.startswith("quick-"))
 SMALL = [
     "model.hidden=6",
     "model.precision=float32",
@@ -479,6 +480,15 @@ def test_settings_without_effect_are_known() -> None:
     for setting in ("blackbox.budget=1", "blackbox.rung=0", "select.budget=1.5"):
         with pytest.raises(UsageError, match=setting.partition("=")[0]):
             config(setting)
+
+
+@pytest.mark.parametrize("preset", [None, "quick", "demo", *QUICK])
+def test_short_searches_do_not_trust_alphas_alone(preset: str | None) -> None:
+    for method in ("darts-1st", "darts"):
+        flags = {"corpus": "tiny", "method": method}
+        assert resolve("search", preset=preset, file=None, settings=[], flags=flags).races
+    timed = {"corpus": "tiny", "method": "darts-1st", "seconds": 60.0}
+    assert resolve("search", preset=None, file=None, settings=[], flags=timed, tokens=10_000).races
 
 
 def test_a_collapsed_search_says_so() -> None:

@@ -65,6 +65,8 @@ class MethodChoice:
             keys.add("alphas.text")
         if method.order == "first":
             keys.add("alphas.second_order")
+        if method.alphas != "gradient":
+            keys.add("alphas.balanced")
         if not self.latency.weight:
             keys |= {"latency.form", "latency.ref", "latency.table"}
         elif method.alphas == "policy":

@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import UsageError
+from rnnnas.nas.balance import balance
 from rnnnas.nas.lookahead import (
     Weights,
     ahead,
@@ -371,6 +372,7 @@ class Architect:
 
     Args:
         outer, precise, replay: as `hypergradient` takes them.
+        balanced: whether operations stay level over a cell's edges, see `balance`.
     """
 
     def __init__(
@@ -382,6 +384,7 @@ class Architect:
         order: Order,
         outer: Outer | None = None,
         *,
+        balanced: bool = False,
         ranks: Ranks = ALONE,
         precise: Searchable | None = None,
         replay: Replay | None = None,
@@ -392,6 +395,7 @@ class Architect:
         self.optimizer = optimizer
         self.order: Order = order
         self.outer = outer
+        self.balanced = balanced
         self.ranks = ranks
         self.precise = precise
         self.replay = replay
@@ -442,6 +446,8 @@ class Architect:
         if moved:
             with torch.no_grad():
                 relaxation.adjust(alphas, before, mixtures, spaces)
+            if self.balanced:
+                balance(alphas, spaces)
         return loss._replace(value=torch.where(sound, loss.value, torch.nan))
 
     def state(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ LATER: Mapping[str, Any] = {
     "seconds": 0.0,
     "least_steps": 0,
     "alphas.published_lookahead": False,
+    "alphas.balanced": False,
     "model.auxiliary_norm": True,
     "start": "",
     "output_bias": "zeros",

@@ -122,6 +122,7 @@ class SearchJob:
             return Reinforce(net, self.alphas, self.relaxation, self.alpha_optimizer, factor)
         return Architect(
             net, self.alphas, self.relaxation, self.alpha_optimizer, order, self.price,
+            balanced=alphas.balanced,
             ranks=self.ranks,
             # A finite difference needs more precision than a weight step.
             precise=net.in_float32() if order == "finite" else None,

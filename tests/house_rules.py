@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"evaluation", "searching"},
     {"training"},
     {"bench", "studies"},
-    {"exporting", "reporting"},
+    {"exporting", "reporting", "tabular"},
     {"door"},
     {"cli"},
     {"__main__"},

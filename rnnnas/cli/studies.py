@@ -77,6 +77,20 @@ def study(
       rnnnas study --corpus ptb --methods darts,darts-1st --seeds 3 --jobs 2
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
     """
+    from rnnnas.cli import tables
+
+    if tables.is_table(preset):
+        assert preset is not None
+        others = {
+            "--methods": methods, "--minutes": minutes, "--seconds": seconds, "--cluster": cluster,
+            "--partition": partition, "--device": device,
+        }  # fmt: skip
+        tables.refuse(others, "the table of a space")
+        tables.make(
+            corpus, preset, _seeds(seeds), settings, out, jobs, fresh=fresh, dry_run=dry_run,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     from rnnnas.data.corpus import open_corpus
     from rnnnas.plugins.load import files as plugin_files
     from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study

@@ -13,7 +13,7 @@ from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.fast import cpu_library, derived, derived_cpu
+from rnnnas.lm.fast import cpu_library, derived, derived_cpu, derived_whole
 from rnnnas.lm.fast.buffers import WORKSPACE, Workspace
 from rnnnas.lm.fast.derived import unroll
 from rnnnas.nas.genotype import RECURRENT, CellGene, Genotype
@@ -51,6 +51,17 @@ def gradients(form: Any, made: tuple[Any, ...], **options: Any) -> list[Tensor]:
     out = form(*leaves, *made[4:], **options)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
+
+
+@pytest.fixture(autouse=True, params=["whole", "untiled", "stepwise"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The form that runs where there are kernels; "untiled": whole, without tiles of bfloat16."""
+    monkeypatch.setattr(derived_whole, "suits", lambda *args, **low: request.param != "stepwise")
+    if request.param == "untiled":
+        monkeypatch.setattr(derived_whole, "tiled", lambda: False)
+    form = "CompiledUnroll" if request.param != "stepwise" else "WholeUnroll"
+    monkeypatch.setattr(derived if form == "CompiledUnroll" else derived_whole, form, None)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -109,6 +120,7 @@ def test_without_kernels_the_values_are_the_same(
     wanted, compiled = gradients(reference, made), gradients(unroll, made)
     without_kernels(monkeypatch)
     monkeypatch.setattr(derived, "CompiledUnroll", None)
+    monkeypatch.setattr(derived_whole, "WholeUnroll", None)
     for exact, got, other in zip(wanted, compiled, gradients(unroll, made), strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(other, exact, rtol=1e-9, atol=1e-9)
@@ -226,7 +238,7 @@ def test_it_keeps_less_than_torchs_operations(monkeypatch: pytest.MonkeyPatch) -
     held = []
     for plain in (False, True):
         workspace = Workspace()
-        for module in (derived, derived_cpu):
+        for module in (derived, derived_cpu, derived_whole):
             monkeypatch.setattr(module, "WORKSPACE", workspace)
         if plain:
             without_kernels(monkeypatch)

@@ -33,8 +33,9 @@ from torch import Tensor
 SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in (
-        "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_rows.cpp", "kernels_products.cpp",
-        "kernels_dynamic.cpp", "kernels_tangent.cpp", "kernels.h",
+        "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_unroll.cpp",
+        "kernels_rows.cpp", "kernels_products.cpp", "kernels_dynamic.cpp",
+        "kernels_tangent.cpp", "kernels.h",
     )
 )  # fmt: skip
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
@@ -56,6 +57,7 @@ _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of
     "dual_mix": "iiiipppppppp", "dual_mix_back": "iiiippppppppppppp",
     "dual_normalise": "iiiidppppppppp", "dual_normalise_back": "iiipppppppp",
     "dual_losses": "iipppppdp",
+    "unroll": "iiiiiiippppppppppp", "unroll_back": "iiiiiipppppppppppppp",
     "multiply": "iiiiipiipidpii", "learn": "ipppdddp", "learn_rows": "iiippppdddpp",
 }  # fmt: skip
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
@@ -296,6 +298,15 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     spread: B, H, states, outputs, outputs (slots, rising), gradient of the result, onward, back,
         mask or 0, → gradients (N+1, B, H) of the states: gradient + onward + back times mask,
         shared by the outputs, else 0. onward becomes 0.
+
+    unroll: T, B, H, levels, outputs, whether states and products are kept, whether products are
+        made of tiles; the first slot of every level and the end; sources, operations (as COLUMNS
+        counts), outputs, addresses of the matrices (H, 2H); from_x (T, B, 2H), h (B, H), mask or 0
+        → states (N+1, T, B, H) and products (N+1, T, B, 2H), of one step where they are not kept,
+        and results (T, B, H).
+    unroll_back: T, B, H, levels, outputs, tiles; the tables, from_x, h and mask as before, states,
+        results, products, gradient of the results, → gradients of from_x and h; the products
+        become their gradients.
 
     Of either cell:
 

@@ -5,8 +5,8 @@ the oracle. Nodes that take the same state are computed together: one batched pr
 gates and candidates, written where they stay and overwritten by their own gradients on the way
 back. The gradients of all matrices are formed after the last step, from all T·B rows at once.
 With `low` every product takes its factors rounded to bfloat16; all else stays as it is.
-Where there are kernels, `derived_cpu.py` does the same in training, and `derived_cuda.py` on a
-CUDA device.
+Where there are kernels, `derived_whole.py` does the same for small cells, `derived_cpu.py` for
+large ones in training, and `derived_cuda.py` on a CUDA device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnnnas.lm.cell import masked
-from rnnnas.lm.fast import cpu_library, triton_support
+from rnnnas.lm.fast import cpu_library, derived_whole, triton_support
 from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.derived_cpu import CompiledUnroll
 from rnnnas.lm.fast.derived_cuda import DeviceUnroll
@@ -55,12 +55,18 @@ def unroll(
     if triton_support.usable(h, from_x, first, nodes, mask):
         form: type[torch.autograd.Function] = DeviceUnroll
     elif not torch.is_grad_enabled() and not low and mask_h is None:
-        streamed = len(h) <= STREAMED and cpu_library.usable(h, from_x, first, nodes)
-        evaluate = _stream if streamed else _evaluate
+        evaluate = _evaluate
+        if cpu_library.usable(h, from_x, first, nodes):
+            if len(h) <= STREAMED:
+                evaluate = _stream
+            elif derived_whole.suits(h.shape[1], len(nodes)):
+                evaluate = derived_whole.evaluate
         return evaluate(from_x, h, first[width:], nodes, plan(cell))
+    elif not cpu_library.usable(h, from_x, first, nodes, mask, low=low):
+        form = _DerivedUnroll
     else:
-        compiled = cpu_library.usable(h, from_x, first, nodes, mask, low=low)
-        form = CompiledUnroll if compiled else _DerivedUnroll
+        whole = derived_whole.suits(h.shape[1], len(nodes), low=low)
+        form = derived_whole.WholeUnroll if whole else CompiledUnroll
     args = (from_x, h, first[width:], nodes, mask, plan(cell), torch.is_grad_enabled(), low)
     with triton_support.current(h):
         outputs: Tensor = form.apply(*args)  # type: ignore[no-untyped-call]

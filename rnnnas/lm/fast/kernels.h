@@ -98,6 +98,31 @@ template <class S> inline void both(S z, S &sigmoid, S &tanh) {
 
 enum { MASS, TANH, RELU, SIGMOID, IDENTITY, COLUMNS };  // of an edge's shares
 
+template <int OP, class S> inline S value_of(S z) {
+    if (OP == TANH) return tanh_of(z);
+    if (OP == SIGMOID) return S(1) / (S(1) + power(-z));
+    if (OP == RELU) return z < 0 ? S(0) : z;  // NaN stays
+    return z;
+}
+
+template <int OP, class S> inline S rise_of(S z, S value) {
+    if (OP == TANH) return S(1) - value * value;
+    if (OP == SIGMOID) return value * (S(1) - value);
+    if (OP == RELU) return z > 0 ? S(1) : z != z ? z : S(0);
+    return S(1);
+}
+
+// f(number of the operation, as a type), so that the loop inside knows it when it is compiled.
+template <int OP> struct Op {
+    enum { kind = OP };
+};
+template <class F> inline void by_op(int64_t op, F f) {
+    if (op == TANH) f(Op<TANH>());
+    else if (op == RELU) f(Op<RELU>());
+    else if (op == SIGMOID) f(Op<SIGMOID>());
+    else f(Op<IDENTITY>());
+}
+
 #ifndef PART
 #error "kernels.py says what PART is"
 #endif

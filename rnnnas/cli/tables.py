@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rnnnas.cli.common import duration, echo, print_json
 from rnnnas.errors import UsageError
 from rnnnas.home import checkpoints_folder
 from rnnnas.runs.progress import waiting
+
+if TYPE_CHECKING:
+    from rnnnas.studies.formats import Format
+
+RANKS = "ranks.svg"
 
 
 def is_table(preset: str | None) -> bool:
@@ -88,3 +93,34 @@ def made(result: Mapping[str, Any]) -> str:
             "others"
         )
     return "\n".join(lines)
+
+
+def against(
+    path: Path, methods: list[str] | None, seeds: list[int] | None, settings: tuple[str, ...],
+    preset: str | None, out: Path | None, budget: float | None, form: Format,
+) -> None:  # fmt: skip
+    """Hold methods against the table in a file, and print what they came to."""
+    from rnnnas.runs.files import disk_errors, write_where_told
+    from rnnnas.runs.sealed import write_sealed
+    from rnnnas.studies.formats import rendered
+    from rnnnas.tabular.against import BUDGET, PRESET, all_methods
+    from rnnnas.tabular.against import against as run
+    from rnnnas.tabular.against_report import notes, picture, sheet
+    from rnnnas.tabular.table import read_table
+
+    table = read_table(path)
+    folder = out or checkpoints_folder() / f"against-{path.stem}"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    result = run(
+        table, methods or all_methods(), seeds or list(range(1, 11)), folder,
+        budget=budget or BUDGET, preset=preset or PRESET, settings=settings,
+        say=lambda text: echo(text, err=True),
+    )  # fmt: skip
+    write_sealed(folder / "against.json", {"kind": "against", "table": str(path), **result})
+    write_where_told(folder / RANKS, picture(result).encode())
+    if form == "json":
+        print_json({"run": str(folder), "picture": str(folder / RANKS), **result})
+        return
+    echo(rendered([sheet(result)], notes(result), form))
+    echo(f"picture: {folder / RANKS}", err=True)

@@ -1,4 +1,4 @@
-"""The trainings of a table in a file that grows: a sealed line each, cut back where a kill left it."""
+"""The trainings of a table in a file that grows: a sealed line each, cut where a kill left it."""
 
 from __future__ import annotations
 

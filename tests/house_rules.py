@@ -16,6 +16,7 @@ FLOORS: list[set[str]] = [
     {"training"},
     {"bench", "studies"},
     {"exporting", "reporting"},
+    {"tabular"},
     {"door"},
     {"cli"},
     {"__main__"},

@@ -13,7 +13,7 @@ from rnnnas.cli.complete import setting_keys
 if TYPE_CHECKING:
     from rnnnas.config.catalogue import Setting
 
-KINDS = ["search", "train", "image-search", "image-train", "study"]
+KINDS = ["search", "train", "image-search", "image-train", "study", "table"]
 
 
 @click.command()

@@ -14,7 +14,6 @@ from rnnnas.cli.common import (
     budget_seconds,
     device_option,
     echo,
-    json_option,
     pick_device,
     plugin_option,
     print_json,
@@ -22,13 +21,14 @@ from rnnnas.cli.common import (
 from rnnnas.errors import UsageError
 from rnnnas.home import checkpoints_folder
 from rnnnas.runs.progress import waiting
+from rnnnas.studies.formats import FORMATS, Format
 
 MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and network in memory
 
 
 @click.command()
-@click.option("--corpus", required=True, shell_complete=complete.corpora,
-              help="A prepared corpus; see `corpus list`.")  # fmt: skip
+@click.option("--corpus", shell_complete=complete.corpora,
+              help="A prepared corpus; see `corpus list`. Not with --against.")  # fmt: skip
 @click.option("--preset", shell_complete=complete.presets,
               help="A named study; see `presets list`. [default: study-quick]")  # fmt: skip
 @click.option("--methods", shell_complete=complete.method_list,
@@ -54,21 +54,32 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
               help="Where jobs run; slurm needs the extra rnnnas[slurm].")  # fmt: skip
 @click.option("--partition", help="Of the SLURM cluster; others by --set slurm.time=240 ...")
 @click.option("--fresh", is_flag=True, help="Start anew beside an existing study, which is kept.")
+@click.option("--against", type=click.Path(path_type=Path, dir_okay=False), metavar="TABLE",
+              help="Hold methods against the table of a whole space, in place of a study: rank and "
+                   "regret of what they find, over 10 seeds unless --seeds says more.")  # fmt: skip
+@click.option("--budget", type=click.FloatRange(2),
+              help="With --against: full trainings that a search from scratch may spend. "
+                   "[default: 16]")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True,
+              help="Of the table that is printed.")  # fmt: skip
 @plugin_option
 @device_option
 @click.option("--dry-run", is_flag=True,
               help="List the jobs, with steps and estimated seconds, and stop.")  # fmt: skip
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def study(
-    corpus: str, preset: str | None, methods: str | None, seeds: str | None,
+    corpus: str | None, preset: str | None, methods: str | None, seeds: str | None,
     minutes: float | None, seconds: float | None, settings: tuple[str, ...], out: Path | None,
     jobs: int | None, cluster: Any, partition: str | None, fresh: bool, device: str,
-    dry_run: bool, as_json: bool,
+    dry_run: bool, as_json: bool, against: Path | None, budget: float | None, form: Format,
 ) -> None:  # fmt: skip
     """Compare search methods with one another and with random cells.
 
     Every method is searched with every seed; every found cell, and as many random ones, get a
     short training; the best of each method by validation gets the final training, and is tested.
+
+    With --preset table, every cell of a small space is trained instead, and kept as a table; with
+    --against TABLE, methods are held against it.
 
     \b
     Examples:
@@ -76,7 +87,37 @@ def study(
       rnnnas study --corpus book --minutes 20
       rnnnas study --corpus ptb --methods darts,darts-1st --seeds 3 --jobs 2
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
+      rnnnas study --corpus ptb --preset table
+      rnnnas study --against benchmarks/table-ptb-3.csv --methods random,evolution,halving
     """
+    from rnnnas.cli import tables
+
+    form = "json" if as_json else form
+    as_json = form == "json"
+    if against is not None:
+        others = {
+            "--corpus": corpus, "--minutes": minutes, "--seconds": seconds, "--cluster": cluster,
+            "--partition": partition, "--device": device, "--jobs": jobs, "--fresh": fresh,
+            "--dry-run": dry_run,
+        }  # fmt: skip
+        tables.refuse(others, "a comparison with a table")
+        tables.against(against, _words(methods), _seeds(seeds), settings, preset, out, budget, form)
+        return
+    tables.refuse({"--budget": budget}, "a study without --against")
+    if corpus is None:
+        raise UsageError("no corpus is named", "give one: --corpus NAME (rnnnas corpus list)")
+    if tables.is_table(preset):
+        assert preset is not None
+        others = {
+            "--methods": methods, "--minutes": minutes, "--seconds": seconds, "--cluster": cluster,
+            "--partition": partition, "--device": device,
+        }  # fmt: skip
+        tables.refuse(others, "the table of a space")
+        tables.make(
+            corpus, preset, _seeds(seeds), settings, out, jobs, fresh=fresh, dry_run=dry_run,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     from rnnnas.data.corpus import open_corpus
     from rnnnas.plugins.load import files as plugin_files
     from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study

@@ -12,7 +12,8 @@ from rnnnas.errors import UsageError, nearest
 from rnnnas.plugins.load import load
 
 IMAGE = "image-"  # begins the kinds of runs on images
-TABLES = ("search", "train", "image-search", "image-train", "study")  # what a preset may hold
+# What a preset may hold.
+TABLES = ("search", "train", "image-search", "image-train", "study", "table")
 _MOST_BYTES = 10_000_000  # of a file of settings
 _MOST_FILES = 50  # that extend one another
 EXTENDS = "extends"  # names a preset, or another file, whose settings lie under a file's own

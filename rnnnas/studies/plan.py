@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from rnnnas.config.plain import from_plain, merge, to_plain
 from rnnnas.config.presets import KINDS, compose, resolve
+from rnnnas.config.table import TableConfig
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.text_streams import epochs_for, window_lengths
 from rnnnas.errors import UsageError
@@ -123,7 +124,7 @@ class StudyConfig:
 
 
 # Every kind of run that has settings, and their classes.
-ALL_KINDS: dict[str, type] = {**KINDS, "study": StudyConfig}
+ALL_KINDS: dict[str, type] = {**KINDS, "study": StudyConfig, "table": TableConfig}
 
 
 def base(method: str) -> str:

@@ -1,0 +1,126 @@
+"""study, where the preset is a table: every cell of a space is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rnnnas.cli.common import duration, echo, print_json
+from rnnnas.errors import UsageError
+from rnnnas.home import checkpoints_folder
+from rnnnas.runs.progress import waiting
+
+if TYPE_CHECKING:
+    from rnnnas.studies.formats import Format
+
+RANKS = "ranks.svg"
+
+
+def is_table(preset: str | None) -> bool:
+    """Whether a preset is that of a table."""
+    if preset is None:
+        return False
+    from rnnnas.config.presets import preset_tables
+
+    return "table" in preset_tables(preset)
+
+
+def refuse(options: Mapping[str, Any], what: str) -> None:
+    """Raises UsageError for the first option that was given and has no place in `what`."""
+    for name, value in options.items():
+        if value not in (None, False, "local", "auto", "cpu"):
+            raise UsageError(f"{name} has no place in {what}", f"leave {name} out")
+
+
+def make(
+    corpus: str, preset: str, seeds: list[int] | None, settings: tuple[str, ...],
+    out: Path | None, jobs: int | None, *, fresh: bool, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Make the table of a preset, or say what it would take."""
+    from rnnnas.data.corpus import open_corpus
+    from rnnnas.studies.local_jobs import cores
+    from rnnnas.tabular.make import estimate_table, make_table
+    from rnnnas.tabular.plan import resolve_table
+
+    flags: dict[str, Any] = {"corpus": corpus, "seeds": seeds}
+    config = resolve_table(preset=preset, settings=settings, flags=flags)
+    with waiting(f"opening the corpus {config.corpus}"):
+        opened = open_corpus(config.corpus)
+    workers = jobs or cores()
+    if dry_run:
+        with waiting("estimating: one training is timed"):
+            figures = estimate_table(config, opened, workers=workers)
+        if as_json:
+            print_json(figures)
+            return
+        echo(
+            f"{figures['cells']:,} cells, {figures['trainings']:,} trainings of about "
+            f"{figures['seconds_each']:.1f} s on one thread: about "
+            f"{duration(figures['seconds'])}, {workers} at a time"
+        )
+        return
+    name = f"study-{opened.folder.name}-{preset.removeprefix('study-')}"
+    result = make_table(
+        config, opened, out or checkpoints_folder() / name, workers=workers, fresh=fresh,
+        say=lambda text: echo(text, err=True),
+    )  # fmt: skip
+    if as_json:
+        print_json(result)
+        return
+    echo(made(result))
+
+
+def made(result: Mapping[str, Any]) -> str:
+    """What a table came to, as text."""
+    noise = result["noise"]
+    lines = [f"{result['table']}: {result['cells']:,} cells, {result['trainings']:,} trainings"]
+    for name in ("best", "worst"):
+        if name in result:
+            own = result[name]
+            lines.append(f"{name:5}  {own['test_perplexity']:.2f}  {own['cell']}")
+    for measure in ("valid", "test"):
+        own = noise[measure]
+        if own["sd"] is None:
+            continue
+        sd, spread, within = (f"{100 * math.expm1(own[key]):.1f} %" for key in
+                              ("sd", "spread", "within"))  # fmt: skip
+        lines.append(
+            f"{measure}: trainings of one cell differ by {sd} (standard deviation), cells by "
+            f"{spread}; reliability of one training {own['icc']:.2f}, of the mean over seeds "
+            f"{own['reliability']:.2f}; 95 % of trainings lie within {within} of their cell's "
+            "others"
+        )
+    return "\n".join(lines)
+
+
+def against(
+    path: Path, methods: list[str] | None, seeds: list[int] | None, settings: tuple[str, ...],
+    preset: str | None, out: Path | None, budget: float | None, form: Format,
+) -> None:  # fmt: skip
+    """Hold methods against the table in a file, and print what they came to."""
+    from rnnnas.runs.files import disk_errors, write_where_told
+    from rnnnas.runs.sealed import write_sealed
+    from rnnnas.studies.formats import rendered
+    from rnnnas.tabular.against import BUDGET, PRESET, all_methods
+    from rnnnas.tabular.against import against as run
+    from rnnnas.tabular.against_report import notes, picture, sheet
+    from rnnnas.tabular.table import read_table
+
+    table = read_table(path)
+    folder = out or checkpoints_folder() / f"against-{path.stem}"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    result = run(
+        table, methods or all_methods(), seeds or list(range(1, 11)), folder,
+        budget=budget or BUDGET, preset=preset or PRESET, settings=settings,
+        say=lambda text: echo(text, err=True),
+    )  # fmt: skip
+    write_sealed(folder / "against.json", {"kind": "against", "table": str(path), **result})
+    write_where_told(folder / RANKS, picture(result).encode())
+    if form == "json":
+        print_json({"run": str(folder), "picture": str(folder / RANKS), **result})
+        return
+    echo(rendered([sheet(result)], notes(result), form))
+    echo(f"picture: {folder / RANKS}", err=True)

@@ -1,0 +1,1 @@
+"""The complete table of a small space, and searches held against it."""

@@ -1,0 +1,90 @@
+"""Searches with shared weights, run in the space of a table, and what they think of its cells."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnnas.config.presets import resolve
+from rnnnas.config.text import SearchConfig
+from rnnnas.data.corpus import Corpus
+from rnnnas.nas.genotype import RECURRENT, Genotype
+from rnnnas.nas.operations import NONE
+from rnnnas.nas.space import CellSpace
+from rnnnas.runs.files import parse_json
+from rnnnas.searching.run import search
+from rnnnas.tabular.plan import cells
+from rnnnas.tabular.replay import Found
+from rnnnas.tabular.table import Table
+
+_LEAST = 1e-5  # a share that is told as 0 is below this
+
+
+def search_settings(
+    table: Table, method: str, seed: int, *, preset: str, settings: Iterable[str]
+) -> SearchConfig:
+    """The settings of a search in the table's space, and of its corpus.
+
+    Raises:
+        UsageError: for a setting that the search refuses.
+    """
+    space = [
+        f"space.nodes={table.about['nodes']}",
+        f"space.ops={json.dumps([NONE, *table.about['ops']])}",
+    ]
+    flags = {"corpus": table.about["corpus"], "method": method, "seed": seed}
+    resolved: SearchConfig = resolve(
+        "search", preset=preset, file=None, settings=[*settings, *space], flags=flags
+    )
+    return resolved
+
+
+def search_cell(
+    config: SearchConfig, corpus: Corpus, folder: Path, table: Table, training_steps: int
+) -> Found:
+    """Search in `folder`, or take what is finished there.
+
+    Args:
+        training_steps: of a training of the table, in which the cost is told.
+    """
+    result = search(config, corpus, folder, device=torch.device("cpu"), quiet=True)
+    lines = _lines(folder / "metrics.jsonl")
+    steps = max((line["step"] for line in lines if line["kind"] == "search"), default=0)
+    return Found(result["cell"], own_scores(lines, table.space), steps / training_steps)
+
+
+def own_scores(lines: Sequence[Mapping[str, Any]], space: CellSpace) -> dict[str, float]:
+    """What a search thinks of cells, less is better: the losses of those that it tried; else, of
+    all cells, minus the log of the product of the shares of their genes.
+    """
+    tried = {
+        line["cell"]: math.log(line["perplexity"])
+        for line in lines
+        if line["kind"] == "candidate" and line["perplexity"] is not None
+    }
+    if tried:
+        return tried
+    told = [line[RECURRENT] for line in lines if line["kind"] == "alphas" and RECURRENT in line]
+    if not told or len(told[-1]) != len(space.edges):
+        return {}
+    shares = told[-1]
+    # The table's space is without `none`, which the search's has in front.
+    place = {op: len(shares[0]) - len(space.ops) + o for o, op in enumerate(space.ops)}
+    scores = {}
+    for cell in cells(space):
+        total = 0.0
+        for node, (gene,) in enumerate(Genotype.from_text(cell).recurrent.nodes):
+            row = shares[space.rows(node)[gene.source]]
+            total -= math.log(max(row[place[gene.op]], _LEAST))
+        scores[cell] = total
+    return scores
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    found = [parse_json(line) for line in path.read_bytes().splitlines()]
+    return [line for line in found if isinstance(line, dict)]

@@ -10,7 +10,8 @@ from typing import NamedTuple, final
 
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
-from rnnnas.nas.halving import FIRST, Outcome, Race, Trial, plan_of
+from rnnnas.nas.halving import Outcome, Race, Trial
+from rnnnas.nas.race_plan import FIRST, plan_of
 from rnnnas.nas.strategies import Evolution, RandomCells, Strategy
 from rnnnas.tabular.rows import Row
 from rnnnas.tabular.table import Table

@@ -406,6 +406,12 @@ ALLOWED = {
         "stages.py",
         "mixture_cpu.py",
         "text_files.py",
+        # Runs and files that an attack has lost.
+        "attack.py",
+        "bad_corpora.py",
+        "harness.py",
+        "interruptions.py",
+        "mutations.py",
     ],
 }
 

@@ -95,6 +95,9 @@ class SearchConfig(MethodChoice):
         none; epochs are what papers state
     valid_streams: texts read side by side when validation is measured; streams; 2 or more, since a
         search normalises over streams; fast, and short texts still have enough of them
+    output_bias: what the bias of the output begins with, "zeros", or the log "frequencies" of the
+        training text, so that a network begins as good as a unigram model; zeros as in the DARTS
+        paper, though short searches gain by the other
     save_seconds: time between two saved states; seconds; 0 or more, 0 after every step; a crash
         then costs a minute at most
     capture: whether a window's kernels run as one CUDA graph, "auto" where that pays; it is slower
@@ -121,6 +124,7 @@ class SearchConfig(MethodChoice):
     epochs: int = 50
     least_steps: int = 0
     seconds: float = 0.0
+    output_bias: Literal["zeros", "frequencies"] = "zeros"
     valid_streams: int = 64
     save_seconds: float = 60.0
     capture: Literal["auto", "on", "off"] = "auto"

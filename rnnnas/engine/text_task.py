@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnnas.config.text import SearchConfig, TrainConfig
+from rnnnas.data.ngrams import unigram_probabilities
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.data.text_streams import Streams, epoch_lengths, epochs_for
 from rnnnas.distributed import ALONE, Ranks
@@ -103,7 +104,7 @@ class TextSearch(_Text):
     def network(self, stage: int, spaces: Spaces, generator: torch.Generator) -> Net:
         config, now = self.config, self.config.plan[stage]
         (space,) = spaces.values()
-        return RecurrentLM(
+        net = RecurrentLM(
             replace(config.model, hidden=now.hidden),
             self.corpus.vocab.size,
             space,
@@ -112,6 +113,8 @@ class TextSearch(_Text):
             generator=generator,
             ranks=self.ranks,
         )
+        begin_output(net, config, self.corpus)
+        return net
 
     def derive(self, relaxation: Relaxation, alphas: Alphas, spaces: Spaces) -> Genotype:
         return derive(relaxation, alphas, spaces)
@@ -164,7 +167,7 @@ class TextTraining(_Text):
 
     def network(self, generator: torch.Generator) -> Net:
         config = self.config
-        return RecurrentLM(
+        net = RecurrentLM(
             config.model,
             self.corpus.vocab.size,
             config.network,
@@ -173,6 +176,8 @@ class TextTraining(_Text):
             generator=generator,
             ranks=self.ranks,
         )
+        begin_output(net, config, self.corpus)
+        return net
 
     def noise(
         self, net: Any, batch: Batch, generator: torch.Generator, progress: float
@@ -190,6 +195,18 @@ class TextTraining(_Text):
         ):
             described["plugins"] = plugins.loaded()  # says what to name where it is loaded
         return described
+
+
+def begin_output(net: RecurrentLM, config: SearchConfig | TrainConfig, corpus: Corpus) -> None:
+    """Set the bias of a fresh network's output as `output_bias` says.
+
+    As log frequencies it makes the first predictions those of a unigram model of the training text,
+    for the other weights begin small.
+    """
+    if config.output_bias == "frequencies":
+        logs = np.log(unigram_probabilities(corpus.splits["train"], corpus.vocab.size))
+        with torch.no_grad():
+            net.bias.copy_(torch.from_numpy(logs))
 
 
 def search_texts(config: SearchConfig, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from rnnnas.engine.cuda_graphs import CudaGraphs, cuda_graphs_for
 from rnnnas.engine.metrics import perplexity
 from rnnnas.engine.steps import evaluate, generator, own_state, state_of, weight_step
 from rnnnas.engine.task import products_in
+from rnnnas.engine.text_task import begin_output
 from rnnnas.errors import CheckpointError
 from rnnnas.lm.model import RecurrentLM, low_precision
 from rnnnas.nas.genotype import Genotype
@@ -48,8 +49,7 @@ class Course:
 
     def __init__(self, config: SearchConfig, corpus: Corpus, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.vocabulary = corpus.vocab.size
-        self.corpus_sha256 = corpus.sha256
+        self.corpus = corpus
         tokens, streams = corpus.splits["train"], config.windows.streams
         kept = int(len(tokens) * (1 - config.alphas.held_out))
         self.train = Streams(tokens[:kept], streams, device)
@@ -92,14 +92,16 @@ class Course:
     def network(self, genotype: Genotype, draw: int) -> RecurrentLM:
         """The network of a cell with its first weights."""
         config = self.config
-        return RecurrentLM(
+        net = RecurrentLM(
             replace(config.model, nodes=len(genotype.recurrent.nodes)),
-            self.vocabulary,
+            self.corpus.vocab.size,
             genotype.recurrent,
             noise=config.noise,
             penalty=config.penalty,
             generator=generator(self.seed(draw), "weights", 0, torch.device("cpu")),
-        ).to(self.device)
+        )
+        begin_output(net, config, self.corpus)
+        return net.to(self.device)
 
 
 @final
@@ -235,7 +237,7 @@ class CellTraining:
         return {
             "config": plain,
             "steps": course.steps,
-            "corpus_sha256": course.corpus_sha256,
+            "corpus_sha256": course.corpus.sha256,
             "genotype": self.genotype.to_plain(),
             "draw": self.draw,
         }

@@ -41,7 +41,7 @@ from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import AnyRun, differences, open_run
 from rnnnas.training.costs import training_costs
 from rnnnas.training.published_curves import curve_for, published
-from rnnnas.training.start import Start, begin_as_unigrams, check_start, read_start
+from rnnnas.training.start import Start, check_start, read_start
 from rnnnas.types import HiddenState
 
 # What a test is held against, in a result.
@@ -78,8 +78,6 @@ class TrainJob:
         self.net: Net = self.task.network(draws).to(device)
         if start is not None:
             self.net.load_state_dict(start.weights)
-        elif isinstance(config, TrainConfig) and config.output_bias == "frequencies":
-            begin_as_unigrams(self.net, cast(Corpus, corpus))
         self.start = start
         self.cuda_graphs = self.task.cuda_graphs()
         self.optimizer = weight_optimizer(self.net, config.weights)

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnnnas.config.plain import to_plain
 from rnnnas.config.text import TrainConfig
-from rnnnas.data.ngrams import unigram_probabilities
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.errors import DataError, UsageError
 from rnnnas.evaluation.run import load_checkpoint
@@ -85,14 +83,3 @@ def check_start(start: Start, config: TrainConfig, corpus: Corpus) -> None:
             "to start from were trained on: every row of them stands for another word",
             "take a corpus of the same vocabulary, or train from scratch without --from",
         )
-
-
-def begin_as_unigrams(net: nn.Module, corpus: Corpus) -> None:
-    """Set the bias of a network's output to the log probabilities of the training text's unigrams.
-
-    The other weights begin small: the first predictions are then those of a unigram model.
-    """
-    train = np.asarray(corpus.splits["train"])
-    logs = np.log(unigram_probabilities(train, corpus.vocab.size))
-    with torch.no_grad():
-        net.get_parameter("bias").copy_(torch.from_numpy(logs))

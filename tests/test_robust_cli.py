@@ -157,3 +157,14 @@ def test_a_title_above_a_progress_bar_is_escaped(capsys: pytest.CaptureFixture[s
         pass
     told = capsys.readouterr()
     assert "\x1b" not in told.out + told.err
+
+
+@pytest.mark.parametrize(("coding", "text"), [("utf-8", "a\ud800b\udce9"), ("ascii", "2 \u2264 3")])
+def test_what_an_encoding_lacks_is_no_traceback(
+    coding: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=coding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    echo(text)
+    assert raw.getvalue().decode(coding) == ascii(text)[1:-1] + "\n"

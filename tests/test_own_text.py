@@ -235,6 +235,15 @@ def test_chapters_are_joined_in_natural_order(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["a.docx", "b.ODT", "c.epub", "d.xlsx"])
+def test_a_document_is_known_by_its_name_too(name: str, tmp_path: Path) -> None:
+    """Not every program writes the parts of a document in the usual order."""
+    path = zipped(tmp_path / name, {"docProps/app.xml": "x", "media/1.png": "y"})
+    with pytest.raises(DataError, match="not plain text") as caught:
+        add_corpus("own", path, BYTES)
+    assert "Save it as plain text" in caught.value.remedy
+
+
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     folder = written(tmp_path / "book" / "ch1.txt", WHOLE).parent
     for name in ("ch2", "a.log", "b.jfif", "x.gz", "c.docx", "ch1.txt.gz"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import sys
@@ -92,8 +93,10 @@ def test_the_remedy_for_want_of_memory_names_settings_that_there_are(
         raise error
     named = re.findall(r"\b[a-z]+\.[a-z]+\b", caught.value.remedy)
     kind = ImageTrainConfig if images else TrainConfig
-    plain = to_plain(kind(corpus="x", genotype={}))
-    assert len(named) == 3 and all(key in plain[group] for group, key in map(_parts, named))
+    groups = {f.name: f.default_factory for f in dataclasses.fields(kind)}
+    assert len(named) == 3
+    for group, key in map(_parts, named):
+        assert key in to_plain(groups[group]())  # type: ignore[misc]
     assert "--fresh" in caught.value.remedy  # the folder holds the settings that were too much
 
 
@@ -157,3 +160,14 @@ def test_a_title_above_a_progress_bar_is_escaped(capsys: pytest.CaptureFixture[s
         pass
     told = capsys.readouterr()
     assert "\x1b" not in told.out + told.err
+
+
+@pytest.mark.parametrize(("coding", "text"), [("utf-8", "a\ud800b\udce9"), ("ascii", "2 \u2264 3")])
+def test_what_an_encoding_lacks_is_no_traceback(
+    coding: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=coding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    echo(text)
+    assert raw.getvalue().decode(coding) == ascii(text)[1:-1] + "\n"

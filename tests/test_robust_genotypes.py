@@ -105,3 +105,12 @@ def test_errors_about_long_genotypes_stay_short() -> None:
         with pytest.raises(UsageError) as caught:
             read_genotype(text)
         assert len(str(caught.value)) < 1_000
+
+
+@pytest.mark.parametrize("op", ["\ud800", "\x1b[2J", "tanh\n", "\x9b"])
+def test_an_operation_whose_name_cannot_be_printed_is_refused(op: str, tmp_path: Path) -> None:
+    path = tmp_path / "cell.json"
+    path.write_text(json.dumps({"recurrent": {"nodes": [[[op, 0]]], "concat": [1]}}))
+    for text in (str(path), f"Genotype(recurrent=[({ascii(op)}, 0)], concat=[1])"):
+        with pytest.raises(UsageError, match="cannot be the name of an operation"):
+            read_genotype(text)

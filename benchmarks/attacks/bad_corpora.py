@@ -78,7 +78,7 @@ def attempt(pristine: Path) -> Callable[..., None]:
             else:
                 (home / name).write_bytes(data)
         first = next(iter(files))
-        named = first if "/" not in first else first.rpartition("/")[0]
+        named = "corpora/x" if first.startswith("corpora/") else first.split("/")[0]
         words = ("corpus", "add", "x", "--from", named, "--replace")
         outcome = run(words, place, env=environment(home), cwd=home)
         about = f"corpus {number}: {ascii(list(files))[:80]}"

@@ -39,10 +39,18 @@ STARTED = time.perf_counter() - 2 * _age()
 
 
 def echo(text: object = "", *, nl: bool = True, err: bool = False) -> None:
-    """Print a text. On standard error, and where a person looks on, without control characters."""
+    """Print a text. On standard error, and where a person looks on, without control characters.
+
+    What the stream's encoding lacks, such as bytes of a path that are no text, is escaped.
+    """
     stream = sys.stderr if err else sys.stdout
     if err or (stream is not None and stream.isatty()):
         text = visible(text)
+    coding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        str(text).encode(coding, getattr(stream, "errors", None) or "strict")
+    except UnicodeEncodeError:
+        text = str(text).encode(coding, "backslashreplace").decode(coding)
     click.echo(text, nl=nl, err=err)
 
 

@@ -93,8 +93,21 @@ _OFFICE = (
 )
 
 
-def office_document(head: bytes) -> str:
-    """What kind of document a zip archive is by its first bytes, or empty where it is none."""
+_OFFICE_SUFFIXES = {
+    ".docx": "a Word document (.docx)", ".odt": "an OpenDocument text (.odt)",
+    ".epub": "an e-book (.epub)", ".xlsx": "a spreadsheet (.xlsx)", ".pptx": "slides (.pptx)",
+    ".ods": "a spreadsheet (.ods)", ".pages": "a Pages document (.pages)",
+}  # fmt: skip
+
+
+def office_document(head: bytes, name: str = "") -> str:
+    """What kind of document a zip archive is by its name or its first bytes, or empty where it is
+    none.
+    """
+    if head.startswith(b"PK\x03\x04"):
+        for suffix, what in _OFFICE_SUFFIXES.items():
+            if name.lower().endswith(suffix):
+                return what
     if head.startswith(b"PK\x03\x04") and (b"[Content_Types]" in head or b"mimetype" in head[:60]):
         return next((what for mark, what in _OFFICE if mark in head), "an office document")
     return ""
@@ -106,7 +119,7 @@ def check_head(head: bytes, name: str, *, table: bool = False) -> None:
     Args:
         table: whether JSON lines and CSV are what is wanted.
     """
-    if what := office_document(head):
+    if what := office_document(head, name):
         raise DataError(
             f"{name}: line 1: this is {what}, not plain text",
             "Save it as plain text (UTF-8) first, and give that file.",

@@ -63,6 +63,8 @@ class CellGene:
             if not node:
                 raise UsageError(f"node {i + self.inputs} has no incoming edge")
             for op, source in node:
+                if not op.isprintable():  # it would be drawn, printed and written
+                    raise UsageError(f"{op!r} cannot be the name of an operation")
                 if not 0 <= source < i + self.inputs:
                     raise UsageError(
                         f"node {i + self.inputs} takes {op} of state {source}, "

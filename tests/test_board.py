@@ -84,8 +84,13 @@ def test_hyper_parameters_lie_in_the_same_file(tmp_path):
     assert start["order"].string_value == "second" and start["average"].bool_value is True
     experiment = found["_hparams_/experiment"].experiment
     assert [info.name for info in experiment.hparam_infos] == [
-        "method", "seed", "valid_perplexity", "weights.lr", "order", "average", "corpus_sha256",
+        "method", "seed", "cell", "valid_perplexity", "weights.lr", "order", "average",
+        "corpus_sha256",
     ]  # fmt: skip
+    # By these TensorBoard sorts its columns, and only then by name.
+    assert {info.name for info in experiment.hparam_infos if info.differs} == {
+        "method", "seed", "cell", "valid_perplexity",
+    }  # fmt: skip
     assert start["valid_perplexity"].number_value == 60.5
     assert [info.name.tag for info in experiment.metric_infos] == [
         "result/valid_perplexity",
@@ -101,14 +106,15 @@ def test_what_a_run_is_judged_by_comes_first_and_noise_makes_no_curve():
         "epoch": ["epoch", "train_perplexity", "seconds", "valid_perplexity", "alpha_entropy",
                   "averaged", "published_valid_perplexity"],
         "alphas": ["epoch"],
-        "candidate": ["number", "perplexity", "best_perplexity"],
+        "candidate": ["number", "steps", "perplexity", "best_perplexity"],
+        "curve": ["cell_003"],
     }  # fmt: skip
     names = [curve_name(kind, name) for kind, values in logged.items() for name in values]
     assert sorted(name for name in names if name) == [
         "perplexity/candidate", "perplexity/candidate_best", "perplexity/published_valid",
         "perplexity/train", "perplexity/train_running", "perplexity/valid",
         "progress/gradient_norm", "progress/lr", "progress/tokens_per_second",
-        "search/alpha_entropy",
+        "search/alpha_entropy", "trials/cell_003",
     ]  # fmt: skip
     assert curve_name("epoch", "valid_loss") == "loss/valid"
     assert curve_name("eigen", "value") == "eigen/value"

@@ -170,6 +170,15 @@ def test_a_plug_ins_operations_have_their_names(tmp_path: Path) -> None:
     assert ops == ["none", "tanh", "relu", "bump", "identity"] and rows[0] == "s0 > s1"
 
 
+def test_the_command_names_the_plug_in_files(tmp_path: Path) -> None:
+    folder = search_run(tmp_path / "own")
+    about = json.loads((folder / "config.json").read_text())
+    about["plugins"] = [{"name": "my_method.py", "digest": "ab"}, {"name": "theirs", "digest": "1"}]
+    write_json(folder / "config.json", about)
+    command = command_of(read_run(folder)) or ""
+    assert "--plugin my_method.py --method" in command and "theirs" not in command
+
+
 # Parts
 
 
@@ -241,3 +250,11 @@ def test_a_search_that_moves_alphas_has_its_epochs_and_a_training_none(tmp_path:
     past = history_of(read_run(search_run(tmp_path / "s", epochs=3)))
     assert [past.caption(f) for f in past.frames] == [f"epoch {i} of 3" for i in (1, 2, 3)]
     assert history_of(read_run(train_run(tmp_path / "t"))).frames == []
+
+
+def test_the_name_of_a_level_stays_out_of_the_ticks() -> None:
+    drawn = line_chart([Series(label="a", points=[(0.0, 9.0), (1.0, 5.0)])], label="l", x_label="x",
+                       y_label="y", levels=[(1.0, "frequencies")])  # fmt: skip
+    (name,) = re.findall(r'y="([\d.]+)"[^>]*>frequencies</text>', drawn)
+    (level,) = re.findall(r'class="level" d="M[\d.]+ ([\d.]+)H', drawn)
+    assert float(name) < float(level)

@@ -261,8 +261,10 @@ def _free_label(
     """The name of a level above or below it, at the end where the fewest lines pass."""
     width = _LETTER * len(words)
     best: tuple[int, str] | None = None
+    # Below the level only where that is within the frame: under it stand the ticks.
+    bases = [base for base in (at + 14, at - 5) if base <= _HEIGHT - _BOTTOM - 2] or [at - 5]
     for left, anchor in ((ends[0] + 5, "start"), (ends[1] - 5 - width, "end")):
-        for base in (at + 14, at - 5):
+        for base in bases:
             crossed = sum(
                 min(a, c) <= left + width and max(a, c) >= left
                 and min(b, d) <= base + 3 and max(b, d) >= base - 11

@@ -37,7 +37,8 @@ class Frame:
 @dataclass(frozen=True, kw_only=True)
 class RunData:
     """A run folder. kind: "search" or "train"; config: its settings, nested; result: of a run that
-    is finished, else None; lines: of metrics.jsonl, oldest first.
+    is finished, else None; lines: of metrics.jsonl, oldest first; plugins: names of the files that
+    it was made with.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class RunData:
     version: str
     result: Mapping[str, Any] | None
     lines: tuple[Mapping[str, Any], ...]
+    plugins: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -220,7 +222,15 @@ def read_run(folder: Path) -> RunData:
         version=str(about.get("version", "")),
         result=read_result(folder),
         lines=tuple(_lines(folder / "metrics.jsonl")),
+        plugins=_plugins(about.get("plugins")),
     )
+
+
+def _plugins(noted: object) -> tuple[str, ...]:
+    """The names of a run's plug-in files; an installed package's need no naming."""
+    known = noted if isinstance(noted, list) else []
+    names = [str(one.get("name", "")) for one in known if isinstance(one, Mapping)]
+    return tuple(name for name in names if name.endswith(".py"))
 
 
 def read_study(folder: Path) -> StudyData:

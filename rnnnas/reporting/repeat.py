@@ -34,6 +34,7 @@ def command_of(run: RunData) -> str | None:
     kind = f"{IMAGE if images else ''}{run.kind}"
     wanted = _completed(kind, {k: v for k, v in run.config.items() if k != "corpus_sha256"})
     words = ["--corpus", str(wanted.get("corpus", ""))]
+    words += [word for name in run.plugins for word in ("--plugin", name)]
     flags: dict[str, Any] = {"corpus": wanted.get("corpus"), "seed": wanted.get("seed")}
     if run.kind == "search":
         flags["method"] = wanted.get("method")

@@ -229,7 +229,7 @@ def _charts(run: RunData, detail: Detail) -> list[str]:
         _curves(run, detail),
         _published(run),
         figure("Leading operation of each node", leading(run),
-               "The greatest share that an operation but none has on an edge into the node."),
+               "The greatest share of an operation other than none, on an edge into the node."),
         _search_values(run),
         _candidates(run),
         _latency(run),

@@ -26,7 +26,7 @@ _PORTS = 100
 _MEASURES = ("perplexity", "accuracy", "loss")
 _PROGRESS = ("lr", "gradient_norm", "tokens_per_second", "images_per_second")
 _VIEWS = "views"  # images and texts come last
-_NO_CURVE = {"epoch", "seconds", "averaged", "number"}
+_NO_CURVE = {"epoch", "seconds", "averaged", "number", "steps"}
 _NO_CURVES = {"alphas", "rung", "arithmetic"}
 _FIRST = ("method", "seed", "cell")
 
@@ -50,6 +50,8 @@ def curve_name(kind: str, name: str) -> str | None:
         return None
     if name in _PROGRESS:
         return f"progress/{name}"
+    if kind == "curve":  # of each cell of a halving: many charts, below what sums them up
+        return f"trials/{name}"
     for measure in _MEASURES:
         if name == measure or name.endswith(f"_{measure}"):
             whose = name.removesuffix(measure).rstrip("_")
@@ -132,8 +134,13 @@ class Board:
     def hparams(
         self, config: Mapping[str, str | int | float | bool], metrics: Mapping[str, float]
     ) -> None:
-        """Add the run to the table of hyper-parameters: method, seed, cell and results first."""
+        """Add the run to the table of hyper-parameters: method, seed, cell and results first.
+
+        TensorBoard takes the columns of the whole table from one of the runs, whichever it is, and
+        sorts them by name, but those first whose values are said to differ between runs.
+        """
         with _tensorboard_import():
+            from tensorboard.plugins.hparams import plugin_data_pb2
             from tensorboard.plugins.hparams import summary_v2 as hp
 
         finite = {name: float(v) for name, v in metrics.items() if math.isfinite(v)}
@@ -143,9 +150,16 @@ class Board:
         ordered |= {n: v for n, v in config.items() if n not in ordered and "sha256" not in n}
         ordered |= {n: v for n, v in config.items() if n not in ordered}
         shown = [hp.Metric(f"result/{name}", display_name=name) for name in metrics]
-        columns = [hp.HParam(name) for name in ordered]
+        first = {*_FIRST, *finite}
+        columns = [hp.HParam(name) for name in dict.fromkeys((*_FIRST, *ordered))]
+        table = hp.hparams_config_pb(columns, shown)
+        held = table.value[0].metadata.plugin_data
+        data = plugin_data_pb2.HParamsPluginData.FromString(held.content)
+        for info in data.experiment.hparam_infos:
+            info.differs = info.name in first
+        held.content = data.SerializeToString()
         with self._errors():
-            for summary in (hp.hparams_config_pb(columns, shown), hp.hparams_pb(ordered)):
+            for summary in (table, hp.hparams_pb(ordered)):
                 self._writer.file_writer.add_summary(summary)
         self.scalars({f"result/{name}": value for name, value in finite.items()}, 0)
         self.flush()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-SMALL_TEXT = 200_000  # training tokens: below, a network learns the text by heart
-LONG = 600.0  # seconds: from here on, a text above that size gains by more units
+TOKENS_A_SECOND = 15_000  # that two hundred units read, about, on two cores of today
+OFTEN = 10.0  # passes over a text, from which on a network learns it by heart
+LONG = 600.0  # seconds: from here on, a text that is read less often gains by more units
 
 
 def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
             "weights": {"lr": 10.0, "schedule": "cosine"},
             "alphas": {"lr": 1e-2},
         }
-    small = tokens < SMALL_TEXT
+    small = TOKENS_A_SECOND * seconds / max(tokens, 1) >= OFTEN
     dropout = 0.4 if small else 0.2 if seconds >= LONG else 0.1
     return {
         "output_bias": "frequencies",

@@ -31,7 +31,8 @@ from rnnnas.training.run import TrainJob
 
 CPU = torch.device("cpu")
 KEYS = {"split", "perplexity", "nats", "tokens", "unknown", "digest", "plain_perplexity"}
-KEYS |= {"unknown_share", "word_perplexity", "bits_per_byte", "unigram_perplexity", "bigram_perplexity"}
+KEYS |= {"word_perplexity", "bits_per_byte", "unigram_perplexity", "bigram_perplexity"}
+KEYS |= {"unknown_share"}
 DYNAMIC = {"dynamic": True, "quiet": True}
 CACHE = {"cache": True, "quiet": True}
 BOTH = {**DYNAMIC, **CACHE}

@@ -208,8 +208,29 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
         "train longer, on with --epochs N or --minutes N, or with fewer units by --hidden N",
     )  # fmt: skip
     say_bits(result)
+    if "budget_seconds" in result and config.cell == "derived":
+        _say_lstm(result, config.corpus)
     best = shlex.quote(result["checkpoint"])
     echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
+
+
+def _say_lstm(result: Settings, corpus: str) -> None:
+    """How a cell stands to an LSTM that had the same time, where one lies beside its run."""
+    from rnnnas.studies.equal_time import lstm_beside
+    from rnnnas.studies.listing import list_runs
+
+    folder, seconds = Path(result["run"]), result["budget_seconds"]
+    places = dict.fromkeys([folder.absolute().parent, checkpoints_folder().absolute()])
+    runs = [one for place in places if place.is_dir() for one in list_runs(place)]
+    beside = lstm_beside(folder, seconds, runs)
+    if beside is not None:
+        line = beside.line(result["test_perplexity"])
+        echo(line, err=line.startswith("WARNING"))
+        return
+    echo(
+        "what the cell is worth, an LSTM of the same time shows: rnnnas train "
+        f"--corpus {corpus} --genotype LSTM --seconds {seconds:g}", err=True,
+    )  # fmt: skip
 
 
 def _train_folder(options: Settings, genotype: str | None, start: Path | None) -> Path:

@@ -24,6 +24,7 @@ from rnnnas.cli.common import (
     say_cell,
     say_compared,
     say_kernels,
+    share_of_time,
 )
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
 from rnnnas.home import checkpoints_folder
@@ -177,8 +178,8 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
         raise click.UsageError("Missing option '--genotype' (or '--from').")
     flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
     there = options["out"] or _train_folder(options, genotype, start)
-    planned = None if options["fresh"] else _planned(there)
-    config = _resolve("train", options, flags, base, planned)
+    kept = None if options["fresh"] else _kept(there)
+    config = _resolve("train", options, flags, base, kept)
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
@@ -248,12 +249,16 @@ def _train_folder(options: Settings, genotype: str | None, start: Path | None) -
     return run_folder("train", corpus, called, 1 if options["seed"] is None else options["seed"])
 
 
-def _planned(folder: Path) -> float | None:
-    """The first budget of the run in `folder`, None where there is no such run."""
+def _kept(folder: Path) -> Settings | None:
+    """What a recipe chose for the run with a time budget in `folder`; None where there is none."""
+    from rnnnas.config.recipes import chosen
     from rnnnas.engine.budget import PLAN, read_plan
+    from rnnnas.runs.files import read_object
 
-    plan = read_plan(folder) if os.path.exists(folder / PLAN) else None
-    return None if plan is None else plan.first
+    if not os.path.exists(folder / PLAN) or read_plan(folder) is None:
+        return None
+    config = read_object(folder / "config.json").get("config")
+    return chosen("train", config) if isinstance(config, dict) else None
 
 
 def _measured(result: Settings, split: str) -> str:
@@ -318,13 +323,13 @@ def _resolve(
     options: Settings,
     flags: Settings,
     base: Settings | None = None,
-    planned: float | None = None,
+    kept: Settings | None = None,
 ) -> Any:
     """The run's configuration, or None where --print-config has printed it.
 
     Args:
         base: settings that take the place of the default preset.
-        planned: the budget, in seconds, of the run that is there already.
+        kept: what a recipe chose for the run that is there already.
     """
     with waiting("starting PyTorch", quiet=not _speaks()):
         from rnnnas.config.catalogue import commented
@@ -355,7 +360,8 @@ def _resolve(
         images=images,
         base=base,
         tokens=_tokens(corpus) if seconds else None,
-        planned=planned,
+        share=share_of_time(),
+        kept=kept,
     )
     for key in without_effect(config, kind, file, settings, images):
         echo(f"warning: {key} has no effect on this {noun}", err=True)

@@ -5,6 +5,7 @@ The figures behind them are in benchmarks/recipes.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 TOKENS_A_SECOND = 15_000  # that two hundred units read, about, on two cores of today
@@ -16,7 +17,8 @@ def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
     """Settings over those of the default preset, for a run of `kind`, "search" or "train".
 
     Args:
-        tokens: of the training text. seconds: the budget.
+        tokens: of the training text. seconds: the budget; on a machine that gives this process a
+            part of its time, that part of the budget.
     """
     if kind == "search":
         # Many small steps: a network under search comes down by steps more than by tokens.
@@ -33,4 +35,17 @@ def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
         "model": {"hidden": 200 if small or seconds >= LONG else 100},
         "noise": {"dropout": dropout, "dropoutx": dropout / 2, "dropouth": dropout / 2},
         "windows": {"streams": 16, "bptt": 35 if small else 20},
+    }
+
+
+def chosen(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the nested settings of a run those that a recipe decides, as they are there."""
+    return _picked(recipe(kind, 1, 1.0), settings)
+
+
+def _picked(keys: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _picked(inner, settings[key]) if isinstance(inner, Mapping) else settings[key]
+        for key, inner in keys.items()
+        if key in settings
     }

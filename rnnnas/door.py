@@ -403,7 +403,8 @@ def resolve_run(
     settings: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
     tokens: int | None = None,
-    planned: float | None = None,
+    share: float = 1.0,
+    kept: Mapping[str, Any] | None = None,
 ) -> Any:
     """The configuration of a "search" or a "train" run; arguments as of `presets.resolve`.
 
@@ -418,7 +419,8 @@ def resolve_run(
         flags=flags,
         base=base,
         tokens=tokens,
-        planned=planned,
+        share=share,
+        kept=kept,
     )
 
 

@@ -32,6 +32,7 @@ from rnnnas.training.run import TrainJob
 CPU = torch.device("cpu")
 KEYS = {"split", "perplexity", "nats", "tokens", "unknown", "digest", "plain_perplexity"}
 KEYS |= {"word_perplexity", "bits_per_byte", "unigram_perplexity", "bigram_perplexity"}
+KEYS |= {"unknown_share"}
 DYNAMIC = {"dynamic": True, "quiet": True}
 CACHE = {"cache": True, "quiet": True}
 BOTH = {**DYNAMIC, **CACHE}

@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny_home import corpus, home  # noqa: F401  (fixtures)
 
+from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import resolve
-from rnnnas.config.recipes import recipe
+from rnnnas.config.recipes import chosen, recipe
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
 from rnnnas.distributed import ALONE
 from rnnnas.engine import budget
@@ -409,3 +410,20 @@ def test_a_budget_by_the_real_clock(corpus: Corpus, tmp_path: Path) -> None:  # 
     config = train_config(seconds=20.0)
     result = train(config, corpus, tmp_path / "run", device=CPU, quiet=True)
     assert 14.0 < result["spent_seconds"] < 30.0
+
+
+def test_a_machine_that_is_shared_gets_the_recipe_of_less_time() -> None:
+    def units(share: float, **more: Any) -> int:
+        flags = {"corpus": "book", "genotype": "LSTM", "seconds": 300.0}
+        options = {"preset": None, "file": None, "settings": [], "tokens": 218_000, **more}
+        found: int = resolve("train", flags=flags, share=share, **options).model.hidden
+        return found
+
+    assert (units(1.0), units(0.1)) == (200, 100)
+    first = resolve(
+        "train", preset=None, file=None, settings=[], tokens=218_000, share=0.1,
+        flags={"corpus": "book", "genotype": "LSTM", "seconds": 300.0},
+    )  # fmt: skip
+    kept = chosen("train", to_plain(first))
+    assert kept == recipe("train", 218_000, 30.0)
+    assert units(1.0, kept=kept) == 100  # a run that goes on is the one that was begun

@@ -97,6 +97,7 @@ def test_a_split(best: Path, corpus: Corpus, split: str, streams: int) -> None:
     result = evaluate_checkpoint(best, split, device=CPU)
     nats = nats_of(best, as_rows(corpus.splits[split], streams))
     beside = {"unigram_perplexity", "bigram_perplexity", "bits_per_byte"}
+    beside |= {"unknown_share"}
     assert set(result) == KEYS | beside
     assert (result["split"], result["unknown"]) == (split, 0)
     assert result["tokens"] == len(nats) == streams * (len(corpus.splits[split]) // streams - 1)

@@ -120,7 +120,8 @@ def runs_compare(paths: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _value(value: Any) -> str:
-    return "-" if value is None else json.dumps(value, ensure_ascii=False)
+    text = "-" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
 
 
 def _number(value: float | None) -> str:

@@ -24,6 +24,7 @@ from rnnnas.cli.common import (
     say_cell,
     say_compared,
     say_kernels,
+    share_of_time,
 )
 from rnnnas.cli.memory import memory_errors
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
@@ -179,8 +180,8 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
         raise click.UsageError("Missing option '--genotype' (or '--from').")
     flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
     there = options["out"] or _train_folder(options, genotype, start)
-    planned = None if options["fresh"] else _planned(there)
-    config = _resolve("train", options, flags, base, planned)
+    kept = None if options["fresh"] else _kept(there)
+    config = _resolve("train", options, flags, base, kept)
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
@@ -212,8 +213,29 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
         "train longer, on with --epochs N or --minutes N, or with fewer units by --hidden N",
     )  # fmt: skip
     say_bits(result)
+    if "budget_seconds" in result and config.cell == "derived":
+        _say_lstm(result, config.corpus)
     best = shlex.quote(result["checkpoint"])
     echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)
+
+
+def _say_lstm(result: Settings, corpus: str) -> None:
+    """How a cell stands to an LSTM that had the same time, where one lies beside its run."""
+    from rnnnas.studies.equal_time import lstm_beside
+    from rnnnas.studies.listing import list_runs
+
+    folder, seconds = Path(result["run"]), result["budget_seconds"]
+    places = dict.fromkeys([folder.absolute().parent, checkpoints_folder().absolute()])
+    runs = [one for place in places if place.is_dir() for one in list_runs(place)]
+    beside = lstm_beside(folder, seconds, runs)
+    if beside is not None:
+        line = beside.line(result["test_perplexity"])
+        echo(line, err=line.startswith("WARNING"))
+        return
+    echo(
+        "what the cell is worth, an LSTM of the same time shows: rnnnas train "
+        f"--corpus {corpus} --genotype LSTM --seconds {seconds:g}", err=True,
+    )  # fmt: skip
 
 
 def _train_folder(options: Settings, genotype: str | None, start: Path | None) -> Path:
@@ -231,12 +253,16 @@ def _train_folder(options: Settings, genotype: str | None, start: Path | None) -
     return run_folder("train", corpus, called, 1 if options["seed"] is None else options["seed"])
 
 
-def _planned(folder: Path) -> float | None:
-    """The first budget of the run in `folder`, None where there is no such run."""
+def _kept(folder: Path) -> Settings | None:
+    """What a recipe chose for the run with a time budget in `folder`; None where there is none."""
+    from rnnnas.config.recipes import chosen
     from rnnnas.engine.budget import PLAN, read_plan
+    from rnnnas.runs.files import read_object
 
-    plan = read_plan(folder) if os.path.exists(folder / PLAN) else None
-    return None if plan is None else plan.first
+    if not os.path.exists(folder / PLAN) or read_plan(folder) is None:
+        return None
+    config = read_object(folder / "config.json").get("config")
+    return chosen("train", config) if isinstance(config, dict) else None
 
 
 def _measured(result: Settings, split: str) -> str:
@@ -302,13 +328,13 @@ def _resolve(
     options: Settings,
     flags: Settings,
     base: Settings | None = None,
-    planned: float | None = None,
+    kept: Settings | None = None,
 ) -> Any:
     """The run's configuration, or None where --print-config has printed it.
 
     Args:
         base: settings that take the place of the default preset.
-        planned: the budget, in seconds, of the run that is there already.
+        kept: what a recipe chose for the run that is there already.
     """
     with waiting("starting PyTorch", quiet=not _speaks()):
         from rnnnas.config.catalogue import commented
@@ -339,7 +365,8 @@ def _resolve(
         images=images,
         base=base,
         tokens=_tokens(corpus) if seconds else None,
-        planned=planned,
+        share=share_of_time(),
+        kept=kept,
     )
     for key in without_effect(config, kind, file, settings, images):
         echo(f"warning: {key} has no effect on this {noun}", err=True)

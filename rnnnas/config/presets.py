@@ -59,14 +59,15 @@ def resolve(
     flags: Mapping[str, Any],
     base: Mapping[str, Any] | None = None,
     tokens: int | None = None,
-    planned: float | None = None,
+    share: float = 1.0,
+    kept: Mapping[str, Any] | None = None,
 ) -> Any:
     """The configuration of a run of `kind`, one of `KINDS`.
 
     Args:
         tokens: of the training text, for the recipe of a time budget where no preset is named.
-        planned: the budget that the recipe is for, where it is not this run's: that of a run which
-            is to be extended.
+        share: of the machine's time that this process gets, for the recipe of a training.
+        kept: what takes the recipe's place: what was chosen for the run that goes on.
         base: what takes the place of the default preset, where neither preset nor file is given.
         settings: 'dotted.key=value' texts; a value is read as TOML, or else as a plain word.
         flags: values by key, None for those not given.
@@ -80,7 +81,8 @@ def resolve(
     if seconds and tokens and base is None and not kind.startswith(IMAGE):
         base = {}
         merge(base, preset_table(DEFAULT_PRESET, kind))
-        merge(base, recipe(kind, tokens, planned or seconds))
+        part = share if kind == "train" else 1.0
+        merge(base, recipe(kind, tokens, part * seconds) if kept is None else dict(kept))
     table = compose(kind, preset=preset, file=file, settings=settings, flags=flags, base=base)
     _settle_length(table, kind, file, settings, flags)
     if "capture" in table and kind.startswith(IMAGE):

@@ -5,17 +5,20 @@ The figures behind them are in benchmarks/recipes.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-SMALL_TEXT = 200_000  # training tokens: below, a network learns the text by heart
-LONG = 600.0  # seconds: from here on, a text above that size gains by more units
+TOKENS_A_SECOND = 15_000  # that two hundred units read, about, on two cores of today
+OFTEN = 10.0  # passes over a text, from which on a network learns it by heart
+LONG = 600.0  # seconds: from here on, a text that is read less often gains by more units
 
 
 def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
     """Settings over those of the default preset, for a run of `kind`, "search" or "train".
 
     Args:
-        tokens: of the training text. seconds: the budget.
+        tokens: of the training text. seconds: the budget; on a machine that gives this process a
+            part of its time, that part of the budget.
     """
     if kind == "search":
         # Many small steps: a network under search comes down by steps more than by tokens.
@@ -25,11 +28,24 @@ def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
             "weights": {"lr": 10.0, "schedule": "cosine"},
             "alphas": {"lr": 1e-2},
         }
-    small = tokens < SMALL_TEXT
+    small = TOKENS_A_SECOND * seconds / max(tokens, 1) >= OFTEN
     dropout = 0.4 if small else 0.2 if seconds >= LONG else 0.1
     return {
         "output_bias": "frequencies",
         "model": {"hidden": 200 if small or seconds >= LONG else 100},
         "noise": {"dropout": dropout, "dropoutx": dropout / 2, "dropouth": dropout / 2},
         "windows": {"streams": 16, "bptt": 35 if small else 20},
+    }
+
+
+def chosen(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the nested settings of a run those that a recipe decides, as they are there."""
+    return _picked(recipe(kind, 1, 1.0), settings)
+
+
+def _picked(keys: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _picked(inner, settings[key]) if isinstance(inner, Mapping) else settings[key]
+        for key, inner in keys.items()
+        if key in settings
     }

@@ -1,5 +1,4 @@
-"""Keeping a race to a time: what a race of cells gives up, or adds, as its steps take longer or
-less long than was planned.
+"""What a race of cells gives up, or adds, as its steps take longer or less long than planned.
 
 Times are counted in weight steps that pass one after the other: `workers` trainings run side by
 side, so that a rung of n cells takes ceil(n / workers) times its steps.

@@ -1,6 +1,4 @@
-"""A race in a given time: how many cells, and how long their trainings, from a measured step; and
-the clock by which it gives up or adds cells on the way.
-"""
+"""A race in a given time: how many cells, and how long their trainings, from a measured step."""
 
 from __future__ import annotations
 

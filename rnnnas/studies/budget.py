@@ -1,6 +1,4 @@
-"""A time budget for a study: how many methods and seeds fit, what each of its jobs gets, and how
-the later ones get more or less than planned as time passes.
-"""
+"""A time budget for a study: methods and seeds that fit, and what each job gets as time passes."""
 
 from __future__ import annotations
 

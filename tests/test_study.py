@@ -52,6 +52,7 @@ class Fake:
         self.started: list[str] = []
         self.words: dict[str, tuple[str, ...]] = {}
         self.running: list[str] = []
+        self.spent: dict[str, float] = {}
 
     def _tick(self) -> None:
         if self.crash is not None:

@@ -87,6 +87,7 @@ def study(
       rnnnas study --corpus book --minutes 20
       rnnnas study --corpus ptb --methods darts,darts-1st --seeds 3 --jobs 2
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
+      rnnnas study --out checkpoints/study-ptb-quick --format latex
       rnnnas study --corpus ptb --preset table
       rnnnas study --against benchmarks/table-ptb-3.csv --methods random,evolution,halving
     """
@@ -104,8 +105,19 @@ def study(
         tables.against(against, _words(methods), _seeds(seeds), settings, preset, out, budget, form)
         return
     tables.refuse({"--budget": budget}, "a study without --against")
+    if corpus is None and out is not None:
+        from rnnnas.studies.finished import finished_study, study_text
+
+        others = {"--preset": preset, "--methods": methods, "--seeds": seeds, "--fresh": fresh}
+        tables.refuse(others, "showing a finished study")
+        if not tables.show(out, form):
+            echo(study_text(finished_study(out), form))
+        return
     if corpus is None:
-        raise UsageError("no corpus is named", "give one: --corpus NAME (rnnnas corpus list)")
+        raise UsageError(
+            "no corpus is named",
+            "give one: --corpus NAME (rnnnas corpus list); or of a finished study its --out FOLDER",
+        )
     if tables.is_table(preset):
         assert preset is not None
         others = {
@@ -157,8 +169,7 @@ def study(
         echo(f"about {listed['seconds'] / 60:,.0f} minutes, {slots} at a time")
         return
     from rnnnas.studies.execute import study as run
-    from rnnnas.studies.paired_table import paired_table
-    from rnnnas.studies.report import table
+    from rnnnas.studies.finished import study_text
 
     more: tuple[str, ...] = () if device == "auto" else ("--device", device)
     for path in plugin_files():
@@ -167,10 +178,9 @@ def study(
         config, opened, folder, cluster=cluster, slots=slots, more=more, fresh=fresh, pace=pace,
         say=lambda text: echo(text, err=True),
     )  # fmt: skip
+    echo(study_text(result, form))
     if as_json:
-        print_json(result)
         return
-    echo(paired_table(result) if config.finals == "all" else table(result))
     echo(f"as a page: rnnnas report {result['run']}", err=True)
     echo(f"curves: rnnnas board {result['run']}", err=True)
 

@@ -15,7 +15,7 @@ from rnnnas.runs.progress import waiting
 if TYPE_CHECKING:
     from rnnnas.studies.formats import Format
 
-RANKS = "ranks.svg"
+RANKS, RESULT = "ranks.svg", "against.json"
 
 
 def is_table(preset: str | None) -> bool:
@@ -95,6 +95,41 @@ def made(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def show(folder: Path, form: Format) -> bool:
+    """Print a finished table, or a comparison with one, from its folder; False for other folders.
+
+    Raises:
+        UsageError: for a table that is not finished.
+    """
+    from rnnnas.runs.sealed import read_sealed
+    from rnnnas.studies.formats import rendered
+
+    if (folder / RESULT).is_file():
+        from rnnnas.tabular.against_report import notes, sheet
+
+        result = read_sealed(folder / RESULT, "give the command that made it again")
+        if form == "json":
+            print_json(result)
+        else:
+            echo(rendered([sheet(result)], notes(result), form))
+        return True
+    from rnnnas.tabular.make import PLAN, TABLE, told
+    from rnnnas.tabular.table import read_table
+
+    if not (folder / PLAN).is_file():
+        return False
+    if not (folder / TABLE).is_file():
+        raise UsageError(
+            f"the table in {folder} is not finished", "give its own command again: it goes on"
+        )
+    result = {"run": str(folder), "table": str(folder / TABLE), **told(read_table(folder / TABLE))}
+    if form == "json":
+        print_json(result)
+    else:
+        echo(made(result))
+    return True
+
+
 def against(
     path: Path, methods: list[str] | None, seeds: list[int] | None, settings: tuple[str, ...],
     preset: str | None, out: Path | None, budget: float | None, form: Format,
@@ -117,7 +152,7 @@ def against(
         budget=budget or BUDGET, preset=preset or PRESET, settings=settings,
         say=lambda text: echo(text, err=True),
     )  # fmt: skip
-    write_sealed(folder / "against.json", {"kind": "against", "table": str(path), **result})
+    write_sealed(folder / RESULT, {"kind": "against", "table": str(path), **result})
     write_where_told(folder / RANKS, picture(result).encode())
     if form == "json":
         print_json({"run": str(folder), "picture": str(folder / RANKS), **result})

@@ -194,6 +194,9 @@ class Execution:
 
     def _end(self, name: str, code: int) -> None:
         entry = self.record.job(name)
+        if name in self.runner.spent:  # of every start of the job
+            before = entry.get("processor_seconds", 0.0)
+            entry["processor_seconds"] = round(before + self.runner.spent.pop(name), 3)
         path = self.record.folder / name / "result.json"
         if code == 0 and path.exists():
             self.results[name] = _result(path)

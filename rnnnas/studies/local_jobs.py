@@ -22,6 +22,8 @@ class Runner(Protocol):
     """Where jobs run."""
 
     poll_seconds: float
+    # Processor seconds of jobs that ended, with the processes that they started; where it is known.
+    spent: dict[str, float]
 
     def free(self) -> int:
         """How many more jobs may be started now."""
@@ -81,6 +83,7 @@ class LocalRunner:
     def __init__(self, folder: Path, slots: int) -> None:
         self._folder = folder
         self._slots = slots
+        self.spent: dict[str, float] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         parent = {} if sys.platform == "win32" else {PARENT: str(os.getpid())}
         self._environment = {"OMP_NUM_THREADS": str(threads_each(slots)), **os.environ, **parent}
@@ -106,11 +109,22 @@ class LocalRunner:
         return dict.fromkeys(jobs)
 
     def ended(self) -> dict[str, int]:
-        codes = {name: process.poll() for name, process in self._running.items()}
+        codes = {name: self._poll(name) for name in self._running}
         over = {name: code for name, code in codes.items() if code is not None}
         for name in over:
             del self._running[name]
         return over
+
+    def _poll(self, name: str) -> int | None:
+        """The exit code of a job that has ended; notes what it spent."""
+        process = self._running[name]
+        if process.returncode is None and hasattr(os, "wait4"):
+            number, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if number:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                self.spent[name] = usage.ru_utime + usage.ru_stime
+            return process.returncode
+        return process.poll()
 
     def stop(self) -> str:
         """SIGTERM to every job, which saves its state; waits for all of them."""

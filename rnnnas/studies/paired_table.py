@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from rnnnas.runs.files import json_plain
+from rnnnas.studies.costs import cost_of, cost_text
+from rnnnas.studies.formats import Sheet, rendered
 from rnnnas.studies.paired import holm, paired
 from rnnnas.studies.plan import RANDOM, Job, StudyConfig
 from rnnnas.studies.record import Record
@@ -30,6 +32,7 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
     rows = {}
     for name, cells in logs.items():
         own = [j for j in jobs if j.method == name and j.kind == "search" and j.name in results]
+        finals = [j for j in jobs if j.method == name and j.kind == "final"]
         values = [math.exp(_mean(list(cell.values()))) for cell in cells.values()]
         rows[name] = {
             "test": asdict(spread(values)),
@@ -39,7 +42,13 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
             },
             "search_steps": own[0].steps if own else 0,
             "search_seconds": _mean([results[j.name]["seconds"] for j in own]) if own else 0.0,
+            "cost": {
+                "search": cost_of(own, record, results),
+                "final": cost_of(finals, record, results),
+            },
         }
+    for row in rows.values():
+        row["random_same_cost"] = _random_of(row, rows[RANDOM], jobs, results)
     tests = []
     for name in config.methods:
         for other in rows_of(config):
@@ -66,6 +75,33 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
         }
     )
     return plain
+
+
+def _random_of(
+    row: Mapping[str, Any], drawn: Mapping[str, Any], jobs: Sequence[Job], results: Results
+) -> dict[str, Any] | None:
+    """What random search gives that has full trainings at the cost of a row's search: n cells, of
+    which the best by validation is taken, and the mean test perplexity of that one over all choices
+    of n of the study's random cells. n: no more than there are. None for rows without a search.
+    """
+    searched, trained = row["cost"]["search"]["steps"], drawn["cost"]["final"]["steps"]
+    order = []
+    for seed, cell in drawn["cells"].items():
+        valid = [
+            results[j.name]["valid_perplexity"]
+            for j in jobs
+            if (j.method, j.kind, j.seed) == (RANDOM, "final", seed) and j.name in results
+        ]
+        if valid and None not in valid and math.isfinite(cell["test_perplexity"]):
+            order.append((_mean(valid), cell["test_perplexity"]))
+    if not searched or not trained or not order:
+        return None
+    n = min(max(1, round(searched / trained)), len(order))
+    # The cell of rank i is the best of n where the others come from those behind it.
+    tests = [test for _, test in sorted(order)]
+    chances = [math.comb(len(order) - 1 - i, n - 1) for i in range(len(order))]
+    value = math.fsum(c * t for c, t in zip(chances, tests, strict=True)) / sum(chances)
+    return {"n": n, "wanted": round(searched / trained, 1), "test_perplexity": value}
 
 
 def rows_of(config: StudyConfig) -> list[str]:
@@ -118,16 +154,32 @@ def _mean(values: Sequence[float]) -> float:
 
 def paired_table(result: Mapping[str, Any]) -> str:
     """The report as text."""
-    head = ("", "cells", "test perplexity", "95 % interval", "search steps", "search s")
-    lines = [head]
+    return rendered(paired_sheets(result), paired_notes(result), "text")
+
+
+def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
+    """The report as tables: perplexities and costs of each row, and the tests."""
+    head = ["", "cells", "test perplexity", "95 % interval", "search steps", "search s"]
+    told = all("cost" in row for row in result["rows"].values())  # not of earlier versions
+    if told:
+        head = [*head[:4], "random, same cost", "search steps", "tokens", "processor s",
+                "training steps", "tokens", "processor s"]  # fmt: skip
+    lines = []
     for name, row in result["rows"].items():
         test = row["test"]
         mean = "failed" if test["mean"] is None else f"{test['mean']:.2f}"
         sd = "" if test["sd"] is None else f" ± {test['sd']:.2f}"
         interval = "-" if test["low"] is None else f"[{test['low']:.2f}, {test['high']:.2f}]"
-        steps, seconds = f"{row['search_steps']:,}", f"{row['search_seconds']:.0f}"
-        lines.append((name, str(test["n"]), mean + sd, interval, steps, seconds))
-    tests = [("", "against", "difference", "95 % interval", "t: p", "Wilcoxon: p")]
+        line = [name, str(test["n"]), mean + sd, interval]
+        if told:
+            drawn = row["random_same_cost"]
+            line.append("-" if drawn is None else
+                        f"{drawn['test_perplexity']:.2f} (best of {drawn['n']})")  # fmt: skip
+            line += [*cost_text(row["cost"]["search"]), *cost_text(row["cost"]["final"])]
+        else:
+            line += [f"{row['search_steps']:,}", f"{row['search_seconds']:.0f}"]
+        lines.append(line)
+    tests = []
     for test in result["tests"]:
         if test["mean"] is None:
             continue
@@ -139,6 +191,15 @@ def paired_table(result: Mapping[str, Any]) -> str:
                   (test["t_p_holm"], test["wilcoxon_p_holm"])]  # fmt: skip
         interval = f"[{percent[1]}, {percent[2]}]"
         tests.append((test["method"], test["against"], percent[0], interval, *values))
+    names = ("", "against", "difference", "95 % interval", "t: p", "Wilcoxon: p")
+    return [
+        Sheet(title=f"study on {result['corpus']}", head=head, rows=lines),
+        Sheet(title="paired tests", head=names, rows=tests),
+    ]
+
+
+def paired_notes(result: Mapping[str, Any]) -> list[str]:
+    """What the numbers are."""
     finals = len(result["final_seeds"])
     notes = [
         f"Perplexities, lower is better: mean ± standard deviation over cells, each the geometric "
@@ -147,12 +208,13 @@ def paired_table(result: Mapping[str, Any]) -> str:
         "training seed; p values, two-sided,",
         "are corrected by Holm over all rows of their table.",
     ]
+    if all("cost" in row for row in result["rows"].values()):
+        notes.append(
+            "random, same cost: the expected test perplexity of the best by validation of as many "
+            "random cells as could be trained in a search's steps, as far as there are so many. "
+            "Costs are means of a search, and of a training: weight steps, targets, processor "
+            "seconds; in brackets by the clock, where those are not known."
+        )
     for entry in result["failed"]:
         notes.append(f"{entry['state'].upper()}: {entry['job']}: {entry.get('message', '')}")
-    return "\n\n".join([_columns(lines), _columns(tests), "\n".join(notes)])
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return notes

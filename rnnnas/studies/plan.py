@@ -141,7 +141,8 @@ FREE = (*GROWS, "random_cells", "retries", "slurm")
 class Job:
     """One command line. words: what follows `rnnnas`, without --out and --json; {study} stands
     for the study's folder. seed: of the search, or the number of the random cell; after: the job
-    whose result it needs; steps: windows that it works through.
+    whose result it needs; steps: windows that it works through; tokens: about as many targets as
+    these windows have.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Job:
     words: tuple[str, ...]
     steps: int
     after: str | None = None
+    tokens: int = 0
 
 
 class Sizes:
@@ -181,6 +183,17 @@ class Sizes:
             plan = plan_of(config.select.budget, each, least=config.select.rung)
             return steps + plan.total_steps
         return steps
+
+    def tokens(self, config: SearchConfig | TrainConfig) -> int:
+        """Targets of as many windows, each as long as those of a first epoch on average; 0 of a run
+        with a budget, whose steps are not known.
+        """
+        if config.seconds:
+            return 0
+        length = self.train // config.windows.streams
+        windows = window_lengths(config.windows, length, random.Random(0))
+        mean = sum(windows) * config.windows.streams / max(1, len(windows))
+        return round(self.steps(config) * mean)
 
     def _searched(self, config: SearchConfig) -> int:
         """Tokens of the text that a search trains on."""
@@ -258,22 +271,28 @@ def first_jobs(config: StudyConfig, sizes: Sizes) -> list[Job]:
     searches = []
     for method in config.methods:
         words = _line("search", config, _search_table(config, method), "--method", base(method))
-        steps = sizes.steps(search_config(config, method))
+        own = search_config(config, method)
+        steps, tokens = sizes.steps(own), sizes.tokens(own)
         for seed in config.seeds:
             name = f"search-{method}-s{seed}"
             full = (*words, "--seed", str(seed))
-            job = Job(name=name, kind="search", method=method, seed=seed, words=full, steps=steps)
+            job = Job(
+                name=name, kind="search", method=method, seed=seed, words=full, steps=steps,
+                tokens=tokens,
+            )  # fmt: skip
             searches.append(job)
     if config.finals == "all":
         return [*searches, *_every_final(config, searches, sizes)]
-    steps = sizes.steps(train_config(config, "short"))
+    trained = train_config(config, "short")
+    steps, tokens = sizes.steps(trained), sizes.tokens(trained)
 
     def short(method: str, seed: int, genotype: str, after: str | None) -> Job:
         name = f"train-{cell_name(method, seed)}"
         words = _line("train", config, config.short, "--genotype", genotype, "--seed", str(seed))
         return Job(
-            name=name, kind="short", method=method, seed=seed, words=words, steps=steps, after=after
-        )
+            name=name, kind="short", method=method, seed=seed, words=words, steps=steps,
+            after=after, tokens=tokens,
+        )  # fmt: skip
 
     found = [short(j.method, j.seed, f"{{study}}/{j.name}", j.name) for j in searches]
     numbers = range(1, config.randoms + 1)
@@ -282,7 +301,8 @@ def first_jobs(config: StudyConfig, sizes: Sizes) -> list[Job]:
 
 def final_jobs(config: StudyConfig, chosen: Mapping[str, int], sizes: Sizes) -> list[Job]:
     """The final trainings. chosen: the seed (or random number) of each method's best cell."""
-    steps = sizes.steps(train_config(config, "final"))
+    trained = train_config(config, "final")
+    steps, tokens = sizes.steps(trained), sizes.tokens(trained)
     jobs = []
     for method, seed in chosen.items():
         cell = cell_name(method, seed)
@@ -293,7 +313,7 @@ def final_jobs(config: StudyConfig, chosen: Mapping[str, int], sizes: Sizes) -> 
             jobs.append(
                 Job(
                     name=f"final-{cell}-t{own}", kind="final", method=method, seed=seed,
-                    words=full, steps=steps, after=f"train-{cell}",
+                    words=full, steps=steps, after=f"train-{cell}", tokens=tokens,
                 )
             )  # fmt: skip
     return jobs
@@ -301,7 +321,8 @@ def final_jobs(config: StudyConfig, chosen: Mapping[str, int], sizes: Sizes) -> 
 
 def _every_final(config: StudyConfig, searches: Iterable[Job], sizes: Sizes) -> list[Job]:
     """The final trainings of every found cell, of the random ones and of the fixed ones."""
-    steps = sizes.steps(train_config(config, "final"))
+    trained = train_config(config, "final")
+    steps, tokens = sizes.steps(trained), sizes.tokens(trained)
     cells = [(RANDOM, k, random_cell(config, k), None) for k in range(1, config.randoms + 1)]
     cells += [(name, 0, name, None) for name in config.fixed]
     found = [(job.method, job.seed, f"{{study}}/{job.name}", job.name) for job in searches]
@@ -312,7 +333,7 @@ def _every_final(config: StudyConfig, searches: Iterable[Job], sizes: Sizes) -> 
         jobs += [
             Job(
                 name=f"final-{cell}-t{own}", kind="final", method=method, seed=seed,
-                words=(*words, "--seed", str(own)), steps=steps, after=after,
+                words=(*words, "--seed", str(own)), steps=steps, after=after, tokens=tokens,
             )
             for own in config.final_seeds
         ]  # fmt: skip

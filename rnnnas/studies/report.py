@@ -11,11 +11,14 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.data.yardsticks import Yardsticks, compared
 from rnnnas.runs.files import disk_errors, json_plain
 from rnnnas.runs.tensorboard import Board, empty_events
+from rnnnas.studies.costs import cost_of, cost_text
+from rnnnas.studies.formats import Sheet, rendered
 from rnnnas.studies.plan import RANDOM, Job, cell_name, search_config
 from rnnnas.studies.record import Record
 from rnnnas.studies.statistics import expected_best, kendall_tau, spread, tau_threshold
 
 Results = Mapping[str, dict[str, Any]]
+KINDS = ("search", "short", "final")  # of jobs
 
 
 def choose(jobs: Sequence[Job], results: Results) -> dict[str, int]:
@@ -44,6 +47,12 @@ def report(record: Record, jobs: Sequence[Job], results: Results) -> dict[str, A
     methods = {}
     for method in (*config.methods, RANDOM):
         methods[method] = _method(method, jobs, results, chosen, random_valid)
+        methods[method]["cost"] = {  # fmt: skip
+            kind: cost_of(
+                [j for j in jobs if (j.method, j.kind) == (method, kind)], record, results
+            )
+            for kind in KINDS
+        }
     failed = [
         {"job": job.name, **record.job(job.name)}
         for job in jobs
@@ -123,7 +132,7 @@ def _method(
             kind: sum(
                 results[j.name]["seconds"] for j in own if j.kind == kind and j.name in results
             )
-            for kind in ("search", "short", "final")
+            for kind in KINDS
         },
     }
 
@@ -146,10 +155,15 @@ def _tau(jobs: Sequence[Job], results: Results) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The report as text: a table, then what its numbers mean and do not mean."""
+    """The report as text: tables, then what their numbers mean and do not mean."""
+    return rendered(sheets(result), notes(result), "text")
+
+
+def sheets(result: Mapping[str, Any]) -> list[Sheet]:
+    """The report as tables: what was found, and what it cost."""
     head = ("cells", "n", "valid, short training", "95 % interval", "best", "random, best of n",
             "chosen", "final valid", "final test", "search s", "short s", "final s")  # fmt: skip
-    rows = [head]
+    rows = []
     for method, own in result["methods"].items():
         valid, cost = own["valid"], own["seconds"]
         rows.append(
@@ -163,12 +177,17 @@ def table(result: Mapping[str, Any]) -> str:
                 own["chosen"]["name"] if own["chosen"] else "failed",
                 _mean(own["final_valid"]),
                 _mean(own["test"]) + (f" {_interval(own['test'])}" if own["test"]["sd"] else ""),
-                *(f"{cost[kind]:.0f}" for kind in ("search", "short", "final")),
+                *(f"{cost[kind]:.0f}" for kind in KINDS),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*(line.rstrip() for line in lines), "", *notes(result)])
+    found = Sheet(title=f"study on {result['corpus']}", head=head, rows=rows)
+    names = [f"{kind} {what}" for kind in KINDS for what in ("steps", "tokens", "processor s")]
+    costs = [
+        (method, *(text for kind in KINDS for text in cost_text(own["cost"][kind])))
+        for method, own in result["methods"].items()
+        if "cost" in own  # studies of earlier versions do not tell
+    ]
+    return [found, Sheet(title="cost of a job", head=("cost of each", *names), rows=costs)]
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
@@ -182,6 +201,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         f"({finals} final training{'s' if finals > 1 else ''}), and that alone is tested. "
         "`random, best of n`: the expected best of n of the random cells.",
     ]
+    if any("cost" in own for own in result["methods"].values()):
+        lines.append(
+            "Cost of each: means over jobs of weight steps, targets, and processor seconds; "
+            "in brackets seconds by the clock, where those are not known."
+        )
     if seeds < 5:
         lines.append(
             ("One seed tells" if seeds == 1 else f"{seeds} seeds tell")

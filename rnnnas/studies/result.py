@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rnnnas.studies.formats import Format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +26,11 @@ class StudyResult:
         """From what `studies.execute.study` returns."""
         return cls(run=Path(result["run"]), figures=dict(result))
 
-    def table(self) -> str:
-        """The report as text."""
-        from rnnnas.studies.report import table
+    def table(self, form: Format = "text") -> str:
+        """The report as "text", "csv", "latex", "markdown" or "json"."""
+        from rnnnas.studies.finished import study_text
 
-        return table(self.figures)
+        return study_text(self.figures, form)
 
     def __getitem__(self, name: str) -> Any:
         """A figure by its name, e.g. `result["methods"]["darts"]`."""

@@ -108,6 +108,7 @@ class ClusterRunner:
         queued: Callable[[list[str]], set[str]],
         attached: Mapping[str, str],
     ) -> None:
+        self.spent: dict[str, float] = {}  # the cluster's own accounts know
         self._folder = folder
         self._executor = executor
         self._queued = queued

@@ -41,6 +41,7 @@ class Workers:
     def __init__(self, about: dict[str, Any], count: int) -> None:
         self._about, self._count = about, count
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._threads: list[threading.Thread] = []
         self._answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
 
     def _begin(self, count: int) -> None:
@@ -58,7 +59,9 @@ class Workers:
             )
             self._processes.append(process)
             self._send(number, self._about)
-            threading.Thread(target=self._listen, args=(number, process), daemon=True).start()
+            thread = threading.Thread(target=self._listen, args=(number, process), daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _listen(self, number: int, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -115,10 +118,15 @@ class Workers:
         for process in self._processes:
             process.kill()
             process.wait()
-            assert process.stdin is not None
+        for thread in self._threads:  # their pipes have ended
+            thread.join()
+        for process in self._processes:
+            assert process.stdin is not None and process.stdout is not None
             with contextlib.suppress(OSError):
                 process.stdin.close()
+            process.stdout.close()
         self._processes.clear()
+        self._threads.clear()
 
 
 def train_row(config: Any, corpus: Any, cell: str, seed: int) -> Row:

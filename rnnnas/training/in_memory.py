@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,10 +30,9 @@ from rnnnas.training.run import TrainJob
 class Trained:
     """What a training gave.
 
-    nats: the train loss of every step, in nats a target; steps: of the whole training, more than
-    nats where it diverged; valid_perplexity, test_perplexity: of
-    the weights that `training.run.train` would report, None where diverged; arithmetic: what its
-    products were computed in, and where.
+    nats: the train loss of every step, in nats a target, up to where it diverged; steps: of the
+    whole training; valid_perplexity, test_perplexity: of the weights that `training.run.train`
+    would report, None where diverged; arithmetic: what its products were computed in, and where.
     """
 
     nats: tuple[float, ...]
@@ -95,7 +95,8 @@ def train_in_memory(config: TrainConfig, corpus: Corpus, device: torch.device) -
         drive(job, run, kind="train", title="", quiet=True)
     except DivergedError:
         diverged = True
-    nats = tuple(job.nats[step] for step in sorted(job.nats))
+    every = (job.nats[step] for step in sorted(job.nats))
+    nats = tuple(itertools.takewhile(math.isfinite, every))
     steps = sum(len(job.lengths(epoch)) for epoch in range(job.epochs))
     if diverged or not math.isfinite(job.best):
         return Trained(

@@ -1,0 +1,180 @@
+"""Methods held against a table: ranks, regrets and taus by hand, replays, searches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from sample_tables import level, made_up
+
+from rnnnas.cli import main
+from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
+from rnnnas.errors import UsageError
+from rnnnas.tabular.against import Truth, against, all_methods
+from rnnnas.tabular.against_report import notes, picture, sheet
+from rnnnas.tabular.replay import Replay
+from rnnnas.tabular.searched import own_scores
+from rnnnas.tabular.table import Table
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
+    folder = tmp_path_factory.mktemp("home")
+    rng = random.Random(0)
+    words = [f"w{i}" for i in range(20)]
+    lines = [" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(400)]
+    (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RNNNAS_HOME", str(folder))
+        add_corpus("tiny", folder / "text.txt", VocabOptions())
+        yield open_corpus("tiny")
+
+
+def test_ranks_and_regrets_are_those_of_the_table() -> None:
+    truth = Truth(made_up())
+    order = sorted(truth.means, key=level)
+    assert truth.rank(order[0]) == 1 and truth.rank(order[-1]) == len(order) == 32
+    assert truth.regret(order[5]) == pytest.approx(level(order[5]) - level(order[0]))
+    assert truth.tau({cell: -level(cell) for cell in order}) == pytest.approx(-1.0)
+    assert truth.tau({"tanh0 tanh0": 1.0}) is None
+    lost = Truth(made_up(diverged=lambda cell: cell == order[0]))
+    assert lost.rank(order[0]) == 32 and lost.rank(order[1]) == 1
+
+
+def test_random_search_takes_the_best_of_what_it_draws() -> None:
+    table = made_up()
+    for seed in range(5):
+        found = Replay(table, seed, 6).find("random")
+        assert len(found.scores) == 6 and found.cost == 6
+        assert found.cell == min(found.scores, key=level)
+        assert found.scores[found.cell] == pytest.approx(level(found.cell))
+    everything = Replay(table, 1, 99).find("random")
+    assert everything.cell == "tanh0 tanh0" and everything.cost == 32
+
+
+def test_a_search_sees_the_trainings_of_its_seed_alone() -> None:
+    table = made_up(noise=0.3)
+    by_cell = table.by_cell()
+    for seed in range(4):
+        found = Replay(table, seed, 8).find("random")
+        for cell, loss in found.scores.items():
+            valid = by_cell[cell][seed % 3].valid
+            assert valid is not None and loss == pytest.approx(math.log(valid))
+
+
+def test_better_searches_rank_better() -> None:
+    """In a space where one gene tells of the next, children of good cells are good."""
+    table = made_up(nodes=3)
+    truth = Truth(table)
+
+    def mean(method: str, budget: int) -> float:
+        ranks = [truth.rank(Replay(table, s, budget).find(method).cell) for s in range(12)]
+        return sum(ranks) / len(ranks)
+
+    assert mean("halving", 16) < 4 < 20 < mean("random", 16)
+    assert mean("evolution", 48) < mean("random", 48)
+
+
+def test_halving_spends_its_budget_and_reads_curves() -> None:
+    table = made_up(nodes=3)
+    found = Replay(table, 1, 16).find("halving")
+    assert 12 <= found.cost <= 16 and found.cell in found.scores
+    # A cell that diverges after the first rung is not found, however good its curve.
+    lost = made_up(nodes=3, diverged=lambda cell: cell == found.cell)
+    assert Replay(lost, 1, 16).find("halving").cell != found.cell
+    with pytest.raises(UsageError, match="diverged"):
+        Replay(made_up(diverged=lambda cell: True), 1, 4).find("random")
+    with pytest.raises(UsageError, match="replayed"):
+        Replay(table, 1, 4).find("darts")
+
+
+def test_scores_of_a_search_by_its_shares() -> None:
+    space = made_up().space
+    # Rows s0>s1, s0>s2, s1>s2; none, tanh, relu, sigmoid, identity.
+    shares = [[0.2, 0.5, 0.1, 0.1, 0.1], [0.2, 0.2, 0.2, 0.2, 0.2], [0.1, 0.0, 0.6, 0.2, 0.1]]
+    lines = [
+        {"kind": "alphas", "recurrent": [[0.2] * 5] * 3},
+        {"kind": "alphas", "recurrent": shares},
+    ]
+    scores = own_scores(lines, space)
+    assert len(scores) == 32
+    assert scores["tanh0 relu1"] == pytest.approx(-math.log(0.5 * 0.6))
+    assert scores["sigmoid0 identity0"] == pytest.approx(-math.log(0.1 * 0.2))
+    assert scores["tanh0 tanh1"] > scores["relu0 tanh0"]  # a share that is told as 0
+    assert min(scores, key=lambda cell: scores[cell]) == "tanh0 relu1"
+    tried = [*lines, {"kind": "candidate", "cell": "relu0 relu0", "perplexity": 50.0}]
+    assert own_scores(tried, space) == {"relu0 relu0": math.log(50.0)}
+    assert own_scores([], space) == {}
+
+
+def test_a_comparison_by_hand(tmp_path: Path) -> None:
+    table = made_up(noise=0.05)
+    said: list[str] = []
+    result = against(table, ["random", "halving"], range(1, 7), tmp_path, budget=4, say=said.append)
+    truth = Truth(table)
+    runs = result["rows"]["halving"]["runs"]
+    assert [run["rank"] for run in runs] == [truth.rank(run["cell"]) for run in runs]
+    assert len(runs) == 6 and len(said) == 2 and result["random_rank"] == 16.5
+    mean = sum(run["rank"] for run in runs) / 6
+    assert result["rows"]["halving"]["rank"]["mean"] == pytest.approx(mean)
+    (test,) = result["tests"]
+    differences = [
+        a["regret"] - b["regret"]
+        for a, b in zip(runs, result["rows"]["random"]["runs"], strict=True)
+    ]
+    assert test["mean"] == pytest.approx(sum(differences) / 6) and test["n"] == 6
+    drawn = picture(result)
+    assert drawn.startswith("<svg xmlns=") and drawn.count("<circle") == 12
+    assert {row[0] for row in sheet(result).rows} == {"random", "halving"}
+    assert any("Kendall" in line for line in notes(result))
+    part = Table(about=table.about, rows=table.rows[:30])
+    with pytest.raises(UsageError, match="10 of 32"):
+        against(part, ["random"], [1], tmp_path, say=said.append)
+    with pytest.raises(UsageError, match="unknown"):
+        against(table, ["rondom"], [1], tmp_path, say=said.append)
+    assert {"random", "halving", "darts", "enas"} <= set(all_methods())
+
+
+def test_the_command_with_searches_for_real(corpus: Corpus, tmp_path: Path) -> None:
+    table = made_up()
+    table = Table(about={**table.about, "corpus_sha256": corpus.sha256}, rows=table.rows)
+    path = tmp_path / "t.csv"
+    table.write(path)
+    sets = ["model.hidden=6", "windows.streams=6", "windows.limit=4", "valid_streams=4"]
+    sets += ["model.precision=float32", "blackbox.cells=3", "windows.bptt=5"]
+    words = ["study", "--against", str(path), "--methods", "random,darts-1st,random-ws"]
+    words += ["--seeds", "2", "--out", str(tmp_path / "out"), "--budget", "4"]
+    words += [word for text in sets for word in ("--set", text)]
+    done = CliRunner().invoke(main, [*words, "--format", "csv"])
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert {row["method"] for row in rows} == {"random", "darts-1st", "random-ws"}
+    stored = json.loads((tmp_path / "out/against.json").read_text())
+    for method in ("darts-1st", "random-ws"):
+        for run in stored["rows"][method]["runs"]:
+            folder = tmp_path / "out" / f"search-{method}-s{run['seed']}"
+            found = json.loads((folder / "result.json").read_text())
+            assert run["cell"] == found["cell"] and 1 <= run["rank"] <= 32
+            assert run["scored"] == (32 if method == "darts-1st" else 3)
+            assert run["cost"] == pytest.approx(4 / 250)
+    before = (tmp_path / "out/search-darts-1st-s1/result.json").stat().st_mtime_ns
+    again = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    for method, own in stored["rows"].items():
+        assert [r["cell"] for r in again["rows"][method]["runs"]] == [
+            r["cell"] for r in own["runs"]
+        ]
+    assert (tmp_path / "out/search-darts-1st-s1/result.json").stat().st_mtime_ns == before
+    shown = CliRunner().invoke(main, ["study", "--out", str(tmp_path / "out"), "--format",
+                                      "markdown"])  # fmt: skip
+    assert shown.stdout.startswith("| method |")
+    foreign = Table(about={**table.about, "corpus_sha256": "1" * 64}, rows=table.rows)
+    foreign.write(path)
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code != 0 and "not the one" in refused.output
+    assert CliRunner().invoke(main, [*words, "--corpus", "tiny"]).exit_code == 2

@@ -124,8 +124,8 @@ class AlphaConfig:
         way that is right; exact for images, where the difference is mostly noise, and on text
         where a CPU multiplies in bfloat16 by compiled kernels, else finite (benchmarks/README.md)
     balanced: whether all operations of a cell keep the same mean alpha over its edges, so that none
-        wins on most of them by how much signal it passes; not in the DARTS paper, and what keeps a
-        short search from collapsing (docs/methods.md)
+        wins on most of them by how much signal it passes (docs/methods.md); off, as in the DARTS
+        paper
     published_lookahead: whether a second-order search on text takes the published code's look-ahead
         in place of the gradient of the paper's equation (docs/methods.md says how they differ); for
         reproductions, no method or preset takes it

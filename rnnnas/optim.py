@@ -5,6 +5,7 @@ A schedule is a pure function of progress in [0, 1]; nothing here counts steps b
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -190,6 +191,30 @@ def scheduled(config: WeightConfig, progress: float) -> float:
     return config.lr
 
 
+def _spare_the_compiler() -> None:
+    """Keep torch's optimisers from importing torch's compiler, which nothing here uses.
+
+    They ask it to leave them alone when they are first called, for which it is imported: a second
+    of processor time at the start of every training. What they look up is the answer of an earlier
+    call; where a version of torch keeps it elsewhere, they import it as ever.
+    """
+    asks = torch._disable_dynamo(lambda: None).__code__  # type: ignore[no-untyped-call]
+    for method in vars(torch.optim.Optimizer).values():
+        if getattr(method, "__code__", None) is asks:
+            inner = method.__wrapped__
+            if not hasattr(inner, "__dynamo_disable"):
+                inner.__dynamo_disable = inner
+
+
+_spare_the_compiler()
+
+
+@torch.no_grad()
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    """One step, without what is wrapped about it, which would import the compiler as well."""
+    inspect.unwrap(type(optimizer).step)(optimizer)
+
+
 def weight_optimizer(net: nn.Module, config: WeightConfig) -> torch.optim.SGD:
     """SGD over all weights; its step size is set before every step."""
     weights = list(net.parameters())
@@ -226,11 +251,11 @@ def guarded_step(optimizer: torch.optim.Optimizer, sound: Tensor) -> bool:
     """
     if all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
-        optimizer.step()
+        _step(optimizer)
         return True
     moves = bool(sound)
     if moves:
-        optimizer.step()
+        _step(optimizer)
     return moves
 
 

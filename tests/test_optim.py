@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -260,3 +262,18 @@ def test_bad_settings_of_alphas_are_refused(bad: dict[str, Any], named: str) -> 
     with pytest.raises(UsageError) as caught:
         AlphaConfig(**bad)
     assert named in caught.value.cause
+
+
+def test_no_step_imports_torchs_compiler() -> None:
+    """It takes a second of processor time, and nothing here is compiled."""
+    code = (
+        "import sys, torch\n"
+        "from rnnnas.optim import WeightConfig, guarded_step, weight_optimizer\n"
+        "net = torch.nn.Linear(2, 2)\n"
+        "made = weight_optimizer(net, WeightConfig())\n"
+        "made.zero_grad()\n"
+        "net(torch.ones(1, 2)).sum().backward()\n"
+        "guarded_step(made, torch.tensor(True))\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -198,7 +198,7 @@ def _spare_the_compiler() -> None:
     of processor time at the start of every training. What they look up is the answer of an earlier
     call; where a version of torch keeps it elsewhere, they import it as ever.
     """
-    asks = torch._disable_dynamo(lambda: None).__code__  # type: ignore[no-untyped-call]
+    asks = torch._disable_dynamo(lambda: None).__code__  # type: ignore[attr-defined]
     for method in vars(torch.optim.Optimizer).values():
         if getattr(method, "__code__", None) is asks:
             inner = method.__wrapped__

@@ -108,7 +108,10 @@ def prepared(home: Path, place: Path) -> tuple[list[Target], list[Course]]:
     return known, courses
 
 
-DYNAMIC_KEPT = (*EVAL, "--dynamic")
+# All is given, or every mutation would cost a search for the best.
+DYNAMIC_KEPT = (*EVAL, "--dynamic", "--set", "dynamic.lr=0.001", "--set", "dynamic.epsilon=0.0002",
+                "--set", "dynamic.decay=0.003", "--set", "dynamic.steps=20",
+                "--set", "dynamic.windows=5")  # fmt: skip
 
 
 def main() -> int:

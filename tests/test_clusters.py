@@ -89,7 +89,7 @@ def whole(home: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def test_a_study_that_is_killed_ends_the_same(
     home: Path, whole: tuple[dict[str, Any], dict[str, str]], tmp_path: Path
 ) -> None:
-    """kill -9 of the study alone, twice: its jobs outlive it, and are waited for. Then SIGTERM."""
+    """kill -9 of the study alone, twice: its jobs save and end by themselves. Then SIGTERM."""
     folder = tmp_path / "s"
     words = [*STUDY, "--out", str(folder), "--jobs", "2"]
     rng = random.Random(1)

@@ -141,4 +141,4 @@ def test_a_worker_of_a_race_obeys_a_signal_and_ends_with_its_input() -> None:
 def test_a_process_that_measures_alone_is_told_whose_it_is() -> None:
     from rnnnas.bench.recurrent import apart
 
-    assert apart(os.environ.get, processes.PARENT) == str(os.getpid())
+    assert apart(os.getenv, processes.PARENT) == str(os.getpid())

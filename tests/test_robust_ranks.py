@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from rnnnas.cli import processes
 
 WAITS = """
 import torch
@@ -47,3 +50,20 @@ def test_a_rank_that_waits_says_for_whom_and_ends_by_a_signal(
         assert "process 0 waits for the others of 2" in child.stderr.readline()
         child.send_signal(number)
         assert child.wait(60) == -number
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize(("how", "code"), [("kill -9 $$", 137), ("exit 3", 3)])
+def test_a_rank_that_dies_while_starting_ends_the_others(
+    how: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait for it, and would for hours; the folder they share goes as well."""
+    rank, place = tmp_path / "rank", tmp_path / "temporary"
+    place.mkdir()
+    rank.write_text(f'#!/bin/sh\nif [ "$RANK" = 1 ]; then {how}; fi\nexec sleep 600\n')
+    rank.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(rank))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setattr(processes, "PATIENCE", 0.2)
+    assert processes.run_all(["search"], 3) == code
+    assert not any(place.iterdir())

@@ -57,8 +57,8 @@ STRANGE: tuple[Any, ...] = (None, True, -1, 0, 1e308, 2**80, "", "\ud800", "x" *
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [path] if path else []
-    pairs: Any = value.items() if isinstance(value, dict) else enumerate(value)
     if isinstance(value, (dict, list)):
+        pairs: Any = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in pairs:
             found += _places(item, (*path, key))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -51,7 +52,13 @@ def echo(text: object = "", *, nl: bool = True, err: bool = False) -> None:
         str(text).encode(coding, getattr(stream, "errors", None) or "strict")
     except UnicodeEncodeError:
         text = str(text).encode(coding, "backslashreplace").decode(coding)
-    click.echo(text, nl=nl, err=err)
+    try:
+        click.echo(text, nl=nl, err=err)
+    except OSError:  # what is said of a full disk may itself go to one
+        if not err:
+            raise
+        with contextlib.suppress(OSError, ValueError):  # nor when this process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def print_json(value: object) -> None:

@@ -129,8 +129,8 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
     """
     failed: int | None = None
     deadline = float("inf")
-    while None in [child.poll() for child in children]:  # all of them: one may have been killed
-        codes = [child.returncode for child in children if child.returncode]
+    while None in (ended := [child.poll() for child in children]):  # every one is asked
+        codes = [code for code in ended if code]
         if codes and failed is None:
             failed, deadline = codes[0], time.monotonic() + PATIENCE
         if time.monotonic() > deadline:  # they wait for one that has gone

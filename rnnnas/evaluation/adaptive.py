@@ -293,6 +293,7 @@ class _Kept:
         self, path: Path, digest: str, quiet: bool, given: Mapping[str, Any] | None = None
     ) -> None:
         self._path, self._quiet = path, quiet
+        self._unkept = False  # whether it was said that nothing can be written
         tried: list[Any] = [TARGETS, LRS, EPSILONS, DECAYS, SIZES, THETAS, SHARES]
         tried += [asdict(_start(given or {})), sorted(given or {})]
         self._content: dict[str, Any] = {"digest": digest, "tried": json_plain(tried)}
@@ -340,8 +341,10 @@ class _Kept:
         try:
             write_sealed(self._path, self._content)
         except DiskError as error:  # the evaluation is not lost for that
-            bar = Progress(name, 0, quiet=self._quiet)
-            bar.line(f"the chosen parameters are not kept: {error.cause}")
+            if not self._unkept:
+                bar = Progress(name, 0, quiet=self._quiet)
+                bar.line(f"the chosen parameters are not kept: {error.cause}")
+            self._unkept = True
 
     def _parsed(self, name: str, cls: type[T]) -> tuple[T, dict[str, Any]]:
         report = self._content[name]

@@ -187,7 +187,7 @@ def train(
 
 
 def study(
-    corpus: Corpus | str,
+    corpus: AnyCorpus | str,
     *,
     preset: str | None = None,
     methods: Sequence[str] | None = None,
@@ -211,7 +211,7 @@ def study(
     from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study
     from rnnnas.studies.result import StudyResult
 
-    opened = corpora.open_corpus(corpus) if isinstance(corpus, str) else corpus
+    opened = corpora.open_any(corpus) if isinstance(corpus, str) else corpus
     which = list(range(1, seeds + 1)) if isinstance(seeds, int) else seeds
     flags: dict[str, Any] = {
         **_nested(settings),

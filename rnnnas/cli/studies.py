@@ -130,8 +130,9 @@ def study(
             as_json=as_json,
         )  # fmt: skip
         return
-    from rnnnas.data.corpus import open_corpus
+    from rnnnas.data.corpus import open_any
     from rnnnas.plugins.load import files as plugin_files
+    from rnnnas.studies.execute import check_medium
     from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study
 
     flags: dict[str, Any] = {"corpus": corpus, "methods": _words(methods), "seeds": _seeds(seeds)}
@@ -139,7 +140,8 @@ def study(
         flags["slurm"] = {"partition": partition}
     config = resolve_study(preset=preset, settings=settings, flags=flags)
     with waiting(f"opening the corpus {config.corpus}"):
-        opened = open_corpus(config.corpus)
+        opened = open_any(config.corpus)
+    check_medium(config, opened)
     slots = jobs or _slots(device)
     seconds = budget_seconds(minutes, seconds)
     name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"

@@ -96,6 +96,11 @@ def study_section(study: StudyData, key: str, alone: bool = False) -> str:
     return "".join(parts)
 
 
+def _measure(result: Mapping[str, Any]) -> str:
+    """ "perplexity", or "error" of images."""
+    return str(result.get("measure", "perplexity"))
+
+
 def _colours(result: Mapping[str, Any]) -> dict[str, str]:
     methods = list(result["methods"])
     return {m: "c7" if m == "random cells" else f"c{i % _COLOURS}" for i, m in enumerate(methods)}
@@ -126,13 +131,13 @@ def _distribution(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
             (value, f"{method}, {'seed' if method != 'random cells' else 'number'} "
                     f"{cell['seed']}: {value:.2f}, {cell['cell']}")
             for cell in own["cells"]
-            if (value := number(cell["valid_perplexity"])) is not None
+            if (value := number(cell[f"valid_{_measure(result)}"])) is not None
         ]  # fmt: skip
         spread = own["valid"]
         rows.append(Row(label=method, values=values, mean=number(spread["mean"]),
                         low=number(spread["low"]), high=number(spread["high"]),
                         css=colours[method]))  # fmt: skip
-    chart = strips(rows, label="distribution of cells", x_label="validation perplexity")
+    chart = strips(rows, label="distribution of cells", x_label=f"validation {_measure(result)}")
     return figure(
         "Found cells and random cells", chart,
         "After the short training: a dot a cell, a stroke the mean, a bar its 95 % interval.",
@@ -141,16 +146,17 @@ def _distribution(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
 
 def _ranks(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     dots = []
+    measure = _measure(result)
     for method, own in result["methods"].items():
         for cell in own["cells"]:
-            x, y = number(cell["search_valid_perplexity"]), number(cell["valid_perplexity"])
+            x, y = (number(cell[f"{kind}_{measure}"]) for kind in ("search_valid", "valid"))
             if x is not None and y is not None:
                 title = (
                     f"{method}, seed {cell['seed']}: {shown(x)} in the search, {shown(y)} trained"
                 )
                 dots.append(Dot(x=x, y=y, title=title, css=colours[method]))
     chart = scatter(
-        dots, label="search rank against trained rank", x_label="perplexity the search reported",
+        dots, label="search rank against trained rank", x_label=f"{measure} the search reported",
         y_label="after the short training",
     )  # fmt: skip
     return figure("Does the search know?", _legend(dots, colours) + chart if chart else "",
@@ -209,7 +215,7 @@ def _latency(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
         str(cell["cell"]): (method, value)
         for method, own in result["methods"].items()
         for cell in own["cells"]
-        if cell["cell"] and (value := number(cell["valid_perplexity"])) is not None
+        if cell["cell"] and (value := number(cell[f"valid_{_measure(result)}"])) is not None
     }
     dots = [
         Dot(x=us, y=cells[cell][1], title=f"{cells[cell][0]}: {us:.1f} µs, {shown(cells[cell][1])}",

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from rnnnas.config.presets import AnySearch, AnyTrain
 from rnnnas.config.text import SearchConfig, TrainConfig
-from rnnnas.data.corpus import Corpus
+from rnnnas.data.corpus import AnyCorpus, Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.engine.cuda_graphs import PATIENCE, synchronise
 from rnnnas.engine.job import Position
@@ -40,7 +41,7 @@ _WINDOWS = 2  # of an evaluation
 
 
 def estimate(
-    config: StudyConfig, corpus: Corpus, device: torch.device, *, slots: int
+    config: StudyConfig, corpus: AnyCorpus, device: torch.device, *, slots: int
 ) -> dict[str, Any]:
     """Every job of a study with its steps and estimated seconds, as if nothing were done yet.
 
@@ -56,7 +57,7 @@ def estimate(
 
 
 def _estimate(
-    config: StudyConfig, corpus: Corpus, device: torch.device, slots: int
+    config: StudyConfig, corpus: AnyCorpus, device: torch.device, slots: int
 ) -> dict[str, Any]:
     sizes = Sizes(corpus.splits)
     seconds = {m: search_seconds(search_config(config, m), corpus, device) for m in config.methods}
@@ -80,7 +81,7 @@ def _estimate(
     return {"jobs": jobs, "seconds": sum(job["seconds"] for job in jobs) / slots}
 
 
-def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -> float:
+def search_seconds(config: AnySearch, corpus: AnyCorpus, device: torch.device) -> float:
     """Seconds of a search: its steps, an evaluation an epoch, and the cells that it tries."""
     if config.seconds:
         return config.seconds
@@ -92,6 +93,13 @@ def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -
         return START_SECONDS + job.plan.total_steps * _step(job) + job.plan.scorings * passed
     steps = Sizes(corpus.splits).steps(config) * _step(job)
     seconds = START_SECONDS + steps
+    if not isinstance(config, SearchConfig):
+        assert isinstance(job, SearchJob)
+        draws = generator(config.seed, "valid", 0, device)
+        with torch.no_grad():
+            mixed = job.relaxation.mix(job.alphas, job.net.space, 0.5, draws)
+        return seconds + config.epochs * _images_seconds(job, mixed)
+    assert isinstance(corpus, Corpus)
     tried: Mixtures = {}  # of a cell that is tried with the shared weights
     if isinstance(job, SearchJob):
         draws = generator(config.seed, "valid", 0, device)
@@ -112,15 +120,27 @@ def search_seconds(config: SearchConfig, corpus: Corpus, device: torch.device) -
     return seconds
 
 
-def train_seconds(config: TrainConfig, corpus: Corpus, device: torch.device) -> float:
+def train_seconds(config: AnyTrain, corpus: AnyCorpus, device: torch.device) -> float:
     """Seconds of a training: its steps, an evaluation an epoch, and one of either text at last."""
     if config.seconds:
         return config.seconds
     job = TrainJob(config, corpus, device)
+    if not isinstance(config, TrainConfig):
+        steps = Sizes(corpus.splits).steps(config) * _step(job)
+        return START_SECONDS + steps + (job.epochs + 2) * _images_seconds(job, {})
+    assert isinstance(corpus, Corpus)
     valid = _pass_seconds(job, corpus, "valid", config.valid_streams, {})
     test = _pass_seconds(job, corpus, "test", config.test_streams, {})
     steps = Sizes(corpus.splits).steps(config) * _step(job)
     return START_SECONDS + steps + (job.epochs + 1) * valid + test
+
+
+def _images_seconds(job: SearchJob | TrainJob, mixtures: Mapping[str, Mixture]) -> float:
+    """Seconds that an evaluation of the validation images takes."""
+    began = time.perf_counter()
+    evaluate(job.net, job.valid, mixtures, cuda_graphs=job.cuda_graphs)
+    synchronise(job.device)
+    return time.perf_counter() - began
 
 
 def _step(job: SearchJob | CandidateJob | HalvingJob | TrainJob) -> float:

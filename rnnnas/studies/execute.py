@@ -8,15 +8,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, final
 
-from rnnnas.data.corpus import Corpus, check_unchanged
+from rnnnas.data.corpus import AnyCorpus, check_unchanged
+from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.errors import CheckpointError, Interrupted, UsageError
 from rnnnas.runs.files import Lock, disk_errors, remove_temporaries
 from rnnnas.runs.sealed import read_result
 from rnnnas.runs.signals import StopRequest
 from rnnnas.studies.budget import StudyPace, planned_seconds, retimed
 from rnnnas.studies.local_jobs import LocalRunner, Runner, last_words
+from rnnnas.studies.measure import loss_of, measure_of
 from rnnnas.studies.paired_table import paired_report
-from rnnnas.studies.plan import Job, Sizes, StudyConfig, command, final_jobs, first_jobs
+from rnnnas.studies.plan import (
+    DEFAULT_PRESET,
+    Job,
+    Sizes,
+    StudyConfig,
+    command,
+    final_jobs,
+    first_jobs,
+)
 from rnnnas.studies.record import Record, free_folder
 from rnnnas.studies.report import choose, report, show_on_board
 from rnnnas.studies.slurm import slurm_runner
@@ -30,7 +40,7 @@ Cluster = Literal["local", "slurm"]
 
 def study(
     config: StudyConfig,
-    corpus: Corpus,
+    corpus: AnyCorpus,
     folder: Path,
     *,
     cluster: Cluster = "local",
@@ -52,6 +62,7 @@ def study(
         Interrupted: on SIGINT and SIGTERM, once the jobs here have saved and ended.
         RnnnasError: as `Record.open` and `slurm_runner` say.
     """
+    check_medium(config, corpus)
     check_unchanged(corpus)
     folder = (free_folder(folder) if fresh else folder).absolute()
     if folder.exists() and not folder.is_dir():
@@ -295,6 +306,17 @@ class Execution:
         return {"run": str(self.record.folder), **result}
 
 
+def check_medium(config: StudyConfig, corpus: AnyCorpus) -> None:
+    """Raises UsageError where the study is for text and the corpus holds images, or reverse."""
+    holds = "images" if isinstance(corpus, ImageCorpus) else "text"
+    if holds != config.medium:
+        fits = "study-images" if holds == "images" else DEFAULT_PRESET
+        raise UsageError(
+            f"this study is for {config.medium}, and the corpus {corpus.name} holds {holds}",
+            f"take a study that fits it: --preset {fits}",
+        )
+
+
 def seconds_of(job: Job, done: list[Job], results: dict[str, dict[str, Any]]) -> float:
     """What `job` should take: its steps at the pace of finished jobs, of its own method and kind
     if there are any, else of its kind, else of all.
@@ -312,8 +334,8 @@ def seconds_of(job: Job, done: list[Job], results: dict[str, dict[str, Any]]) ->
 
 def _result(path: Path) -> dict[str, Any]:
     result = read_result(path.parent) or {}
-    whole = {"seconds", "valid_perplexity"} <= set(result)
-    numbers = (result["seconds"], result["valid_perplexity"] or 0.0) if whole else (None,)
+    told = next((k for k in ("valid_perplexity", "valid_accuracy") if k in result), None)
+    numbers = (result.get("seconds"), (result[told] or 0.0) if told else None)
     if not all(type(number) in (int, float) for number in numbers):
         raise CheckpointError(
             f"{path} is damaged: it lacks its seconds or its perplexity",
@@ -323,6 +345,6 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def _headline(result: dict[str, Any]) -> str:
-    value = result["valid_perplexity"]
+    value = loss_of(result, "valid")
     shown = "not finite" if value is None else f"{value:.2f}"
-    return f"done in {result['seconds']:.0f} s, valid perplexity {shown}"
+    return f"done in {result['seconds']:.0f} s, valid {measure_of([result])} {shown}"

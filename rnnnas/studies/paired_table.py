@@ -10,6 +10,7 @@ from typing import Any
 from rnnnas.runs.files import json_plain
 from rnnnas.studies.costs import cost_of, cost_text
 from rnnnas.studies.formats import Sheet, rendered
+from rnnnas.studies.measure import Measure, loss_of, measure_of
 from rnnnas.studies.paired import holm, paired
 from rnnnas.studies.plan import RANDOM, Job, StudyConfig
 from rnnnas.studies.record import Record
@@ -28,6 +29,7 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
     random cells by their number) and by training seed; p values corrected by Holm over all.
     """
     config = record.config
+    measure = measure_of(results.values())
     logs = {name: _logs(name, jobs, results) for name in rows_of(config)}
     rows = {}
     for name, cells in logs.items():
@@ -37,7 +39,7 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
         rows[name] = {
             "test": asdict(spread(values)),
             "cells": {
-                seed: {"cell": _cell(name, seed, jobs, results), "test_perplexity": value}
+                seed: {"cell": _cell(name, seed, jobs, results), f"test_{measure}": value}
                 for seed, value in zip(cells, values, strict=True)
             },
             "search_steps": own[0].steps if own else 0,
@@ -48,7 +50,7 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
             },
         }
     for row in rows.values():
-        row["random_same_cost"] = _random_of(row, rows[RANDOM], jobs, results)
+        row["random_same_cost"] = _random_of(row, rows[RANDOM], jobs, results, measure)
     tests = []
     for name in config.methods:
         for other in rows_of(config):
@@ -66,6 +68,7 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
     plain: dict[str, Any] = json_plain(
         {
             "corpus": config.corpus,
+            **({} if measure == "perplexity" else {"measure": measure}),
             "seeds": config.seeds,
             "final_seeds": config.final_seeds,
             "rows": rows,
@@ -78,7 +81,11 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
 
 
 def _random_of(
-    row: Mapping[str, Any], drawn: Mapping[str, Any], jobs: Sequence[Job], results: Results
+    row: Mapping[str, Any],
+    drawn: Mapping[str, Any],
+    jobs: Sequence[Job],
+    results: Results,
+    measure: Measure,
 ) -> dict[str, Any] | None:
     """What random search gives that has full trainings at the cost of a row's search: n cells, of
     which the best by validation is taken, and the mean test perplexity of that one over all choices
@@ -88,12 +95,14 @@ def _random_of(
     order = []
     for seed, cell in drawn["cells"].items():
         valid = [
-            results[j.name]["valid_perplexity"]
+            loss_of(results[j.name], "valid")
             for j in jobs
             if (j.method, j.kind, j.seed) == (RANDOM, "final", seed) and j.name in results
         ]
-        if valid and None not in valid and math.isfinite(cell["test_perplexity"]):
-            order.append((_mean(valid), cell["test_perplexity"]))
+        known = [value for value in valid if value is not None]
+        test = cell[f"test_{measure}"]
+        if valid and len(known) == len(valid) and math.isfinite(test):
+            order.append((_mean(known), test))
     if not searched or not trained or not order:
         return None
     n = min(max(1, round(searched / trained)), len(order))
@@ -101,7 +110,7 @@ def _random_of(
     tests = [test for _, test in sorted(order)]
     chances = [math.comb(len(order) - 1 - i, n - 1) for i in range(len(order))]
     value = math.fsum(c * t for c, t in zip(chances, tests, strict=True)) / sum(chances)
-    return {"n": n, "wanted": round(searched / trained, 1), "test_perplexity": value}
+    return {"n": n, "wanted": round(searched / trained, 1), f"test_{measure}": value}
 
 
 def rows_of(config: StudyConfig) -> list[str]:
@@ -119,10 +128,15 @@ def _logs(name: str, jobs: Sequence[Job], results: Results) -> dict[int, dict[in
     logs: dict[int, dict[int, float]] = {}
     for job in jobs:
         if job.kind == "final" and job.method == name and job.name in results:
-            value = results[job.name]["test_perplexity"]
+            value = loss_of(results[job.name], "test")
             seed = int(job.words[job.words.index("--seed") + 1])
-            logs.setdefault(job.seed, {})[seed] = math.inf if value is None else math.log(value)
+            logs.setdefault(job.seed, {})[seed] = _log(value)
     return logs
+
+
+def _log(value: float | None) -> float:
+    """Of an error of 0, which no image shows, that of a tenth of a thousandth of a percent."""
+    return math.inf if value is None else math.log(max(value, 1e-4))
 
 
 def _differences(
@@ -159,7 +173,8 @@ def paired_table(result: Mapping[str, Any]) -> str:
 
 def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
     """The report as tables: perplexities and costs of each row, and the tests."""
-    head = ["", "cells", "test perplexity", "95 % interval", "search steps", "search s"]
+    measure = result.get("measure", "perplexity")
+    head = ["", "cells", f"test {measure}", "95 % interval", "search steps", "search s"]
     told = all("cost" in row for row in result["rows"].values())  # not of earlier versions
     if told:
         head = [*head[:4], "random, same cost", "search steps", "tokens", "processor s",
@@ -174,7 +189,7 @@ def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
         if told:
             drawn = row["random_same_cost"]
             line.append("-" if drawn is None else
-                        f"{drawn['test_perplexity']:.2f} (best of {drawn['n']})")  # fmt: skip
+                        f"{drawn[f'test_{measure}']:.2f} (best of {drawn['n']})")  # fmt: skip
             line += [*cost_text(row["cost"]["search"]), *cost_text(row["cost"]["final"])]
         else:
             line += [f"{row['search_steps']:,}", f"{row['search_seconds']:.0f}"]
@@ -201,16 +216,18 @@ def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
 def paired_notes(result: Mapping[str, Any]) -> list[str]:
     """What the numbers are."""
     finals = len(result["final_seeds"])
+    measure = result.get("measure", "perplexity")
+    what = "Perplexities" if measure == "perplexity" else "Errors in percent of the images"
     notes = [
-        f"Perplexities, lower is better: mean ± standard deviation over cells, each the geometric "
+        f"{what}, lower is better: mean ± standard deviation over cells, each the geometric "
         f"mean of {finals} final training{'s' if finals > 1 else ''}",
-        "with seeds that no search used. Differences in perplexity, paired by search seed and by "
+        f"with seeds that no search used. Differences in {measure}, paired by search seed and by "
         "training seed; p values, two-sided,",
         "are corrected by Holm over all rows of their table.",
     ]
     if all("cost" in row for row in result["rows"].values()):
         notes.append(
-            "random, same cost: the expected test perplexity of the best by validation of as many "
+            f"random, same cost: the expected test {measure} of the best by validation of as many "
             "random cells as could be trained in a search's steps, as far as there are so many. "
             "Costs are means of a search, and of a training: weight steps, targets, processor "
             "seconds; in brackets by the clock, where those are not known."

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rnnnas.cnn import zoo as image_zoo
+from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
 from rnnnas.config.plain import from_plain, merge, to_plain
-from rnnnas.config.presets import KINDS, compose, resolve
+from rnnnas.config.presets import IMAGE, KINDS, AnySearch, AnyTrain, compose, resolve
 from rnnnas.config.table import TableConfig
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.text_streams import epochs_for, window_lengths
@@ -44,6 +46,8 @@ class StudyConfig:
 
     corpus: name of the text that is studied; -; a prepared corpus (`rnnnas corpus list`); no
         default, since only you know
+    medium: what the corpus holds, "text" or "images", which decides what presets fit; text, as in
+        most studies
     methods: search methods that are compared; -; names that `rnnnas search --help` lists; no
         default, since only you know
     seeds: of the searches, and a found cell is trained with its search's seed; -; whole numbers
@@ -70,6 +74,7 @@ class StudyConfig:
     """
 
     corpus: str
+    medium: Literal["text", "images"] = "text"
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     random_cells: int = 0
@@ -96,11 +101,11 @@ class StudyConfig:
             if not isinstance(table, Mapping):
                 raise UsageError(f"own.{method} is a group of settings, not the value {table!r}")
             method_of(base(method))
+        known = (*image_zoo.ZOO,) if self.medium == "images" else (*BASELINES, *ZOO)
         for name in self.fixed:
-            if name.upper() not in (*BASELINES, *ZOO):
+            if name.upper() not in known:
                 raise UsageError(
-                    f"fixed cell {name!r} is not known",
-                    f"known ones: {', '.join((*BASELINES, *ZOO))}",
+                    f"fixed cell {name!r} is not known", f"known ones: {', '.join(known)}"
                 )
         if self.fixed and self.finals == "best":
             raise UsageError(
@@ -116,6 +121,11 @@ class StudyConfig:
                         f"{where}.{key} = {table[key]!r} has no place in a study, which sets it",
                         "a study's own: --corpus, --methods, --seeds, --set final_seeds=[1,2]",
                     )
+
+    @property
+    def start(self) -> str:
+        """What the kinds of its runs begin with, `image-` or nothing."""
+        return IMAGE if self.medium == "images" else ""
 
     @property
     def randoms(self) -> int:
@@ -161,12 +171,14 @@ class Sizes:
     def __init__(self, splits: Mapping[str, Sized]) -> None:
         self.train = len(splits["train"])
 
-    def steps(self, config: SearchConfig | TrainConfig) -> int:
+    def steps(self, config: AnySearch | AnyTrain) -> int:
         """Windows that a run works through, all epochs, each taken to be as the first; of a run
         with a budget its seconds, which say as much of the time that is left.
         """
         if config.seconds:
             return max(1, round(config.seconds))  # not known yet; they go by the time
+        if not isinstance(config, SearchConfig | TrainConfig):
+            return self._batches(config)
         tokens = self.train
         if isinstance(config, SearchConfig) and method_of(config.method).derive == "halving":
             own = self._all_passes(config, self._searched(config))
@@ -184,12 +196,22 @@ class Sizes:
             return steps + plan.total_steps
         return steps
 
-    def tokens(self, config: SearchConfig | TrainConfig) -> int:
-        """Targets of as many windows, each as long as those of a first epoch on average; 0 of a run
-        with a budget, whose steps are not known.
+    def _batches(self, config: ImageSearchConfig | ImageTrainConfig) -> int:
+        """Batches of all epochs of a run on images."""
+        images = self.train
+        if isinstance(config, ImageSearchConfig) and "alphas.held_out" not in config.idle:
+            images = int(images * (1 - config.alphas.held_out))
+        count = -(-images // config.batches.size)
+        return config.epochs * min(count, config.batches.limit or count)
+
+    def tokens(self, config: AnySearch | AnyTrain) -> int:
+        """Targets of as many windows, each as long as those of a first epoch on average, or images
+        of as many batches; 0 of a run with a budget, whose steps are not known.
         """
         if config.seconds:
             return 0
+        if not isinstance(config, SearchConfig | TrainConfig):
+            return self._batches(config) * config.batches.size
         length = self.train // config.windows.streams
         windows = window_lengths(config.windows, length, random.Random(0))
         mean = sum(windows) * config.windows.streams / max(1, len(windows))
@@ -238,30 +260,37 @@ def resolved_runs(config: StudyConfig) -> dict[str, Any]:
     return runs
 
 
-def search_config(config: StudyConfig, method: str) -> SearchConfig:
+def search_config(config: StudyConfig, method: str) -> AnySearch:
     """The settings of a method's first search."""
     preset, settings = _words_of(_search_table(config, method), "search")
     flags = {"corpus": config.corpus, "method": base(method), "seed": config.seeds[0]}
-    resolved: SearchConfig = resolve(
-        "search", preset=preset, file=None, settings=settings, flags=flags
+    resolved: AnySearch = resolve(
+        config.start + "search", preset=preset, file=None, settings=settings, flags=flags
     )
     return resolved
 
 
-def train_config(config: StudyConfig, kind: Literal["short", "final"]) -> TrainConfig:
+def train_config(config: StudyConfig, kind: Literal["short", "final"]) -> AnyTrain:
     """The settings of a short or final training, of the first random cell."""
     preset, settings = _words_of(getattr(config, kind), kind)
-    cell = Genotype.from_text(random_cell(config, 1)).to_plain()
+    cell: Any = random_cell(config, 1)
+    if not config.start:
+        cell = Genotype.from_text(cell).to_plain()
     flags = {"corpus": config.corpus, "genotype": cell, "seed": 1}
-    resolved: TrainConfig = resolve(
-        "train", preset=preset, file=None, settings=settings, flags=flags
+    resolved: AnyTrain = resolve(
+        config.start + "train", preset=preset, file=None, settings=settings, flags=flags
     )
     return resolved
 
 
 def random_cell(config: StudyConfig, number: int) -> str:
-    """The short text of random cell `number`: `random:NUMBER`, of the space that is searched."""
-    space = search_config(config, config.methods[0]).cell_space
+    """The short text of random cell `number`: `random:NUMBER`, of the space that is searched; of
+    images that name itself.
+    """
+    searched = search_config(config, config.methods[0])
+    if not isinstance(searched, SearchConfig):
+        return f"random:{number}"
+    space = searched.cell_space
     cell = space.sample(random.Random(f"{number}/cell"))
     return Genotype(cells={RECURRENT: cell}).to_text()
 

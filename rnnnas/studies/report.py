@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.yardsticks import Yardsticks, compared
@@ -13,6 +14,7 @@ from rnnnas.runs.files import disk_errors, json_plain
 from rnnnas.runs.tensorboard import Board, empty_events
 from rnnnas.studies.costs import cost_of, cost_text
 from rnnnas.studies.formats import Sheet, rendered
+from rnnnas.studies.measure import Measure, loss_of, measure_of
 from rnnnas.studies.plan import RANDOM, Job, cell_name, search_config
 from rnnnas.studies.record import Record
 from rnnnas.studies.statistics import expected_best, kendall_tau, spread, tau_threshold
@@ -22,14 +24,16 @@ KINDS = ("search", "short", "final")  # of jobs
 
 
 def choose(jobs: Sequence[Job], results: Results) -> dict[str, int]:
-    """The seed (or random number) of each method's best cell: least VALIDATION perplexity after
-    the short training; the earlier one on ties. Methods none of whose cells was trained are left
-    out. Test perplexities are not looked at.
+    """The seed (or random number) of each method's best cell: least VALIDATION perplexity, or error
+    on images, after the short training; the earlier one on ties. Methods none of whose cells was
+    trained are left out. Test figures are not looked at.
     """
     best: dict[str, tuple[float, int]] = {}
     for job in jobs:
         if job.kind == "short" and job.name in results:
-            valid = results[job.name]["valid_perplexity"]
+            valid = loss_of(results[job.name], "valid")
+            if valid is None:
+                valid = math.inf
             if job.method not in best or valid < best[job.method][0]:
                 best[job.method] = (valid, job.seed)
     return {method: seed for method, (_, seed) in best.items()}
@@ -40,13 +44,15 @@ def report(record: Record, jobs: Sequence[Job], results: Results) -> dict[str, A
     config = record.config
     chosen = choose(jobs, results)
     random_valid = [
-        results[job.name]["valid_perplexity"]
+        value
         for job in jobs
         if job.kind == "short" and job.method == RANDOM and job.name in results
+        if (value := loss_of(results[job.name], "valid")) is not None
     ]
+    measure = measure_of(results.values())
     methods = {}
     for method in (*config.methods, RANDOM):
-        methods[method] = _method(method, jobs, results, chosen, random_valid)
+        methods[method] = _method(method, jobs, results, chosen, random_valid, measure)
         methods[method]["cost"] = {  # fmt: skip
             kind: cost_of(
                 [j for j in jobs if (j.method, j.kind) == (method, kind)], record, results
@@ -62,6 +68,7 @@ def report(record: Record, jobs: Sequence[Job], results: Results) -> dict[str, A
     plain: dict[str, Any] = json_plain(
         {
             "corpus": config.corpus,
+            **({} if measure == "perplexity" else {"measure": measure}),
             "seeds": config.seeds,
             "final_seeds": config.final_seeds,
             "methods": methods,
@@ -94,7 +101,7 @@ def _chose_by_validation(config: SearchConfig) -> bool:
 
 def _method(
     method: str, jobs: Sequence[Job], results: Results, chosen: Mapping[str, int],
-    random_valid: list[float],
+    random_valid: list[float], measure: Measure,
 ) -> dict[str, Any]:  # fmt: skip
     own = [job for job in jobs if job.method == method]
     cells: list[dict[str, Any]] = []
@@ -106,13 +113,14 @@ def _method(
                 {
                     "seed": job.seed,
                     "cell": searched.get("cell") or _word_after("--genotype", job.words, method),
-                    "search_valid_perplexity": searched.get("valid_perplexity"),
-                    "valid_perplexity": trained.get("valid_perplexity"),
+                    f"search_valid_{measure}": loss_of(searched, "valid"),
+                    f"valid_{measure}": loss_of(trained, "valid"),
                     # Never used for a choice; `train` computes it anyway.
-                    "test_perplexity_unused": trained.get("test_perplexity"),
+                    f"test_{measure}_unused": loss_of(trained, "test"),
                 }
             )
-    valid = [c["valid_perplexity"] for c in cells if c["valid_perplexity"] is not None]
+    key = f"valid_{measure}"
+    valid = [c[key] for c in cells if c[key] is not None]
     finals = [results[job.name] for job in own if job.kind == "final" and job.name in results]
     best = None
     if method in chosen:
@@ -126,8 +134,8 @@ def _method(
         "best_valid": min(valid, default=None),
         "random_best_of_n": expected_best(random_valid, len(valid)),
         "chosen": best,
-        "final_valid": asdict(spread([f["valid_perplexity"] for f in finals])),
-        "test": asdict(spread([f["test_perplexity"] for f in finals])),
+        "final_valid": _spread(finals, "valid"),
+        "test": _spread(finals, "test"),
         "seconds": {
             kind: sum(
                 results[j.name]["seconds"] for j in own if j.kind == kind and j.name in results
@@ -135,6 +143,11 @@ def _method(
             for kind in KINDS
         },
     }
+
+
+def _spread(finals: Sequence[Mapping[str, Any]], split: Literal["valid", "test"]) -> dict[str, Any]:
+    values = (loss_of(final, split) for final in finals)
+    return asdict(spread([value for value in values if value is not None]))
 
 
 def _word_after(flag: str, words: Sequence[str], method: str) -> str | None:
@@ -147,9 +160,10 @@ def _tau(jobs: Sequence[Job], results: Results) -> dict[str, Any]:
     pairs = []
     for job in jobs:
         if job.after and job.after in results and job.name in results and job.kind == "short":
-            searched = results[job.after]["valid_perplexity"]
-            if searched is not None:
-                pairs.append((searched, results[job.name]["valid_perplexity"]))
+            searched = loss_of(results[job.after], "valid")
+            trained = loss_of(results[job.name], "valid")
+            if searched is not None and trained is not None:
+                pairs.append((searched, trained))
     value = kendall_tau([s for s, _ in pairs], [t for _, t in pairs])
     return {"n": len(pairs), "tau_b": value, "needed": tau_threshold(len(pairs))}
 
@@ -193,11 +207,13 @@ def sheets(result: Mapping[str, Any]) -> list[Sheet]:
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What the numbers are over, and what they are not worth."""
     seeds, finals = len(result["seeds"]), len(result["final_seeds"])
+    measure = result.get("measure", "perplexity")
+    what = "Perplexities" if measure == "perplexity" else "Errors in percent of the images"
     lines = [
-        "Perplexities, lower is better. n cells a method, one a search seed, each trained once; "
+        f"{what}, lower is better. n cells a method, one a search seed, each trained once; "
         "mean ± standard deviation,",
-        "interval of the mean by Student's t over the n. The cell of the least validation "
-        "perplexity is trained again",
+        f"interval of the mean by Student's t over the n. The cell of the least validation "
+        f"{measure} is trained again",
         f"({finals} final training{'s' if finals > 1 else ''}), and that alone is tested. "
         "`random, best of n`: the expected best of n of the random cells.",
     ]

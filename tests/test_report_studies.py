@@ -81,7 +81,7 @@ def test_a_paired_study_under_way_is_told_by_what_is_done(tmp_path: Path) -> Non
 
 
 def test_jobs_belong_to_rows() -> None:
-    result = {"rows": {"gdas": {}, "random@2": {}, "random cells": {}, "LSTM": {}}}
+    result: dict[str, Any] = {"rows": {"gdas": {}, "random@2": {}, "random cells": {}, "LSTM": {}}}
     names = {"final-gdas-s1-t3": "gdas", "final-random@2-s1-t11": "random@2",
              "final-random-r4-t11": "random cells", "final-LSTM-t1": "LSTM",
              "search-gdas-s1": None, "final-snas-s1-t1": None}  # fmt: skip

@@ -187,8 +187,10 @@ class PageRunner:
                     _gated(s[source], self.times(f"{k}.node.{i}", s[source]), op)
                     for op, source in node
                 ]
-                joined = np.sum(parts, 0, dtype=np.float32)
-                s.append(np.asarray(joined / len(parts) if cell["join"] == "mean" else joined))
+                joined: Array = np.asarray(np.sum(parts, 0, dtype=np.float32))
+                s.append(
+                    np.asarray(joined / np.float32(len(parts) if cell["join"] == "mean" else 1))
+                )
             return [np.asarray(np.mean([s[i] for i in cell["concat"]], 0, dtype=np.float32))]
         px = self.times(f"{k}.weight_ih", x) + self.tensors[f"{k}.bias_ih"][0]
         ph = self.times(f"{k}.weight_hh", h) + self.tensors[f"{k}.bias_hh"][0]

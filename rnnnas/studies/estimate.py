@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -87,9 +87,10 @@ def search_seconds(config: AnySearch, corpus: AnyCorpus, device: torch.device) -
         return config.seconds
     job = job_of(config, corpus, device)
     if isinstance(job, HalvingJob):
-        tokens = len(corpus.splits["valid"])
-        scored = job.course.held_out.length * config.windows.streams
-        passed = _pass_seconds(job, corpus, "valid", config.windows.streams, {}) / tokens * scored
+        text = cast(Corpus, corpus)  # no method for images races
+        tokens, streams = len(text.splits["valid"]), job.config.windows.streams
+        scored = job.course.held_out.length * streams
+        passed = _pass_seconds(job, text, "valid", streams, {}) / tokens * scored
         return START_SECONDS + job.plan.total_steps * _step(job) + job.plan.scorings * passed
     steps = Sizes(corpus.splits).steps(config) * _step(job)
     seconds = START_SECONDS + steps

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from rnnnas.config.text import SearchConfig
+from rnnnas.config.presets import AnySearch
 from rnnnas.data.yardsticks import Yardsticks, compared
 from rnnnas.runs.files import disk_errors, json_plain
 from rnnnas.runs.tensorboard import Board, empty_events
@@ -95,7 +95,7 @@ def _beside(jobs: Sequence[Job], results: Results) -> dict[str, float]:
     return {}
 
 
-def _chose_by_validation(config: SearchConfig) -> bool:
+def _chose_by_validation(config: AnySearch) -> bool:
     return config.alphas.text == "valid" and "alphas.text" not in config.idle
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.fast import cpu_library, matmul, openblas
+from rnnnas.lm.fast import cpu_library, derived_whole, matmul, openblas
 from rnnnas.lm.fast.derived import unroll
 from rnnnas.lm.fast.matmul import accumulate, multiply, project
 from rnnnas.lm.loss import cross_entropy, cross_entropy_reference
@@ -136,7 +136,10 @@ def test_what_it_does_not_take() -> None:
 
 
 @needed
-def test_the_fast_cell_by_it(chosen: list[tuple[int, ...]]) -> None:
+def test_the_fast_cell_by_it(
+    chosen: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derived_whole, "suits", lambda *args, **low: False)  # as large cells
     gene = ZOO["DARTS_V2"].genotype.recurrent
     made = (rand(4, 5, 7), rand(5, 9), rand(16, 18) / 4, rand(8, 9, 18) / 3)
     found = []

@@ -134,13 +134,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        # The loss itself is what is differentiated nearly always: its gradient is 1, and a pass
-        # over the matrix is saved where asking for it does not wait for a device.
-        same = gradient.device.type == "cpu" and float(gradient) == 1.0
-        grads = [
-            (next(saved) if same else next(saved) * gradient) if present else None
-            for present in ctx.present
-        ]
+        grads = [next(saved) * gradient if present else None for present in ctx.present]
         return (*grads, None, None, None)
 
 

@@ -199,6 +199,22 @@ ALONE void open_row_back(const S *__restrict s, const S *__restrict d, S *__rest
     }
 }
 
+// The two for an operation: chosen once a block, so that all else is compiled once.
+template <int LANES, class S>
+auto opener(int64_t op) -> void (*)(const S *, const S *, const S *, S *) {
+    return op == TANH      ? open_row<TANH, LANES, S>
+           : op == RELU    ? open_row<RELU, LANES, S>
+           : op == SIGMOID ? open_row<SIGMOID, LANES, S>
+                           : open_row<IDENTITY, LANES, S>;
+}
+template <int LANES, class S>
+auto opener_back(int64_t op) -> void (*)(const S *, const S *, S *, S *, S *) {
+    return op == TANH      ? open_row_back<TANH, LANES, S>
+           : op == RELU    ? open_row_back<RELU, LANES, S>
+           : op == SIGMOID ? open_row_back<SIGMOID, LANES, S>
+                           : open_row_back<IDENTITY, LANES, S>;
+}
+
 // f(u) for the first `count` units of a block; a whole block takes vectors.
 template <int LANES, class Do> inline void each(int64_t count, Do f) {
     if (count == LANES) {
@@ -267,34 +283,33 @@ void unroll(const Cell<S> &cell, bool keep, S *states, P *product, S *results, i
                     const S *source =
                         slot ? states + (from * kept + at) * cell.size() : before;
                     S *state = states + (slot * kept + at) * cell.size();
-                    by_op(cell.op[slot], [&](auto op) {
-                        for (int64_t b = 0; b < B; b++) {
-                            S s[G::lanes], out[G::lanes], x[G::lanes];
-                            S *c = sums.data() + b * 2 * lanes, *z = c + lanes;
-                            P rounded[2 * G::lanes];
+                    auto open = opener<G::lanes, S>(cell.op[slot]);
+                    for (int64_t b = 0; b < B; b++) {
+                        S s[G::lanes], out[G::lanes], x[G::lanes];
+                        S *c = sums.data() + b * 2 * lanes, *z = c + lanes;
+                        P rounded[2 * G::lanes];
 #pragma omp simd
-                            for (int u = 0; u < 2 * G::lanes; u++) {
-                                narrow(c[u], rounded[u]);
-                                c[u] = S(widen(rounded[u]));
-                            }
-                            if (keep) {
-                                P *to = product + ((slot * kept + at) * B + b) * 2 * H + first;
-                                std::memcpy(to, rounded, count * sizeof(P));
-                                std::memcpy(to + H, rounded + lanes, count * sizeof(P));
-                            }
-                            if (!slot) {
-                                const S *added = cell.from_x + (t * B + b) * 2 * H + first;
-                                fetch<G::lanes>(added, count, x);
-                                for (int u = 0; u < G::lanes; u++) c[u] += x[u];
-                                fetch<G::lanes>(added + H, count, x);
-                                for (int u = 0; u < G::lanes; u++) z[u] += x[u];
-                            }
-                            fetch<G::lanes>(source + b * H + first, count, s);
-                            open_row<decltype(op)::kind, G::lanes>(s, c, z, out);
-                            std::memcpy(state + b * H + first, out, count * sizeof(S));
-                            factor(slot, b, first, count, out);
+                        for (int u = 0; u < 2 * G::lanes; u++) {
+                            narrow(c[u], rounded[u]);
+                            c[u] = S(widen(rounded[u]));
                         }
-                    });
+                        if (keep) {
+                            P *to = product + ((slot * kept + at) * B + b) * 2 * H + first;
+                            std::memcpy(to, rounded, count * sizeof(P));
+                            std::memcpy(to + H, rounded + lanes, count * sizeof(P));
+                        }
+                        if (!slot) {
+                            const S *added = cell.from_x + (t * B + b) * 2 * H + first;
+                            fetch<G::lanes>(added, count, x);
+                            for (int u = 0; u < G::lanes; u++) c[u] += x[u];
+                            fetch<G::lanes>(added + H, count, x);
+                            for (int u = 0; u < G::lanes; u++) z[u] += x[u];
+                        }
+                        fetch<G::lanes>(source + b * H + first, count, s);
+                        open(s, c, z, out);
+                        std::memcpy(state + b * H + first, out, count * sizeof(S));
+                        factor(slot, b, first, count, out);
+                    }
                 }
             }
 #pragma omp for schedule(static)
@@ -393,53 +408,52 @@ void unroll_back(const Cell<S> &cell, const S *states, const S *results, P *prod
                         }
                     const S *source = slot ? states + (cell.source[slot] * cell.steps + t) * cell.size()
                                            : before;
-                    by_op(cell.op[slot], [&](auto op) {
-                        for (int64_t b = 0; b < B; b++) {
-                            int64_t at = b * H + first;
-                            S s[G::lanes], d[G::lanes], c[G::lanes], z[G::lanes], x[G::lanes],
-                                left[G::lanes];
-                            if (is_output[slot]) fetch<G::lanes>(share + at, count, d);
-                            else std::memset(d, 0, sizeof d);
-                            if (used) {
-                                const S *through = sums.data() + b * lanes;
-                                if (cell.mask) {
-                                    fetch<G::lanes>(cell.mask + at, count, x);
-                                    for (int u = 0; u < G::lanes; u++) d[u] += through[u] * x[u];
-                                } else
-                                    for (int u = 0; u < G::lanes; u++) d[u] += through[u];
-                                for (int64_t i = start + many; i < next; i++)
-                                    if (cell.source[i] == slot) {
-                                        fetch<G::lanes>(rest + i * B * H + at, count, x);
-                                        for (int u = 0; u < G::lanes; u++) d[u] += x[u];
-                                    }
-                            }
-                            fetch<G::lanes>(source + at, count, s);
-                            P *kept = product + ((slot * cell.steps + t) * B + b) * 2 * H + first;
-                            if (count < lanes) std::memset(c, 0, sizeof c);
-                            if (count < lanes) std::memset(z, 0, sizeof z);
-                            each<G::lanes>(count, [&](int u) { c[u] = S(widen(kept[u])); });
-                            each<G::lanes>(count, [&](int u) { z[u] = S(widen(kept[H + u])); });
-                            if (!slot) {
-                                const S *added = cell.from_x + (t * B + b) * 2 * H + first;
-                                fetch<G::lanes>(added, count, x);
-                                for (int u = 0; u < G::lanes; u++) c[u] += x[u];
-                                fetch<G::lanes>(added + H, count, x);
-                                for (int u = 0; u < G::lanes; u++) z[u] += x[u];
-                            }
-                            open_row_back<decltype(op)::kind, G::lanes>(s, d, c, z, left);
-                            std::memcpy(rest + slot * B * H + at, left, count * sizeof(S));
-                            F *to = inner + (slot * rows + b) * wide + first;
-                            each<G::lanes>(count, [&](int u) { narrow(c[u], kept[u]); });
-                            each<G::lanes>(count, [&](int u) { narrow(z[u], kept[H + u]); });
-                            each<G::lanes>(count, [&](int u) { G::round(c[u], to[u]); });
-                            each<G::lanes>(count, [&](int u) { G::round(z[u], to[H + u]); });
-                            if (!slot) {
-                                S *whole = grad_x + (t * B + b) * 2 * H + first;
-                                std::memcpy(whole, c, count * sizeof(S));
-                                std::memcpy(whole + H, z, count * sizeof(S));
-                            }
+                    auto back = opener_back<G::lanes, S>(cell.op[slot]);
+                    for (int64_t b = 0; b < B; b++) {
+                        int64_t at = b * H + first;
+                        S s[G::lanes], d[G::lanes], c[G::lanes], z[G::lanes], x[G::lanes],
+                            left[G::lanes];
+                        if (is_output[slot]) fetch<G::lanes>(share + at, count, d);
+                        else std::memset(d, 0, sizeof d);
+                        if (used) {
+                            const S *through = sums.data() + b * lanes;
+                            if (cell.mask) {
+                                fetch<G::lanes>(cell.mask + at, count, x);
+                                for (int u = 0; u < G::lanes; u++) d[u] += through[u] * x[u];
+                            } else
+                                for (int u = 0; u < G::lanes; u++) d[u] += through[u];
+                            for (int64_t i = start + many; i < next; i++)
+                                if (cell.source[i] == slot) {
+                                    fetch<G::lanes>(rest + i * B * H + at, count, x);
+                                    for (int u = 0; u < G::lanes; u++) d[u] += x[u];
+                                }
                         }
-                    });
+                        fetch<G::lanes>(source + at, count, s);
+                        P *kept = product + ((slot * cell.steps + t) * B + b) * 2 * H + first;
+                        if (count < lanes) std::memset(c, 0, sizeof c);
+                        if (count < lanes) std::memset(z, 0, sizeof z);
+                        each<G::lanes>(count, [&](int u) { c[u] = S(widen(kept[u])); });
+                        each<G::lanes>(count, [&](int u) { z[u] = S(widen(kept[H + u])); });
+                        if (!slot) {
+                            const S *added = cell.from_x + (t * B + b) * 2 * H + first;
+                            fetch<G::lanes>(added, count, x);
+                            for (int u = 0; u < G::lanes; u++) c[u] += x[u];
+                            fetch<G::lanes>(added + H, count, x);
+                            for (int u = 0; u < G::lanes; u++) z[u] += x[u];
+                        }
+                        back(s, d, c, z, left);
+                        std::memcpy(rest + slot * B * H + at, left, count * sizeof(S));
+                        F *to = inner + (slot * rows + b) * wide + first;
+                        each<G::lanes>(count, [&](int u) { narrow(c[u], kept[u]); });
+                        each<G::lanes>(count, [&](int u) { narrow(z[u], kept[H + u]); });
+                        each<G::lanes>(count, [&](int u) { G::round(c[u], to[u]); });
+                        each<G::lanes>(count, [&](int u) { G::round(z[u], to[H + u]); });
+                        if (!slot) {
+                            S *whole = grad_x + (t * B + b) * 2 * H + first;
+                            std::memcpy(whole, c, count * sizeof(S));
+                            std::memcpy(whole + H, z, count * sizeof(S));
+                        }
+                    }
                 }
             }
         }

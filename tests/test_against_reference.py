@@ -217,7 +217,7 @@ def wanted(seed: int, clipped: bool) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("clipped", [True, False])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("path", PATHS)
 def test_first_and_second_order(seed: int, path: str, clipped: bool) -> None:
     all_of, spec = levels(seed, path, clipped=clipped), wanted(seed, clipped)
@@ -228,7 +228,7 @@ def test_first_and_second_order(seed: int, path: str, clipped: bool) -> None:
         torch.testing.assert_close(all_of.found("exact"), spec["exact"], **CLOSE)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("clipped", [True, False])
 def test_the_published_look_ahead(seed: int, path: str, clipped: bool) -> None:

@@ -291,8 +291,9 @@ def search_config(*settings: str, **flags: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("darts-1st", ()), ("random", ()), ("random-ws", ("blackbox.cells=3",)),
-     ("darts-1st", ("derive.by=perturbation", "derive.tune_windows=1"))],
+    [("darts-1st", ("derive.by=perturbation", "derive.tune_windows=1")), ("random", ()),
+     pytest.param("darts-1st", (), marks=pytest.mark.slow),
+     pytest.param("random-ws", ("blackbox.cells=3",), marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_search_keeps_its_budget_and_resumes_exactly(
     method: str,

@@ -69,7 +69,14 @@ WEIGHTS_ALONE = ("enas", "rewarded", "proxyless-reinforce", "random", "random-ws
                  "evolution")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUNS)
+# One of every kind of step; the others are for `make slow`.
+KINDS = ("train", "darts", "darts-1st", "gdas", "enas", "random", "p-darts, three nodes", "added price",
+         "perturbed")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in KINDS else pytest.param(n, marks=pytest.mark.slow) for n in RUNS]
+)
 def test_a_replayed_run_has_the_same_result(
     name: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,7 +267,10 @@ def counts(result: dict[str, Any]) -> Counter[str]:
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param("proxyless", marks=pytest.mark.slow), "darts-1st", "proxyless-reinforce"],
+    [
+        *(pytest.param(method, marks=pytest.mark.slow) for method in ("proxyless", "darts-1st")),
+        "proxyless-reinforce",
+    ],
 )
 def test_a_price_finds_cells_without_what_is_dear(
     method: str, squares: ImageCorpus, tmp_path: Path
@@ -299,7 +302,9 @@ def test_a_price_finds_cells_without_what_is_dear(
     assert "no reduce cell to predict" in run("show", str(one), *named, code=2).stderr
 
 
-@pytest.mark.parametrize("method", ["proxyless", "proxyless-reinforce"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("proxyless", marks=pytest.mark.slow), "proxyless-reinforce"]
+)
 def test_a_priced_search_resumes_exactly(
     method: str, squares: ImageCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from rnnnas.latency.recurrent import read_table
 from rnnnas.reporting.read import read_run, read_study
 from rnnnas.runs.folder import Run
 from rnnnas.runs.sealed import open_sealed, read_result, read_sealed, write_sealed
-from rnnnas.searching.race_budget import keep_race
+from rnnnas.searching.race_budget import TimedRace, keep_race
 from rnnnas.studies.listing import info_of as info
 from rnnnas.studies.record import Record
 
@@ -198,7 +198,7 @@ def test_a_digest_of_metrics_follows_what_is_cut_and_written_again(tmp_path: Pat
 
 
 def test_the_budget_of_a_race_is_sealed(tmp_path: Path) -> None:
-    keep_race(tmp_path, 6.5, 100)
+    keep_race(tmp_path, TimedRace(budget=6.5, windows=100, step=0.1, end=1, begins=0, workers=2))
     path = tmp_path / "race.json"
     path.write_text(path.read_text().replace("6.5", "7.5"))
     with pytest.raises(CheckpointError, match="it was changed since it was written"):

@@ -104,7 +104,8 @@ def _checked(hint: Any, value: Any, key: str) -> Any:
         except OverflowError:
             value = float("inf")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UsageError(f"{key} = {value!r} must be of kind {hint.__name__}")
+        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+        raise UsageError(f"{key} = {shown} must be of kind {hint.__name__}")
     if hint is float and not abs(value) <= LARGEST:
         raise UsageError(f"{key} = {value!r} must be finite, and no larger than {LARGEST:.1e}")
     return value

@@ -70,8 +70,10 @@ WEIGHTS_ALONE = ("enas", "rewarded", "proxyless-reinforce", "random", "random-ws
 
 
 # One of every kind of step; the others are for `make slow`.
-KINDS = ("train", "darts", "darts-1st", "gdas", "enas", "random", "p-darts, three nodes", "added price",
-         "perturbed")  # fmt: skip
+KINDS = (
+    "train", "darts", "darts-1st", "gdas", "enas", "random", "p-darts, three nodes", "added price",
+    "perturbed",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ def test_the_medium_must_fit(pics: Path) -> None:
 def test_a_study_on_images_from_end_to_end(pics: Path) -> None:
     sets = ["search.epochs=1", "search.batches.limit=2", "search.batches.size=8",
             "search.model.layers=3", "short.batches.limit=2", "final.batches.limit=2",
-            "final.epochs=1", "random_cells=1", "short.model.layers=3", "final.model.layers=3", "seeds=[1]",
+            "final.epochs=1", "random_cells=1", "short.model.layers=3", "final.model.layers=3",
+            "seeds=[1]",
             'methods=["darts-1st"]', "search.batches.evaluated=8"]  # fmt: skip
     words = ["study", "--corpus", "pics", "--preset", "study-images", "--jobs", "1"]
     words += [word for text in sets for word in ("--set", text)]

@@ -29,12 +29,15 @@ def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
             "alphas": {"lr": 1e-2},
         }
     small = TOKENS_A_SECOND * seconds / max(tokens, 1) >= OFTEN
-    dropout = 0.4 if small else 0.2 if seconds >= LONG else 0.1
+    short = not small and seconds < LONG
+    dropout = 0.4 if small else 0.1 if short else 0.2
     return {
         "output_bias": "frequencies",
-        "model": {"hidden": 200 if small or seconds >= LONG else 100},
+        "model": {"hidden": 100 if short else 200},
         "noise": {"dropout": dropout, "dropoutx": dropout / 2, "dropouth": dropout / 2},
         "windows": {"streams": 16, "bptt": 35 if small else 20},
+        # Where time is short, steps of one length: the usual ones are short while the loss is flat.
+        "weights": {"lr": 60.0, "clip": 0.1} if short else {"lr": 20.0, "clip": 0.25},
     }
 
 

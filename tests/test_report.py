@@ -230,6 +230,10 @@ def test_a_study_under_way_is_the_summary_of_what_is_done(tmp_path: Path) -> Non
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a run nor a study"):
         report([tmp_path], tmp_path / "report.html")
+    text = tmp_path / "text.txt"
+    text.write_text("no run")
+    with pytest.raises(UsageError, match="there is no folder"):
+        read_all([text])
     with pytest.raises(UsageError, match="there is no folder"):
         report([tmp_path / "missing"], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

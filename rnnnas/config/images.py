@@ -100,6 +100,7 @@ class ImageSearchConfig(MethodChoice):
                 "leave it out: a search on images has alphas.second_order",
             )
         at_least(epochs=(self.epochs, 1), valid_images=(self.valid_images, 0))
+        at_least(seed=(self.seed, 0), save_seconds=(self.save_seconds, 0))
         self._check_space()
         _ = self.plan  # refuses stages that do not fit
 
@@ -192,7 +193,8 @@ class ImageTrainConfig:
             model__partial=(self.model.partial, 1),
             model__skip_dropout=(self.model.skip_dropout, 0.0),
         )
-        at_least(epochs=(self.epochs, 1))
+        at_least(epochs=(self.epochs, 1), seed=(self.seed, 0))
+        at_least(save_seconds=(self.save_seconds, 0))
 
     @property
     def network(self) -> Genotype:

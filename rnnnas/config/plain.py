@@ -55,7 +55,7 @@ def from_plain(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
         raise UsageError(error.cause, hint_for(cls, error.cause, where)) from error
 
 
-def at_least(**values: tuple[int, int]) -> None:
+def at_least(**values: tuple[float, float]) -> None:
     """Raises UsageError for the first of (value, least) that is less, by its name."""
     for name, (value, low) in values.items():
         if value < low:

@@ -40,7 +40,10 @@ BY_BUDGET = {"epochs", "least_steps"}  # settings that a time budget takes the p
 
 def check_length(config: SearchConfig | TrainConfig) -> None:
     """Refuse a length of a run that is none, or said twice."""
-    _at_least(least_steps=(config.least_steps, 0))
+    _at_least(
+        least_steps=(config.least_steps, 0), seed=(config.seed, 0),
+        save_seconds=(config.save_seconds, 0),
+    )  # fmt: skip
     if config.seconds < 0:
         raise UsageError(f"seconds = {config.seconds} must not be negative")
     if config.seconds and config.weights.finetune_epochs:

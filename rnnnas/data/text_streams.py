@@ -13,6 +13,7 @@ from rnnnas.errors import DataError, UsageError
 from rnnnas.types import Batch
 
 EVALUATION_ROWS = 512  # T·B at least: what is done once a window should not be what costs
+LONGEST = 100_000  # steps of a window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,11 @@ class WindowConfig:
         for name, low in {"streams": 1, "bptt": 2, "shortest": 1, "longer": 0, "limit": 0}.items():
             if getattr(self, name) < low:
                 raise UsageError(f"windows.{name} = {getattr(self, name)} must be at least {low}")
+        if self.bptt > LONGEST:
+            raise UsageError(
+                f"windows.bptt = {self.bptt} cannot be meant: at most {LONGEST:,} steps of a "
+                "window fit the memory of any training"
+            )
         if self.jitter < 0 or not 0 <= self.halved <= 1:
             raise UsageError(
                 f"windows.jitter = {self.jitter} must not be negative, and "

@@ -184,7 +184,7 @@ def read_all(paths: Sequence[Path]) -> list[RunData | StudyData]:
     """
     found: list[RunData | StudyData] = []
     for path in paths:
-        folder = path.parent if path.is_file() else path
+        folder = path.parent if path.is_file() and _holds(path.parent) else path  # a run's file
         if not folder.is_dir():
             raise UsageError(f"there is no folder {path}", "give a run folder or a study's folder")
         inner = [folder] if _holds(folder) else sorted(p for p in folder.iterdir() if _holds(p))

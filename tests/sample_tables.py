@@ -34,11 +34,11 @@ def made_up(
     for cell in cells(config.space):
         for seed in seeds:
             log = level(cell) + random.Random(f"{cell}/{seed}").gauss(0, noise)
-            lost = diverged(cell)
-            value = None if lost else math.exp(log)
-            curve = tuple(log + 1.0 / part for part in range(1, 3 if lost else 6))
+            diverging = diverged(cell)
+            value = None if diverging else math.exp(log)
+            curve = tuple(log + 1.0 / part for part in range(1, 3 if diverging else 6))
             rows.append(
-                Row(cell=cell, seed=seed, curve=curve, valid=value, test=value, diverged=lost,
+                Row(cell=cell, seed=seed, curve=curve, valid=value, test=value, diverged=diverging,
                     seconds=1.0)
             )  # fmt: skip
     plan = {

@@ -43,8 +43,8 @@ def test_ranks_and_regrets_are_those_of_the_table() -> None:
     assert truth.regret(order[5]) == pytest.approx(level(order[5]) - level(order[0]))
     assert truth.tau({cell: -level(cell) for cell in order}) == pytest.approx(-1.0)
     assert truth.tau({"tanh0 tanh0": 1.0}) is None
-    lost = Truth(made_up(diverged=lambda cell: cell == order[0]))
-    assert lost.rank(order[0]) == 32 and lost.rank(order[1]) == 1
+    diverging = Truth(made_up(diverged=lambda cell: cell == order[0]))
+    assert diverging.rank(order[0]) == 32 and diverging.rank(order[1]) == 1
 
 
 def test_random_search_takes_the_best_of_what_it_draws() -> None:
@@ -86,8 +86,8 @@ def test_halving_spends_its_budget_and_reads_curves() -> None:
     found = Replay(table, 1, 16).find("halving")
     assert 12 <= found.cost <= 16 and found.cell in found.scores
     # A cell that diverges after the first rung is not found, however good its curve.
-    lost = made_up(nodes=3, diverged=lambda cell: cell == found.cell)
-    assert Replay(lost, 1, 16).find("halving").cell != found.cell
+    diverging = made_up(nodes=3, diverged=lambda cell: cell == found.cell)
+    assert Replay(diverging, 1, 16).find("halving").cell != found.cell
     with pytest.raises(UsageError, match="diverged"):
         Replay(made_up(diverged=lambda cell: True), 1, 4).find("random")
     with pytest.raises(UsageError, match="replayed"):

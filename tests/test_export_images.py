@@ -53,7 +53,10 @@ def test_the_hubs_own_class_reads_and_writes_it(squares: ImageCorpus, tmp_path: 
     assert content_digest(hub.read_folder(tmp_path / "saved")) == result.digest
 
 
-@pytest.mark.parametrize("kind", IMAGE)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if n < 2 else pytest.param(kind, marks=pytest.mark.slow) for n, kind in enumerate(IMAGE)],
+)
 def test_the_pages_steps_are_the_network(kind: str, squares: ImageCorpus, tmp_path: Path) -> None:
     path = image_network(kind, squares, tmp_path / "best.pt")
     result = export(path, format="html", dtype="float32")

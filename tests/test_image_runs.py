@@ -42,7 +42,10 @@ METHODS: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [m if m in ("darts", "p-darts") else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
+)
 def test_a_search_resumes_exactly(
     method: str, squares: ImageCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

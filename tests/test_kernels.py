@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rnnnas.cli.common import say_kernels
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.fast import cpu_library, derived, matmul
+from rnnnas.lm.fast import cpu_library, derived, derived_whole, matmul
 from rnnnas.lm.fast import triton_support as devices
 from rnnnas.lm.fast.matmul import SMALL, accumulate, multiply
 from rnnnas.lm.fast.mixture import unroll
@@ -346,12 +346,13 @@ def test_few_streams_are_evaluated_by_the_kernel(monkeypatch: pytest.MonkeyPatch
     seen = []
     for name in ("_stream", "_evaluate"):
         monkeypatch.setattr(derived, name, lambda *args, name=name: seen.append(name))
+    monkeypatch.setattr(derived_whole, "evaluate", lambda *args: seen.append("whole"))
     gene = ZOO["DARTS_V2"].genotype.recurrent
     for streams in (1, 10, 11):
         x, h = torch.ones(2, streams, 3), torch.ones(streams, 3)
         with torch.no_grad():
             derived.unroll(x, h, torch.ones(6, 6), torch.ones(8, 3, 6), gene, None, None)
-    assert seen == ["_stream", "_stream", "_evaluate"]
+    assert seen == ["_stream", "_stream", "whole"]
 
 
 def test_a_line_says_why_there_are_none(

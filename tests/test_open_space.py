@@ -28,7 +28,7 @@ from rnnnas.nas.genotype import CellGene, Gene, Genotype
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.nas.relax.policy import cell_mixture
 from rnnnas.nas.space import CellSpace, recurrent_space
-from rnnnas.runs.folder import differences
+from rnnnas.runs.differences import differences
 from rnnnas.types import Batch
 
 DOUBLE = torch.float64

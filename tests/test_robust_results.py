@@ -15,6 +15,8 @@ import pytest
 from rnnnas.engine.budget import read_plan
 from rnnnas.errors import CheckpointError, DiskError, UsageError
 from rnnnas.latency.recurrent import read_table
+from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.zoo import read_genotype
 from rnnnas.reporting.read import read_run, read_study
 from rnnnas.runs.folder import Run
 from rnnnas.runs.sealed import open_sealed, read_result, read_sealed, write_sealed
@@ -233,3 +235,23 @@ def test_a_finished_run_on_a_read_only_disk_repeats_its_result(
         Run.open(folder, "search", CONFIG | {"epochs": 2}, grows=("epochs",))
     with pytest.raises(DiskError, match="Read-only"):
         Run.open(tmp_path / "half", "search", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result.json", lambda cell: {"genotype": cell}),
+        ("config.json", lambda cell: {"config": {"genotype": cell}}),
+    ],
+)
+def test_the_genotype_of_a_run_is_the_one_that_the_run_tells(
+    tmp_path: Path, name: str, content: Any
+) -> None:
+    cell = Genotype.from_text("tanh0 relu1")
+    path = tmp_path / "genotype.json"
+    path.write_text(json.dumps(cell.to_plain()))
+    (tmp_path / name).write_text(json.dumps(content(cell.to_plain())))
+    assert read_genotype(str(tmp_path)) == cell
+    path.write_text(path.read_text().replace("relu", "tanh"))
+    with pytest.raises(UsageError, match=f"not the cell that {name}"):
+        read_genotype(str(tmp_path))

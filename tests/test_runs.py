@@ -323,7 +323,7 @@ def killed_until_done(home: Path, words: list[str], folder: Path, kills: int) ->
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["search", "train"])
+@pytest.mark.parametrize("kind", ["search", pytest.param("train", marks=pytest.mark.slow)])
 def test_killed_commands_end_with_the_same_digest(
     kind: str, kills: int, home: Path, tmp_path: Path
 ) -> None:

@@ -149,11 +149,11 @@ def test_a_training_that_diverges_is_a_row(
 ) -> None:
     step = TrainJob.step
 
-    def lost(self: TrainJob, at: Any, steps: int, lr_factor: float) -> Any:
+    def diverging(self: TrainJob, at: Any, steps: int, lr_factor: float) -> Any:
         report = step(self, at, steps, lr_factor)
         return report._replace(nats=math.inf) if at.step == 4 else report
 
-    monkeypatch.setattr(TrainJob, "step", lost)
+    monkeypatch.setattr(TrainJob, "step", diverging)
     row = train_row(config(), corpus, "tanh0", 1)
     assert row.diverged and row.valid is row.test is None and len(row.curve) == 3
     file = RowFile(tmp_path)

@@ -47,7 +47,8 @@ def by_signal(courses: list[Course], pristine: Path) -> Callable[..., None]:
             os.kill(child, sign)
         outcome = wait(child, place)
         about = f"{' '.join(course.words[:3])} by {sign.name} (attempt {number})"
-        asked = {0, 128 + sign, 130, 143} | ({-sign} if sign == signal.SIGKILL else set())
+        # While Python starts, SIGTERM ends it as it ends any process.
+        asked = {0, 128 + sign, 130, 143} | ({-sign} if sign != signal.SIGINT else set())
         if outcome.code not in asked or "Traceback" in outcome.err:
             sheet.note("traceback", about, outcome)
             return

@@ -110,7 +110,7 @@ def read_genotype(reference: str) -> Genotype:
         try:
             text = path.read_text(encoding="utf-8-sig")
             found = from_field_form(text) if is_field_form(text) else _from_json(text)
-            _check_result(path, found)
+            _check_run(path, found)
             return found
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -140,24 +140,28 @@ def _from_json(text: str) -> Genotype:
     return Genotype.from_plain(json.loads(text))
 
 
-def _check_result(path: Path, found: Genotype) -> None:
-    """Refuse a search's genotype.json that is not the cell which the result beside it tells.
+def _check_run(path: Path, found: Genotype) -> None:
+    """Refuse a run's genotype.json that is not the cell which the files beside it tell: a search's
+    result, a training's settings.
 
     Raises:
         UsageError: where both can be read and differ.
     """
     if path.name != "genotype.json":
         return
-    try:
-        result = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
-        told = Genotype.from_plain(result["genotype"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
-        return  # no search, or none that has ended: nothing to compare with
-    if told != found:
-        raise UsageError(
-            f"{path} is not the cell that result.json beside it tells: one of them was changed",
-            f"restore it from a copy, or give the cell itself: {cell_text(told)!r}",
-        )
+    for name, keys in (("result.json", ("genotype",)), ("config.json", ("config", "genotype"))):
+        try:
+            plain = json.loads((path.parent / name).read_text(encoding="utf-8"))
+            for key in keys:
+                plain = plain[key]
+            told = Genotype.from_plain(plain)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
+            continue  # nothing to compare with
+        if told != found:
+            raise UsageError(
+                f"{path} is not the cell that {name} beside it tells: one of them was changed",
+                f"restore it from a copy, or give the cell itself: {cell_text(told)!r}",
+            )
 
 
 def _is(test: Callable[[], bool]) -> bool:

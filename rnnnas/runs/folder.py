@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
@@ -27,6 +27,7 @@ from rnnnas.distributed import Ranks
 from rnnnas.errors import CheckpointError, DiskError, UsageError
 from rnnnas.plugins import load as plugins
 from rnnnas.runs.checkpoint import load_content, save_content
+from rnnnas.runs.differences import differences, flattened
 from rnnnas.runs.files import (
     Lock,
     disk_errors,
@@ -44,32 +45,6 @@ if TYPE_CHECKING:
 # A value of a line of metrics.jsonl; tables are for lines of kind "alphas".
 Logged: TypeAlias = float | int | str | Sequence[Sequence[float]] | None
 _NEW = "give --fresh for a new run, or another folder with --out"
-# Settings that came after runs had been written, and the value that says what was done before.
-LATER: Mapping[str, Any] = {
-    "seconds": 0.0,
-    "least_steps": 0,
-    "alphas.published_lookahead": False,
-    "alphas.balanced": False,
-    "model.auxiliary_norm": True,
-    "start": "",
-    "output_bias": "zeros",
-    "blackbox.budget": 16.0,
-    "blackbox.rung": 100,
-    "select.by": "alphas",
-    "select.budget": 6.0,
-    "select.windows": 500,
-    "select.rung": 100,
-    "select.guards": 6,
-    "select.points": 8,
-    "select.samples": 4,
-    "select.published": True,
-    "select.schedule": "cosine",
-    "space.ops": ["none", "tanh", "relu", "sigmoid", "identity"],
-    "space.nodes": 0,
-    "space.edges_per_node": 1,
-    "space.join": "mean",
-    "space.output": "mean",
-}
 
 
 @final
@@ -333,7 +308,7 @@ class Run:
         """
         flat = {
             key: value if isinstance(value, (str, int, float, bool)) else str(value)
-            for key, value in _flatten(config)
+            for key, value in flattened(config)
             if not key.startswith("genotype")
         }
         self._writer().hparams(flat, metrics)
@@ -448,41 +423,6 @@ def _grown(there: Mapping[str, Any], here: Mapping[str, Any], grows: Collection[
             )
         grown = grown or before != now
     return grown
-
-
-def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], idle: Collection[str]
-) -> list[str]:
-    """What differs between two nested configurations, a phrase each; keys in `idle` may.
-
-    A configuration `there` that is older than a setting has what runs did before it.
-    """
-    one, other = dict(_flatten(there)), dict(_flatten(here))
-    one |= {key: old for key, old in LATER.items() if key in other and key not in one}
-    return [
-        f"{key} is {_shown(one, key)} there and {_shown(other, key)} here"
-        for key in sorted((one.keys() | other.keys()) - set(idle))
-        if _shown(one, key) != _shown(other, key) and not _same(one, other, key)
-    ]
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
-
-
-def _same(there: Mapping[str, Any], asked: Mapping[str, Any], key: str) -> bool:
-    """Equal as numbers: 20 and 20.0 are one value, 1 and true are two."""
-    values = [flat.get(key) for flat in (there, asked)]
-    return all(type(value) in (int, float) for value in values) and values[0] == values[1]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf; an empty mapping is a leaf."""
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 class Prefix:

@@ -37,8 +37,9 @@ from rnnnas.optim import (
     weight_optimizer,
 )
 from rnnnas.runs.checkpoint import content_digest, load_content
+from rnnnas.runs.differences import differences
 from rnnnas.runs.files import write_json
-from rnnnas.runs.folder import AnyRun, differences, open_run
+from rnnnas.runs.folder import AnyRun, open_run
 from rnnnas.training.costs import training_costs
 from rnnnas.training.published_curves import curve_for, published
 from rnnnas.training.start import Start, check_start, read_start

@@ -14,7 +14,7 @@ from rnnnas.config.text import TrainConfig
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.errors import DataError, UsageError
 from rnnnas.evaluation.run import load_checkpoint
-from rnnnas.runs.folder import differences
+from rnnnas.runs.differences import differences
 
 # Settings of a checkpoint that a training from it does not take over: its length and its text.
 OWN = ("corpus", "epochs", "least_steps", "seconds", "start", "seed", "save_seconds", "capture")

@@ -408,6 +408,7 @@ ALLOWED = {
         "text_files.py",
         # Runs and files that an attack has lost.
         "attack.py",
+        "attack.md",
         "bad_corpora.py",
         "harness.py",
         "interruptions.py",

@@ -69,6 +69,12 @@ def test_labels_keep_apart_and_their_order(heights: list[float]) -> None:
     assert all(-1e-9 <= p <= 200 + 1e-9 for p in placed)
 
 
+def test_labels_at_one_place_share_the_room() -> None:
+    assert spaced([0.0] * 9, 0, 200) == pytest.approx([13.0 * k for k in range(9)])
+    assert spaced([200.0, 200.0], 0, 200) == pytest.approx([187, 200])
+    assert spaced([100.0, 100.0], 0, 200) == pytest.approx([93.5, 106.5])
+
+
 def test_labels_that_are_apart_stay_where_they_are() -> None:
     assert spaced([50, 10, 90], 0, 100) == [50, 10, 90]
 

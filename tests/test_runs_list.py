@@ -299,7 +299,9 @@ def test_score_prints_a_table_or_json_lines(
         assert (int(row[0]), row[5]) == (one.line, one.text)
         assert float(row[1]) == pytest.approx(one.log_prob, abs=1e-4)
         assert float(row[4]) == pytest.approx(one.perplexity, rel=1e-4)
-    assert rows[-1][0] == "all" and float(rows[-1][4]) == pytest.approx(total(scores).perplexity)
+    assert rows[-1][0] == "all" and float(rows[-1][4]) == pytest.approx(
+        total(scores).perplexity, abs=1e-4
+    )
     told = run("score", file, "--checkpoint", lstm / "best.pt", "--json")
     plain = [json.loads(line) for line in told.stdout.splitlines()]
     assert [one["log_prob"] for one in plain[:-1]] == [one.log_prob for one in scores]

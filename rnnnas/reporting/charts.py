@@ -177,19 +177,25 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str, whole: bool = False) ->
 
 
 def spaced(heights: Sequence[float], low: float, high: float) -> list[float]:
-    """Heights of labels that keep apart, near the ones that they were wished at."""
+    """Heights of labels that keep apart, the nearest to the ones that they were wished at.
+
+    With the least distances taken off, heights in their order need only not fall: least squares
+    under that is the pooling of adjacent violators.
+    """
     order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed = [heights[i] for i in order]
-    for _ in range(60):
-        for i in range(len(placed) - 1):
-            lack = _APART - (placed[i + 1] - placed[i])
-            if lack > 0:
-                placed[i] -= lack / 2
-                placed[i + 1] += lack / 2
-        placed = [min(max(p, low), high) for p in placed]
+    gap = min(_APART, (high - low) / max(1, len(order) - 1))
+    pools: list[tuple[float, int]] = []  # (mean, how many)
+    for rank, i in enumerate(order):
+        mean, count = heights[i] - rank * gap, 1
+        while pools and pools[-1][0] > mean:
+            before, many = pools.pop()
+            mean, count = (mean * count + before * many) / (count + many), count + many
+        pools.append((mean, count))
+    top = high - (len(order) - 1) * gap
+    means = [min(max(mean, low), top) for mean, count in pools for _ in range(count)]
     result = [0.0] * len(heights)
-    for i, at in zip(order, placed, strict=True):
-        result[i] = at
+    for rank, (i, mean) in enumerate(zip(order, means, strict=True)):
+        result[i] = mean + rank * gap
     return result
 
 

@@ -106,6 +106,8 @@ def test_every_found_cell_gets_its_final_trainings(tmp_path: Path) -> None:
     assert all(t["n"] == 3 for t in tests.values())
     text = paired_table(result)
     assert "random@4" in text and "LSTM" in text and "Holm" in text
+    (events,) = (tmp_path / "summary" / "study").glob("events.*")  # the tables, for TensorBoard
+    assert b"random@4" in events.read_bytes()
 
 
 def test_settings_of_a_comparison_are_checked() -> None:

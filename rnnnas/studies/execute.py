@@ -15,9 +15,10 @@ from rnnnas.runs.files import Lock, disk_errors, remove_temporaries
 from rnnnas.runs.sealed import read_result
 from rnnnas.runs.signals import StopRequest
 from rnnnas.studies.budget import StudyPace, planned_seconds, retimed
+from rnnnas.studies.formats import rendered
 from rnnnas.studies.local_jobs import LocalRunner, Runner, last_words
 from rnnnas.studies.measure import loss_of, measure_of
-from rnnnas.studies.paired_table import paired_report
+from rnnnas.studies.paired_table import paired_notes, paired_report, paired_sheets
 from rnnnas.studies.plan import (
     DEFAULT_PRESET,
     Job,
@@ -28,7 +29,7 @@ from rnnnas.studies.plan import (
     first_jobs,
 )
 from rnnnas.studies.record import Record, free_folder
-from rnnnas.studies.report import choose, report, show_on_board
+from rnnnas.studies.report import choose, report, show_on_board, summary_on_board
 from rnnnas.studies.slurm import slurm_runner
 
 DIVERGED = 6  # an exit code: the same command would diverge again
@@ -299,7 +300,10 @@ class Execution:
         told = paired_report if every else report
         result = told(self.record, self.jobs(), self.results)
         if result != self.record.result:
-            if not every:
+            if every:
+                text = rendered(paired_sheets(result), paired_notes(result), "markdown")
+                summary_on_board(self.record.folder, text)
+            else:
                 show_on_board(self.record.folder, result)
             self.record.result = result
             self._save()

@@ -325,12 +325,21 @@ def show_on_board(folder: Path, result: Mapping[str, Any]) -> None:
             )
         finally:
             board.close()
+    summary_on_board(folder, markdown(result))
+
+
+def summary_on_board(folder: Path, text: str) -> None:
+    """Write a study's tables, as Markdown, for TensorBoard's page of texts.
+
+    Raises:
+        DiskError: where they cannot be written.
+    """
     place = folder / "summary" / "study"
     with disk_errors(place):
-        place.mkdir(exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
     empty_events(place)
     board = Board(place)
     try:
-        board.text("study", markdown(result), 0)
+        board.text("study", text, 0)
     finally:
         board.close()

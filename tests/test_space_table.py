@@ -322,7 +322,7 @@ def test_the_command(corpus: Corpus, tmp_path: Path, here: type[Here]) -> None:
     words = ["study", "--corpus", "tiny", "--preset", "table", *sets, "--out", str(tmp_path / "t")]
     dry = CliRunner().invoke(main, [*words, "--dry-run", "--json"])
     told = json.loads(dry.stdout)
-    assert (told["cells"], told["trainings"]) == (4, 8) and told["seconds"] >= 0  # it may round
+    assert (told["cells"], told["trainings"]) == (4, 8) and "seconds" in told
     assert not (tmp_path / "t").exists()
     done = CliRunner().invoke(main, [*words, "--json"])
     result = json.loads(done.stdout)

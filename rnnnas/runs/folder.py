@@ -20,8 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, final
 
-import numpy as np
-
 import rnnnas
 from rnnnas.distributed import Ranks
 from rnnnas.errors import CheckpointError, DiskError, UsageError

@@ -207,7 +207,9 @@ def test_the_loss_and_its_gradients(monkeypatch: pytest.MonkeyPatch, rows: int, 
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         if kind != "float64":
             usual = float((other - wanted).norm())
-            assert float((got - wanted).norm()) <= 1.3 * usual + 1e-6
+            # Few rows are rounded to one side by chance: by half of bfloat16's last digit.
+            least = 2**-8 * float(wanted.norm()) if low else 1e-6
+            assert float((got - wanted).norm()) <= 1.3 * usual + least
         else:
             torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(other, wanted, rtol=1e-10, atol=1e-10)

@@ -92,7 +92,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         on_device = triton_support.usable(outputs, weight, bias)
         chunk = DEVICE_CHUNK if on_device else CHUNK
         rows, size = len(targets), min(chunk, len(targets))
-        need_x, need_w, need_b = (wanted and need for need in ctx.needs_input_grad[:3])
+        ctx.present = need_x, need_w, need_b = tuple(
+            wanted and need for need in ctx.needs_input_grad[:3]
+        )
+        if low and cpu_library.usable(outputs, weight, bias, low=True) and cpu_library.tiled():
+            nats, grads = _by_tiles(outputs, weight, bias, targets, any(ctx.present))
+            # Without gradients there is nothing to choose from.
+            present = zip(grads, ctx.present, strict=False)
+            ctx.save_for_backward(*(grad for grad, need in present if need))
+            return (nats.sum() / rows).to(outputs.dtype)
         grad_x = torch.empty_like(outputs) if need_x else None
         grad_w = torch.zeros_like(weight) if need_w else None
         grad_b = torch.zeros_like(bias) if need_b else None
@@ -127,14 +135,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 accumulate(grad_w, factor.t(), x)
         WORKSPACE.give(*(buffer for buffer in (whole, rounded) if buffer is not None))
         ctx.save_for_backward(*(g for g in (grad_x, grad_w, grad_b) if g is not None))
-        ctx.present = (need_x, need_w, need_b)
         return (total / rows).to(outputs.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        grads = [next(saved) * gradient if present else None for present in ctx.present]
+        # Usually nothing multiplies the loss: a pass over the largest matrix less. A device is not
+        # asked, for it would be waited for.
+        alone = gradient.device.type == "cpu" and float(gradient) == 1.0
+        grads = [
+            (next(saved) if alone else next(saved) * gradient) if present else None
+            for present in ctx.present
+        ]
         return (*grads, None, None, None)
 
 
@@ -192,12 +205,44 @@ def nats_and_gradients(
     nats = torch.empty(len(logits), dtype=torch.float64)
     by_word = torch.zeros_like(bias) if by_word is None else by_word
     rows, words = logits.shape
-    bias, targets = cpu_library.dense(bias, words), cpu_library.dense(targets, rows).long()
-    low, high = (int(end) for end in targets.aminmax())
-    if low < 0 or high >= words:  # a kernel would write beyond its rows
-        raise IndexError(f"target {low if low < 0 else high} is not among {words} words")
+    bias, targets = cpu_library.dense(bias, words), _words(targets, rows, words)
     cpu_library.function("losses", logits.dtype)(
         rows, words, logits.data_ptr(), bias.data_ptr(), targets.data_ptr(), scale,
         nats.data_ptr(), by_word.data_ptr(), wanted, torch.get_num_threads(),
     )  # fmt: skip
     return nats
+
+
+def _by_tiles(
+    outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, wanted: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The nats of all rows, (M,) in float64, and the gradients of their mean where `wanted`.
+
+    By one kernel, which never has more logits than its cache holds; products alone are rounded.
+    Raises IndexError for a target that is no word.
+    """
+    rows, (words, hidden) = len(outputs), weight.shape
+    outputs = cpu_library.dense(outputs, rows, hidden)
+    weight = weight.contiguous()
+    bias, targets = cpu_library.dense(bias, words), _words(targets, rows, words)
+    nats = torch.empty(rows, dtype=torch.float64)
+    grads = tuple(torch.empty_like(t) for t in (outputs, weight, bias)) if wanted else ()
+    places = (grad.data_ptr() for grad in grads) if wanted else (0, 0, 0)
+    cpu_library.function("vocabulary", torch.bfloat16)(
+        rows, words, hidden, wanted, outputs.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+        targets.data_ptr(), 1.0 / rows, nats.data_ptr(), *places, torch.get_num_threads(),
+    )  # fmt: skip
+    return nats, grads
+
+
+def _words(targets: Tensor, rows: int, words: int) -> Tensor:
+    """The targets as a kernel takes them.
+
+    Raises:
+        IndexError: for a target that is no word: a kernel would write beyond its rows.
+    """
+    targets = cpu_library.dense(targets, rows).long()
+    low, high = (int(end) for end in targets.aminmax())
+    if low < 0 or high >= words:
+        raise IndexError(f"target {low if low < 0 else high} is not among {words} words")
+    return targets

@@ -36,7 +36,7 @@ SOURCES = tuple(
     for name in (
         "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_unroll.cpp",
         "kernels_rows.cpp", "kernels_products.cpp", "kernels_dynamic.cpp",
-        "kernels_tangent.cpp", "kernels.h",
+        "kernels_tangent.cpp", "kernels_vocabulary.cpp", "kernels_tiles.h", "kernels.h",
     )
 )  # fmt: skip
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
@@ -57,10 +57,12 @@ _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of
     "gate": "iiiippppppp", "gate_back": "iiippppppp", "mean": "iiiippppp", "spread": "iiiipppppp",
     "dual_mix": "iiiipppppppp", "dual_mix_back": "iiiippppppppppppp",
     "dual_normalise": "iiiidppppppppp", "dual_normalise_back": "iiipppppppp",
-    "dual_losses": "iipppppdp",
+    "dual_losses": "iipppppdp", "vocabulary": "iiiippppdpppp",
     "unroll": "iiiiiiippppppppppp", "unroll_back": "iiiiiipppppppppppppp",
     "multiply": "iiiiipiipidpii", "learn": "ipppdddp", "learn_rows": "iiippppdddpp",
 }  # fmt: skip
+# What ONEDNN_MAX_CPU_ISA says where it does not forbid tiles: they are forbidden here as there.
+_WITH_TILES = ("", "DEFAULT", "ALL", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512_AMX")
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
 
 
@@ -246,6 +248,14 @@ def usable(*tensors: Tensor, low: bool = False) -> bool:
     return like.dtype in types and built().library is not None
 
 
+@functools.cache
+def tiled() -> bool:
+    """Whether there are kernels whose products in bfloat16 are made tile by tile (AMX)."""
+    library = built().library
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITH_TILES
+    return allowed and library is not None and bool(library.has_tiles())
+
+
 def dense(tensor: Tensor, *shape: int) -> Tensor:
     """The tensor as a kernel takes it.
 
@@ -320,6 +330,9 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     losses: M, V, logits (without bias), bias, targets, scale, → nats (M) in float64, and if the
         last argument is 1: scale times the gradient, in the logits' place, its sum over the rows
         added to by_word (V).
+    vocabulary: M, V, H, whether gradients are wanted; x (M, H), weights (V, H), bias, targets,
+        scale, → nats (M) in float64 and, where wanted, scale times the gradients of x, weights and
+        bias. Where there are tiles only.
     multiply: address of a library's product with one thread (CBLAS, 64-bit integers), M, K, W;
         a (M, K): whether columns are dense, address, elements between rows or columns; b (K, W)
         likewise; what the former result counts, → result (M, W), elements between its rows; parts

@@ -9,8 +9,6 @@ overwritten by their own gradients on the way back.
 
 from __future__ import annotations
 
-import functools
-import os
 from typing import Any
 
 import torch
@@ -19,22 +17,13 @@ from torch.autograd.function import once_differentiable
 
 from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.fast.buffers import WORKSPACE
+from rnnnas.lm.fast.cpu_library import tiled
 from rnnnas.lm.fast.derived_plan import Plan
 from rnnnas.lm.fast.matmul import multiply
 
 # Elements of all matrices up to which a library's products, called one by one, are slower: as
 # floats and as tiles (benchmarks/README.md).
 LARGEST, LARGEST_TILED = 400_000, 20_000_000
-# What ONEDNN_MAX_CPU_ISA says where it does not forbid tiles: they are forbidden here as there.
-_WITH_TILES = ("", "DEFAULT", "ALL", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512_AMX")
-
-
-@functools.cache
-def tiled() -> bool:
-    """Whether products in bfloat16 are made tile by tile (AMX)."""
-    library = cpu_library.built().library
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITH_TILES
-    return allowed and library is not None and bool(library.has_tiles())
 
 
 def suits(hidden: int, nodes: int, *, low: bool = False) -> bool:

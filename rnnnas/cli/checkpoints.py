@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,8 @@ def score(file: Path, checkpoint: Path, restart: bool, as_json: bool, device: st
             print_json(one.to_plain())
             continue
         number = "all" if one.line is None else str(one.line)
-        text = (one.text or "").replace("\t", " ")
+        text = " ".join(
+            re.split(r"[\t\r]", one.text or "")
+        )  # which readers of tables take for theirs
         figures = f"{one.log_prob:.6f}\t{one.tokens}\t{one.unknown}\t{one.perplexity:.4f}"
         echo(f"{number}\t{figures}\t{text}")

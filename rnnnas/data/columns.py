@@ -14,6 +14,7 @@ from rnnnas.data.table_kinds import CSV_SUFFIXES, JSON_SUFFIXES, USUAL, delimite
 from rnnnas.data.text_files import (
     LINE_LIMIT,
     TABLE_LIMIT,
+    NoText,
     Text,
     broken_long,
     check_line,
@@ -73,7 +74,7 @@ def value_lines(values: Iterator[str | None], name: str, column: str) -> Iterato
             else:
                 yield check_line(line, name, number)
     if blank:
-        raise DataError(
+        raise NoText(
             f"{name}: {'holds white space only' if number else 'has no rows'}",
             "Give text in every split, or choose another column.",
         )

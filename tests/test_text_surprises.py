@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sample_sources import text_of, written, zipped
 
+from rnnnas.cli import main
 from rnnnas.data.corpus import SPLITS, VocabOptions, add_corpus
 from rnnnas.data.encodings import byte_order
 from rnnnas.errors import DataError
@@ -168,3 +170,13 @@ def test_what_to_do_with_pages_and_short_texts(tmp_path: Path) -> None:
     assert "2,000 words" in caught.value.remedy
     enough = written(tmp_path / "e.txt", "five words in a line\n" * 400)
     add_corpus("own", enough, VocabOptions(kind="words"))
+
+
+def test_words_that_are_unknown_throughout(tmp_path: Path) -> None:
+    """Numbers: nearly every one occurs once, in train as well, which is no other kind of text."""
+    numbers = "".join(f"{i * 7919} {i * 104729} 5\n" for i in range(1000))
+    source = written(tmp_path / "n.txt", numbers)
+    found = CliRunner().invoke(main, ["corpus", "add", "n", "--from", str(source)])
+    assert found.exit_code == 0, found.output
+    assert "more than half of train is <unk>" in found.output
+    assert "another language" not in found.output and "--vocab sentencepiece" in found.output

@@ -262,8 +262,15 @@ def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
         shares = " / ".join(f"{100 * share:.2f} %" for share in unknown.values())
         echo(f"unknown (<unk>): {shares} of train / valid / test")
     if max(unknown.values(), default=0) > UNKNOWN_LIMIT:
-        for split, share in unknown.items():
-            if share >= 0.5:
+        most = [split for split, share in unknown.items() if share >= 0.5]
+        if "train" in most:
+            echo(
+                "warning: more than half of train is <unk>: too few of its words are in the "
+                "vocabulary for words to teach a model much",
+                err=True,
+            )
+        else:
+            for split in most:
                 echo(
                     f"warning: {split} is mostly unknown words: is it another language or kind of "
                     "text than train?",

@@ -222,7 +222,7 @@ def fetch(
 
 
 @corpus.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.prepared)
 @json_option
 def rm(name: str, as_json: bool) -> None:
     """Remove a prepared corpus. A folder that holds anything else is left as it is.

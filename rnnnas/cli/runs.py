@@ -149,7 +149,7 @@ def search(method: str | None, **options: Any) -> None:
 
 @click.command()
 @_run_options
-@click.option("--from", "start", type=click.Path(path_type=Path),
+@click.option("--from", "start", type=click.Path(path_type=Path), shell_complete=complete.trained,
               help="A best.pt or a training's folder: go on from its weights and settings, on its "
                    "corpus or one of the same vocabulary.")  # fmt: skip
 @click.option(

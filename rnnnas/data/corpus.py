@@ -455,10 +455,15 @@ def corpus_info(corpus: Corpus | ImageCorpus) -> dict[str, Any]:
     }
 
 
+def prepared_names() -> list[str]:
+    """The names of the corpora that lie here, sorted."""
+    names = {path.parent.name for path in corpora_folder().glob(f"*/{DESCRIPTION}")}
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def corpus_names() -> list[str]:
     """The names of all corpora, sorted: prepared here, built in, or known to be had."""
-    prepared = {path.parent.name for path in corpora_folder().glob(f"*/{DESCRIPTION}")}
-    return sorted({*_BUILT_IN, *hub.known(), *(n for n in prepared if not n.startswith("."))})
+    return sorted({*_BUILT_IN, *hub.known(), *prepared_names()})
 
 
 def list_corpora() -> list[dict[str, Any]]:
@@ -466,9 +471,7 @@ def list_corpora() -> list[dict[str, Any]]:
 
     Prepared ones of images have `images` (of all splits) and `classes` (how many) as well.
     """
-    folder = corpora_folder()
-    prepared = sorted(path.parent.name for path in folder.glob(f"*/{DESCRIPTION}"))
-    prepared = [name for name in prepared if not name.startswith(".")]
+    folder, prepared = corpora_folder(), prepared_names()
     listed = []
     for name in dict.fromkeys(chain(_BUILT_IN, hub.known(), prepared)):
         entry: dict[str, Any] = {

@@ -150,16 +150,16 @@ def advice(blocks: Iterable[bytes]) -> str:
     count(rest)
     if good > bad:
         return (
-            f"{bad:,} lines are not UTF-8 and {good:,} others are: `corpus add` with --encoding "
-            "mixed reads those few as Windows-1252; or correct them."
+            f"{bad:,} lines are not UTF-8 and {good:,} others are: --encoding mixed "
+            "reads those few as Windows-1252; or correct them."
         )
     if high > _FOREIGN * (plain + high):
         return (
-            "It is in no Latin script: give `corpus add` --encoding and what it was saved in, such "
-            "as windows-1251 or koi8-r (Cyrillic), shift_jis or euc_jp (Japanese), gb18030 or big5 "
+            "It is in no Latin script: give --encoding and what it was saved in, such as "
+            "windows-1251 or koi8-r (Cyrillic), shift_jis or euc_jp (Japanese), gb18030 or big5 "
             "(Chinese), euc_kr (Korean), windows-1256 (Arabic), cp874 (Thai)."
         )
     return (
-        "Where it is Windows-1252, give `corpus add` --encoding windows-1252, or convert it: "
+        "Where it is Windows-1252, give --encoding windows-1252, or convert it: "
         "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
     )

@@ -202,7 +202,7 @@ def _check_table(head: bytes, name: str) -> None:
 def _wide(name: str, encoding: str) -> DataError:
     return DataError(
         f"{name}: line 1: the text is encoded in {encoding}, not UTF-8",
-        f"Give `corpus add` --encoding {encoding.lower()}, or convert it: "
+        f"Give --encoding {encoding.lower()}, or convert it: "
         f"iconv -f {encoding} -t UTF-8 FILE > NEW",
     )
 
@@ -398,9 +398,12 @@ def file_text(path: Path, *, encoding: str | None = None, table: bool = False) -
     return bytes_text(lambda: file_blocks(path), shown(path), encoding=encoding, table=table)
 
 
-def read_lines(path: Path) -> list[str]:
-    """All lines of a text file. Raises DataError (file, line, remedy) as `lines_of` does."""
-    return list(file_text(path).lines())
+def read_lines(path: Path, encoding: str | None = None) -> list[str]:
+    """All lines of a text file. Raises DataError (file, line, remedy) as `lines_of` does, and
+    UsageError where the encoding is not known.
+    """
+    known = None if encoding is None else encodings.check_encoding(encoding)
+    return list(file_text(path, encoding=known).lines())
 
 
 def list_text(name: str, lines: Iterable[str]) -> Text:

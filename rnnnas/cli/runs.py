@@ -25,6 +25,7 @@ from rnnnas.cli.common import (
     say_compared,
     say_kernels,
     share_of_time,
+    took,
 )
 from rnnnas.cli.memory import memory_errors
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
@@ -142,7 +143,8 @@ def search(method: str | None, **options: Any) -> None:
         result, result.get("valid_perplexity"), whose,
         "such a search says little of cells; search longer with --minutes N or --epochs N",
     )  # fmt: skip
-    echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
+    echo(took(result))
+    echo(f"digest {result['digest'][:16]}")
     folder = shlex.quote(result["run"])
     echo(f"train it: rnnnas train --corpus {config.corpus} --genotype {folder}", err=True)
 
@@ -205,7 +207,8 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     if options["as_json"]:
         print_json(result)
         return
-    echo(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s")
+    echo(f"{result['parameters']:,} parameters")
+    echo(took(result))
     echo(f"validation {_measured(result, 'valid')}")
     echo(f"test       {_measured(result, 'test')}")
     say_compared(

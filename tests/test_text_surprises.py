@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,16 @@ def test_words_that_are_unknown_throughout(tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert "more than half of train is <unk>" in found.output
     assert "another language" not in found.output and "--vocab sentencepiece" in found.output
+
+
+@pytest.mark.parametrize("column", [None, "text"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_array_is_told_what_it_is(
+    tmp_path: Path, column: str | None, indent: int | None
+) -> None:
+    """Whether its name says JSON, which once made columns of a CSV of its objects, or not."""
+    rows = json.dumps([{"text": f"a line of it, {i}"} for i in range(300)], indent=indent)
+    for name in ("a.json", "a.txt"):
+        with pytest.raises(DataError, match="JSON") as caught:
+            added(written(tmp_path / name, rows), column=column)
+        assert "jq -c '.[]'" in caught.value.remedy and "CSV" not in str(caught.value)

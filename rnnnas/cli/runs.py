@@ -187,6 +187,7 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
+    from rnnnas.training.remedy import remedy
     from rnnnas.training.run import TrainJob
     from rnnnas.training.run import train as run
 
@@ -213,7 +214,7 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     echo(f"test       {_measured(result, 'test')}")
     say_compared(
         result, result.get("test_perplexity"), "this model",
-        "train longer, on with --epochs N or --minutes N, or with fewer units by --hidden N",
+        remedy(Path(result["run"]), config.model.hidden) if "bigram_perplexity" in result else "",
     )  # fmt: skip
     say_bits(result)
     if "budget_seconds" in result and config.cell == "derived":

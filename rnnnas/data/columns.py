@@ -98,9 +98,12 @@ def _json(rows: Iterator[str], name: str, column: str) -> Iterator[str | None]:
                 "Give one JSON object a line; jq -c '.[]' FILE > NEW makes such out of an array.",
             ) from error
         if not isinstance(found, dict):
+            array = isinstance(found, list)
             raise DataError(
-                f"{name}: line {number}: no JSON object",
-                'Give one object a line, such as {"text": "..."}.',
+                f"{name}: line {number}: {'a JSON array' if array else 'no JSON object'}",
+                "Make it one object a line: jq -c '.[]' FILE > NEW.jsonl"
+                if array
+                else 'Give one object a line, such as {"text": "..."}.',
             )
         if column not in found:
             raise _no_column(f"{name}: line {number}", column, list(found))

@@ -174,6 +174,11 @@ def _decodes(data: bytes, encoding: str) -> bool:
 def _check_table(head: bytes, name: str) -> None:
     """Refuse JSON and CSV, whose marks and names would be learned as if they were text."""
     begin = head[:200_000].removeprefix(_BOM)
+    if re.match(rb"\s*\[\s*\{\s*\"", begin[:4096]):
+        raise DataError(
+            f"{name}: this is a JSON array, not plain text",
+            "Make it one object a line (jq -c '.[]' FILE > NEW.jsonl) and add that with --column.",
+        )
     lines = begin.decode("utf-8", "replace").splitlines()[:6]
     if len(begin) < len(head) or len(lines) == 6:
         lines = lines[:-1]  # perhaps cut
@@ -191,11 +196,6 @@ def _check_table(head: bytes, name: str) -> None:
         raise DataError(
             f"{name}: this is {kind}, not plain text; columns: {listed}",
             f"`corpus add` reads one column of it: --column {shown(usual)}",
-        )
-    if re.match(rb"\s*\[\s*\{\s*\"", begin[:4096]):
-        raise DataError(
-            f"{name}: this is a JSON array, not plain text",
-            "Make it one object a line (jq -c '.[]' FILE > NEW.jsonl) and add that with --column.",
         )
 
 

@@ -30,9 +30,9 @@ def test_the_remedy_fits_the_curve(tmp_path: Path) -> None:
     assert "more units" in remedy(improving, 16)
     worse = run_with(tmp_path / "b", (300, 320), (250, 300), (240, 310), (230, 320), (225, 330))
     behind = run_with(tmp_path / "c", (300, 320), (100, 300), (50, 290))
-    for folder, there in ((worse, "225.0"), (behind, "50.0")):
+    for folder, there, other in ((worse, "225.0", "330.0"), (behind, "50.0", "290.0")):
         told = remedy(folder, 200)
-        assert told.startswith(f"it learned the training text by heart (perplexity {there} there)")
+        assert f"(perplexity {there}) far better than other text ({other})" in told
         assert "fewer units" in told and "train longer" not in told
     unvalidated = tmp_path / "d"
     unvalidated.mkdir()

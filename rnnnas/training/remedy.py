@@ -27,9 +27,9 @@ def remedy(folder: Path, hidden: int) -> str:
         behind = last["valid_perplexity"] > BY_HEART * last["train_perplexity"]
         if best["step"] < LATE * last["step"] or behind:
             return (
-                f"it knows its training text (perplexity {last['train_perplexity']:.1f}) far better "
-                f"than other text ({last['valid_perplexity']:.1f}): take more dropout with --set "
-                "noise.dropout=0.5, fewer units with --hidden N, or more text"
+                f"it knows its training text (perplexity {last['train_perplexity']:.1f}) far "
+                f"better than other text ({last['valid_perplexity']:.1f}): take more dropout with "
+                "--set noise.dropout=0.5, fewer units with --hidden N, or more text"
             )
     more = ", and take more units with --hidden N" if hidden < FEW_UNITS else ""
     return f"train longer, with more --epochs N or --minutes N{more}"

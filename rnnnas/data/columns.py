@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,7 +32,7 @@ def column_text(text: Text, file: str, column: str) -> Text:
 
     Args:
         text: the table, whose lines are not taken for text. file: its name, which tells its kind;
-            where it does not, a first line that begins with `{` is JSON.
+            where it does not, a first line that begins with `{` or `[{` is JSON.
     """
     suffix = PurePosixPath(plain_name(file)).suffix.lower()
 
@@ -40,7 +41,7 @@ def column_text(text: Text, file: str, column: str) -> Text:
         first = next((line for line in rows if line.strip()), "")
         rows = itertools.chain((first,), rows)
         as_json = suffix in JSON_SUFFIXES or (
-            suffix not in CSV_SUFFIXES and first.lstrip().startswith("{")
+            suffix not in CSV_SUFFIXES and re.match(r"\s*(\{|\[\s*(\{|$))", first)
         )
         values = _json(rows, text.name, column) if as_json else _csv(rows, text.name, column)
         yield from value_lines(values, text.name, column)

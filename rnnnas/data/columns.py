@@ -99,7 +99,7 @@ def _json(rows: Iterator[str], name: str, column: str) -> Iterator[str | None]:
                 "Give one JSON object a line; jq -c '.[]' FILE > NEW makes such out of an array.",
             ) from error
         if not isinstance(found, dict):
-            array = isinstance(found, list)
+            array = isinstance(found, list) and all(isinstance(one, dict) for one in found)
             raise DataError(
                 f"{name}: line {number}: {'a JSON array' if array else 'no JSON object'}",
                 "Make it one object a line: jq -c '.[]' FILE > NEW.jsonl"

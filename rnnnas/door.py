@@ -59,6 +59,7 @@ def add_corpus(
     *,
     vocab: str = "auto",
     vocab_size: int = 0,
+    vocab_of: str = "",
     lower: bool = False,
     replace: bool = False,
     column: str | None = None,
@@ -71,6 +72,8 @@ def add_corpus(
     Args:
         vocab: "auto" (what suits the text), "words", "sentencepiece", "characters", "bytes".
         vocab_size: how many entries; 0: as many as suit the text.
+        vocab_of: the name of a prepared corpus whose vocabulary is taken, so that a model of that
+            corpus can be tuned on this one.
         replace: put it in place of a corpus of that name with other content.
         column: the text column of JSON lines, CSV, TSV or parquet files.
         encoding: of text that is not UTF-8.
@@ -79,7 +82,7 @@ def add_corpus(
     Raises:
         DataError: where the source cannot be read; with file, line and remedy.
     """
-    options = corpora.VocabOptions(kind=vocab, size=vocab_size, lower=lower)
+    options = corpora.VocabOptions(kind=vocab, size=vocab_size, lower=lower, like=vocab_of)
     with home_at(None if home is None else os.fspath(home)):
         return corpora.add_corpus(
             name, Path(source), options,

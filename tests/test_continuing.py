@@ -14,9 +14,7 @@ from tiny_home import corpus, home  # noqa: F401  (fixtures)
 
 from rnnnas.cli import main
 from rnnnas.config.presets import resolve
-from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
-from rnnnas.data.text_corpus import write_corpus
-from rnnnas.data.text_sources import open_source
+from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
 from rnnnas.errors import DataError, UsageError
 from rnnnas.runs.checkpoint import load_content
 from rnnnas.training.run import train
@@ -145,12 +143,9 @@ def other(corpus: Corpus, home: Path) -> Corpus:  # noqa: F811
     words = [word for word in corpus.vocab.words if not word.startswith("<")]
     text = "\n".join(" ".join(words[k % 7 :: 5]) for k in range(400)) + "\n"
     (home / "other.txt").write_text(text, encoding="utf-8")
-    folder = home / "corpora" / "other"
-    if not folder.exists():
-        splits = open_source(home / "other.txt").splits
-        about = {"canonical": None, "note": "", "options": {}, "ignored": []}
-        write_corpus(folder, "other", splits, corpus.vocab, about)
-    return open_corpus("other")
+    found = add_corpus("other", home / "other.txt", VocabOptions(like=corpus.name))
+    assert isinstance(found, Corpus)
+    return found
 
 
 def test_a_start_goes_over_to_another_text_of_the_same_vocabulary(

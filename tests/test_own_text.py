@@ -69,7 +69,7 @@ def test_latin_1_and_a_wrong_encoding(tmp_path: Path) -> None:
     plain = WHOLE.replace("“", '"').replace("”", '"')
     assert added(written(tmp_path / "l.txt", plain.encode("latin-1")), encoding="latin-1") == plain
     with pytest.raises(DataError, match=r"not ascii \(near byte") as caught:
-        added(written(tmp_path / "t.txt", WHOLE), encoding="ascii")
+        added(written(tmp_path / "t.txt", plain.encode("latin-1")), encoding="ascii")
     assert "--encoding" in caught.value.remedy
 
 

@@ -307,4 +307,30 @@ def test_score_prints_a_table_or_json_lines(
     assert [one["log_prob"] for one in plain[:-1]] == [one.log_prob for one in scores]
     assert rnnnas.score(model, LINES) == rnnnas.score(lstm, LINES, device="cpu") == scores
     assert plain[-1]["line"] is None and plain[-1]["tokens"] == 12
-    assert run("score", tmp_path / "none.txt", "--checkpoint", lstm).exit_code == 3
+    missing = run("score", tmp_path / "none.txt", "--checkpoint", lstm)
+    assert missing.exit_code == 3 and not missing.stdout  # no head of a table without rows
+
+
+def test_files_of_another_encoding_are_scored_and_evaluated(lstm: Path, tmp_path: Path) -> None:
+    text = "".join(f"{line}\n" for line in LINES)
+    plain, other = tmp_path / "plain.txt", tmp_path / "other.txt"
+    plain.write_text(text, encoding="utf-8")
+    other.write_bytes(text.encode("utf-16"))
+    refused = run("score", other, "--checkpoint", lstm)
+    assert refused.exit_code == 3 and "--encoding utf-16" in refused.stderr
+    same = [run("score", file, "--checkpoint", lstm, *more).stdout
+            for file, more in ((plain, ()), (other, ("--encoding", "utf-16")))]  # fmt: skip
+    assert same[0] == same[1] and len(same[0].splitlines()) == 6
+    same = [run("eval", lstm, "--json", "--text", file, *more).stdout
+            for file, more in ((plain, ()), (other, ("--encoding", "utf-16")))]  # fmt: skip
+    assert same[0] == same[1] and json.loads(same[0])["split"] == "text"
+    assert run("eval", lstm, "--encoding", "utf-16").exit_code == 2
+    assert run("score", plain, "--checkpoint", lstm, "--encoding", "utf-99").exit_code == 2
+
+
+def test_a_row_of_scores_is_one_line_for_every_reader(lstm: Path, tmp_path: Path) -> None:
+    """A carriage return inside a line, which readers of such tables take for its end."""
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"w1 w2\rw3\tw1\nw2\n")
+    rows = run("score", file, "--checkpoint", lstm).stdout_bytes.decode().split("\n")
+    assert rows[1].endswith("\tw1 w2 w3 w1") and not any("\r" in row for row in rows)

@@ -322,6 +322,8 @@ def test_values_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "corpora" / "mine").mkdir(parents=True)
     (tmp_path / "corpora" / "mine" / "corpus.json").write_text("{}", encoding="utf-8")
     assert completed("train", "--corpus", "mi") == ["mine"]
+    assert completed("corpus", "rm", "") == ["mine"]  # those alone that can be removed
+    assert {"mine", "ptb", "pydocs"} <= set(completed("corpus", "info", ""))
     assert completed("search", "--preset", "quick-g") == ["quick-gdas"]
     assert completed("search", "--method", "sdarts") == ["sdarts-rs", "sdarts-adv"]
     assert "DARTS_V2" in completed("train", "--genotype", "darts")
@@ -344,6 +346,8 @@ def test_runs_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (folder / "best.pt").touch()
     assert completed("eval", str(folder)[:-1]) == [str(folder)]
     assert completed("sample", "--checkpoint", str(folder)[:-1]) == [str(folder)]
+    for words in (["export"], ["report"], ["train", "--from"], ["runs", "compare"]):
+        assert completed(*words, str(folder)[:-1]) == [str(folder)], words
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def _given(settings: tuple[str, ...], dynamic: bool) -> dict[str, Any]:
 @click.option("--split", type=click.Choice(["train", "valid", "test"]),
               help="Of the corpus it was trained on.  [default: test]")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="Evaluate this file instead.")
+@click.option("--encoding", help="Of --text that is not UTF-8, such as utf-16 or latin-1.")
 @click.option("--dynamic", is_flag=True,
               help="Dynamic evaluation: the weights learn from what was scored.")  # fmt: skip
 @click.option("--cache", is_flag=True,
@@ -78,7 +80,8 @@ def _given(settings: tuple[str, ...], dynamic: bool) -> dict[str, Any]:
 @json_option
 def evaluate(
     checkpoint: Path | None, named: Path | None, split: str | None, text: Path | None,
-    dynamic: bool, cache: bool, settings: tuple[str, ...], device: str, as_json: bool,
+    encoding: str | None, dynamic: bool, cache: bool, settings: tuple[str, ...], device: str,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Perplexity of a CHECKPOINT, or of an image network its accuracy.
 
@@ -102,11 +105,13 @@ def evaluate(
             f"--split {split} and --text are two texts",
             "leave one out: --text is a text of its own",
         )
+    if encoding is not None and text is None:
+        raise UsageError(f"--encoding {encoding} is for --text", "leave it out")
     found = checkpoint_of(_one(checkpoint, named))
     with waiting("evaluating", quiet=dynamic or cache):  # which show how far they are
         result = evaluate_checkpoint(
             found, split or "test", text=text, device=pick_device(device), dynamic=dynamic,
-            cache=cache, given=_given(settings, dynamic),
+            cache=cache, given=_given(settings, dynamic), encoding=encoding,
         )  # fmt: skip
     if result.get("leak"):
         echo(
@@ -206,10 +211,13 @@ def sample(
               help="The best.pt of a training, or its run folder.")  # fmt: skip
 @click.option("--restart", is_flag=True,
               help="Read every line as if it were the first of a text.")  # fmt: skip
+@click.option("--encoding", help="Of a text that is not UTF-8, such as utf-16 or latin-1.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
 @plugin_option
 @device_option
-def score(file: Path, checkpoint: Path, restart: bool, as_json: bool, device: str) -> None:
+def score(
+    file: Path, checkpoint: Path, restart: bool, encoding: str | None, as_json: bool, device: str
+) -> None:  # fmt: skip
     """Log-probability and perplexity of every line of FILE, as tab-separated values.
 
     Columns: line number, log-probability in nats (of the line and its end), tokens scored, of them
@@ -225,10 +233,10 @@ def score(file: Path, checkpoint: Path, restart: bool, as_json: bool, device: st
     from rnnnas.evaluation.line_scores import LineScore, line_scores, total
 
     model = load_language_model(checkpoint, pick_device(device))
-    scored: list[LineScore] = []
+    lines, scored = read_lines(file, encoding), list[LineScore]()
 
     def each() -> Iterator[LineScore]:
-        for one in line_scores(model, read_lines(file), restart=restart):
+        for one in line_scores(model, lines, restart=restart):
             scored.append(one)
             yield one
         yield total(scored)
@@ -240,6 +248,8 @@ def score(file: Path, checkpoint: Path, restart: bool, as_json: bool, device: st
             print_json(one.to_plain())
             continue
         number = "all" if one.line is None else str(one.line)
-        text = (one.text or "").replace("\t", " ")
+        text = " ".join(
+            re.split(r"[\t\r]", one.text or "")
+        )  # which readers of tables take for theirs
         figures = f"{one.log_prob:.6f}\t{one.tokens}\t{one.unknown}\t{one.perplexity:.4f}"
         echo(f"{number}\t{figures}\t{text}")

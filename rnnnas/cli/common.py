@@ -161,6 +161,17 @@ def say_bits(result: dict[str, Any]) -> None:
         )
 
 
+def took(result: dict[str, Any]) -> str:
+    """How long a run took, with what is counted: its loop, and of a budget everything."""
+    said = f"{result['seconds']:.0f} s of steps and validation"
+    if "spent_seconds" in result:
+        said += (
+            f"; {result['spent_seconds']:.0f} s of the {result['budget_seconds']:.0f} given, "
+            "start and end included"
+        )
+    return said
+
+
 def share_of_time() -> float:
     """The share of one core's time that this process had since its start, 1 at most."""
     return min(1.0, time.process_time() / max(time.perf_counter() - STARTED, 1e-9))

@@ -43,6 +43,12 @@ def _corpora() -> list[str]:
     return corpus_names()
 
 
+def _prepared() -> list[str]:
+    from rnnnas.data.corpus import prepared_names
+
+    return prepared_names()
+
+
 def _presets() -> list[str]:
     from rnnnas.config.preset_files import preset_names
 
@@ -85,6 +91,7 @@ def _trained() -> list[str]:
 
 
 corpora = _completer(_corpora)
+prepared = _completer(_prepared)
 presets = _completer(_presets)
 methods = _completer(_methods)
 cells = _completer(lambda: [*_cells(), *_runs()], files=True)

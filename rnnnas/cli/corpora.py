@@ -134,6 +134,10 @@ def _vocabulary_options(command: Callable[..., None]) -> Callable[..., None]:
                      "text. words of raw text have their punctuation split off."),
             click.option("--vocab-size", type=click.IntRange(0), default=0,
                          help="Entries of the vocabulary. [default: by kind and text]"),
+            click.option("--vocab-of", metavar="CORPUS", default="",
+                         shell_complete=complete.prepared,
+                         help="Take the vocabulary of a prepared corpus, so that its models can be "
+                         "tuned on this text (train --from)."),
             click.option("--lower", is_flag=True, help="Lower-case the text first."),
             click.option("--column", help="Column of the text, of JSON lines, CSV or a dataset."),
             click.option("--label", help="Column of the classes, of a dataset of images."),
@@ -170,8 +174,8 @@ class _SourcePath(click.Path):
               "UTF-8, and Windows-1252 where a line is not.")  # fmt: skip
 @_vocabulary_options
 def add(
-    name: str, source: Path, encoding: str | None, vocab: str, vocab_size: int, lower: bool,
-    column: str | None, label: str | None, replace: bool, as_json: bool,
+    name: str, source: Path, encoding: str | None, vocab: str, vocab_size: int, vocab_of: str,
+    lower: bool, column: str | None, label: str | None, replace: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Prepare a corpus from your own text or images.
 
@@ -185,10 +189,11 @@ def add(
       rnnnas corpus add ptb --from ptb.zip
       rnnnas corpus add birds --from folder-of-class-folders
       rnnnas corpus add mine --from story.txt --vocab sentencepiece --vocab-size 2000
+      rnnnas corpus add letters --from letters.txt --vocab-of mine
     """
     from rnnnas.data.corpus import VocabOptions, add_corpus
 
-    options = VocabOptions(kind=vocab, size=vocab_size, lower=lower)
+    options = VocabOptions(kind=vocab, size=vocab_size, lower=lower, like=vocab_of)
     added = add_corpus(
         name, source, options, replace=replace, column=column, encoding=encoding, label=label
     )
@@ -202,7 +207,7 @@ def add(
 @_vocabulary_options
 def fetch(
     name: str, dataset_config: str | None, revision: str | None, vocab: str, vocab_size: int,
-    lower: bool, column: str | None, label: str | None, replace: bool, as_json: bool,
+    vocab_of: str, lower: bool, column: str | None, label: str | None, replace: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Download and prepare ptb, wikitext-2, wikitext-103, cifar10, or a dataset by its hub id.
 
@@ -213,7 +218,7 @@ def fetch(
     """
     from rnnnas.data.corpus import VocabOptions, fetch_corpus
 
-    options = VocabOptions(kind=vocab, size=vocab_size, lower=lower)
+    options = VocabOptions(kind=vocab, size=vocab_size, lower=lower, like=vocab_of)
     fetched = fetch_corpus(
         name, options, config=dataset_config, revision=revision, column=column, label=label,
         replace=replace,
@@ -222,7 +227,7 @@ def fetch(
 
 
 @corpus.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.prepared)
 @json_option
 def rm(name: str, as_json: bool) -> None:
     """Remove a prepared corpus. A folder that holds anything else is left as it is.
@@ -262,8 +267,15 @@ def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
         shares = " / ".join(f"{100 * share:.2f} %" for share in unknown.values())
         echo(f"unknown (<unk>): {shares} of train / valid / test")
     if max(unknown.values(), default=0) > UNKNOWN_LIMIT:
-        for split, share in unknown.items():
-            if share >= 0.5:
+        most = [split for split, share in unknown.items() if share >= 0.5]
+        if "train" in most:
+            echo(
+                "warning: more than half of train is <unk>: too few of its words are in the "
+                "vocabulary for words to teach a model much",
+                err=True,
+            )
+        else:
+            for split in most:
                 echo(
                     f"warning: {split} is mostly unknown words: is it another language or kind of "
                     "text than train?",

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import echo, json_option, plugin_option, print_json
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=complete.trained)
 @click.option("--format", "form", type=click.Choice(["onnx", "html", "hf", "pt2"]), required=True,
               help="ONNX; a page for browsers; a Hugging Face folder; torch.export.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "float16", "int8"]),

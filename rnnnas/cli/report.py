@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from rnnnas.cli import complete
 from rnnnas.cli.common import echo, plugin_option
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="RUN|STUDY...",
-                type=click.Path(path_type=Path))  # fmt: skip
+                type=click.Path(path_type=Path), shell_complete=complete.runs)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), show_default=True,
               default=Path("report.html"), help="The file to write.")  # fmt: skip
 @click.option("--open", "opened", is_flag=True, help="Open it in the browser.")

@@ -25,6 +25,7 @@ from rnnnas.cli.common import (
     say_compared,
     say_kernels,
     share_of_time,
+    took,
 )
 from rnnnas.cli.memory import memory_errors
 from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
@@ -142,14 +143,15 @@ def search(method: str | None, **options: Any) -> None:
         result, result.get("valid_perplexity"), whose,
         "such a search says little of cells; search longer with --minutes N or --epochs N",
     )  # fmt: skip
-    echo(f"{result['seconds']:.0f} s; digest {result['digest'][:16]}")
+    echo(took(result))
+    echo(f"digest {result['digest'][:16]}")
     folder = shlex.quote(result["run"])
     echo(f"train it: rnnnas train --corpus {config.corpus} --genotype {folder}", err=True)
 
 
 @click.command()
 @_run_options
-@click.option("--from", "start", type=click.Path(path_type=Path),
+@click.option("--from", "start", type=click.Path(path_type=Path), shell_complete=complete.trained,
               help="A best.pt or a training's folder: go on from its weights and settings, on its "
                    "corpus or one of the same vocabulary.")  # fmt: skip
 @click.option(
@@ -185,6 +187,7 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     if config is None or _shared_out(options):
         return
     from rnnnas.data.corpus import open_any
+    from rnnnas.training.remedy import remedy
     from rnnnas.training.run import TrainJob
     from rnnnas.training.run import train as run
 
@@ -205,12 +208,13 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     if options["as_json"]:
         print_json(result)
         return
-    echo(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s")
+    echo(f"{result['parameters']:,} parameters")
+    echo(took(result))
     echo(f"validation {_measured(result, 'valid')}")
     echo(f"test       {_measured(result, 'test')}")
     say_compared(
         result, result.get("test_perplexity"), "this model",
-        "train longer, on with --epochs N or --minutes N, or with fewer units by --hidden N",
+        remedy(Path(result["run"]), config.model.hidden) if "bigram_perplexity" in result else "",
     )  # fmt: skip
     say_bits(result)
     if "budget_seconds" in result and config.cell == "derived":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ from rnnnas.data.table_kinds import CSV_SUFFIXES, JSON_SUFFIXES, USUAL, delimite
 from rnnnas.data.text_files import (
     LINE_LIMIT,
     TABLE_LIMIT,
+    NoText,
     Text,
     broken_long,
     check_line,
@@ -30,7 +32,7 @@ def column_text(text: Text, file: str, column: str) -> Text:
 
     Args:
         text: the table, whose lines are not taken for text. file: its name, which tells its kind;
-            where it does not, a first line that begins with `{` is JSON.
+            where it does not, a first line that begins with `{` or `[{` is JSON.
     """
     suffix = PurePosixPath(plain_name(file)).suffix.lower()
 
@@ -39,7 +41,7 @@ def column_text(text: Text, file: str, column: str) -> Text:
         first = next((line for line in rows if line.strip()), "")
         rows = itertools.chain((first,), rows)
         as_json = suffix in JSON_SUFFIXES or (
-            suffix not in CSV_SUFFIXES and first.lstrip().startswith("{")
+            suffix not in CSV_SUFFIXES and re.match(r"\s*(\{|\[\s*(\{|$))", first)
         )
         values = _json(rows, text.name, column) if as_json else _csv(rows, text.name, column)
         yield from value_lines(values, text.name, column)
@@ -73,7 +75,7 @@ def value_lines(values: Iterator[str | None], name: str, column: str) -> Iterato
             else:
                 yield check_line(line, name, number)
     if blank:
-        raise DataError(
+        raise NoText(
             f"{name}: {'holds white space only' if number else 'has no rows'}",
             "Give text in every split, or choose another column.",
         )
@@ -97,9 +99,12 @@ def _json(rows: Iterator[str], name: str, column: str) -> Iterator[str | None]:
                 "Give one JSON object a line; jq -c '.[]' FILE > NEW makes such out of an array.",
             ) from error
         if not isinstance(found, dict):
+            array = isinstance(found, list) and all(isinstance(one, dict) for one in found)
             raise DataError(
-                f"{name}: line {number}: no JSON object",
-                'Give one object a line, such as {"text": "..."}.',
+                f"{name}: line {number}: {'a JSON array' if array else 'no JSON object'}",
+                "Make it one object a line: jq -c '.[]' FILE > NEW.jsonl"
+                if array
+                else 'Give one object a line, such as {"text": "..."}.',
             )
         if column not in found:
             raise _no_column(f"{name}: line {number}", column, list(found))

@@ -88,14 +88,21 @@ class VocabOptions:
     size: entries of the vocabulary, `<eos>` and `<unk>` included; 0: for benchmarks all words of
     all splits, else the words (or characters) that train holds twice, 30,000 at most;
     sentencepieces by the length of the text, or as many as it supports. lower: lower-case the text
-    first.
+    first. like: the name of a prepared corpus whose vocabulary is taken instead of one of its own,
+    so that a model of that corpus can be tuned on this one.
     """
 
     kind: str = "auto"
     size: int = 0
     lower: bool = False
+    like: str = ""
 
     def __post_init__(self) -> None:
+        if self.like and (self.kind != "auto" or self.size or self.lower):
+            raise UsageError(
+                f"the vocabulary of {self.like} is what it is",
+                "Leave out --vocab, --vocab-size and --lower beside --vocab-of.",
+            )
         if self.kind not in KINDS:
             raise UsageError(
                 f"vocabulary {self.kind!r} is not known{nearest(self.kind, list(KINDS))}",
@@ -345,7 +352,7 @@ def _prepare_images(
     if options != VocabOptions():
         raise UsageError(
             f"{shown(source.name)} holds images, which have no vocabulary",
-            "Leave out --vocab, --vocab-size and --lower.",
+            "Leave out --vocab, --vocab-size, --vocab-of and --lower.",
         )
     write_images(folder, folder.name, source, replace=replace)
     return read_images(folder, folder.name)
@@ -366,15 +373,21 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
     chosen = options.kind
     if chosen == "auto":
         chosen = "words" if kind.pretokenised else "sentencepiece"
-    vocab = _vocabulary(source.splits, chosen, options, kind, benchmark)
-    if kind.words and vocab.words and set(vocab.words) <= {EOS, UNK}:
+    if options.like:
+        vocab = open_corpus(options.like).vocab
+        chosen = vocab.kind
+        notes.append(f"the vocabulary is that of {options.like}")
+    else:
+        vocab = _vocabulary(source.splits, chosen, options, kind, benchmark)
+    if not options.like and kind.words and vocab.words and set(vocab.words) <= {EOS, UNK}:
         raise DataError(
             f"{shown(source.name)}: none of the {chosen} occurs twice in train",
             "Take --vocab sentencepiece or bytes, more text, or a --vocab-size.",
         )
-    if chosen == "sentencepiece" and not options.size and vocab.size < pieces_for(0):
+    given = options.size or options.like
+    if chosen == "sentencepiece" and not given and vocab.size < pieces_for(0):
         notes.append(f"{vocab.size:,} sentencepieces, all that the training text supports")
-    if chosen == "words" and kind.pretokenised:
+    if chosen == "words" and kind.pretokenised and not vocab.tokenizer:
         said = {EOS: "is a word like others, apart from the end of a line",
                 UNK: "counts as the unknown word"}  # fmt: skip
         notes += [f"{mark} in the text itself {said[mark]}" for mark in kind.marks]
@@ -389,7 +402,7 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
         "source": shown(source.name),
         "canonical": recognised.canonical,
         "note": "; ".join(notes),
-        "options": asdict(options),
+        "options": {key: value for key, value in asdict(options).items() if key != "like" or value},
         "pretokenised": kind.pretokenised,
         "script": kind.script,
         "ignored": [shown(name) for name in source.ignored[:1000]],
@@ -455,10 +468,15 @@ def corpus_info(corpus: Corpus | ImageCorpus) -> dict[str, Any]:
     }
 
 
+def prepared_names() -> list[str]:
+    """The names of the corpora that lie here, sorted."""
+    names = {path.parent.name for path in corpora_folder().glob(f"*/{DESCRIPTION}")}
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def corpus_names() -> list[str]:
     """The names of all corpora, sorted: prepared here, built in, or known to be had."""
-    prepared = {path.parent.name for path in corpora_folder().glob(f"*/{DESCRIPTION}")}
-    return sorted({*_BUILT_IN, *hub.known(), *(n for n in prepared if not n.startswith("."))})
+    return sorted({*_BUILT_IN, *hub.known(), *prepared_names()})
 
 
 def list_corpora() -> list[dict[str, Any]]:
@@ -466,9 +484,7 @@ def list_corpora() -> list[dict[str, Any]]:
 
     Prepared ones of images have `images` (of all splits) and `classes` (how many) as well.
     """
-    folder = corpora_folder()
-    prepared = sorted(path.parent.name for path in folder.glob(f"*/{DESCRIPTION}"))
-    prepared = [name for name in prepared if not name.startswith(".")]
+    folder, prepared = corpora_folder(), prepared_names()
     listed = []
     for name in dict.fromkeys(chain(_BUILT_IN, hub.known(), prepared)):
         entry: dict[str, Any] = {

@@ -194,7 +194,8 @@ def _write_split(folder: Path, split: str, text: Text, vocab: Vocab, dtype: str)
         raise DataError(
             f"{text.name}: the {split} split has {lines:,} lines and {tokens:,} tokens; "
             f"at least {MIN_LINES} and {MIN_TOKENS} are needed",
-            "Give more text, with line breaks between sentences or paragraphs.",
+            "Give more text (2,000 words at least where it is to be cut), with line breaks between "
+            "sentences or paragraphs.",
         )
     return {
         "tokens": tokens,

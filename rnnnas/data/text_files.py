@@ -10,6 +10,7 @@ the file, the line and a remedy.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import re
@@ -148,9 +149,12 @@ def check_head(head: bytes, name: str, *, table: bool = False) -> None:
     # Half of the bytes of Latin text in UTF-16 are zero, all at odd or all at even places.
     odd, even = head[1:4096:2].count(0), head[:4096:2].count(0)
     if len(head) >= 4 and max(odd, even) > 0.3 * min(len(head), 4096) / 2 and min(odd, even) == 0:
-        raise _wide(name, "UTF-16")
+        raise _wide(name, "UTF-16LE" if odd > even else "UTF-16BE")
     sample = head[:65536]
     if len(sample) - len(sample.translate(None, _CONTROL)) > 0.02 * len(sample) + 1:
+        order = encodings.byte_order(sample)  # of a script whose letters have no zero bytes
+        if order and _decodes(sample[: len(sample) & ~1], f"utf-16-{order}"):
+            raise _wide(name, f"UTF-16{order.upper()}")
         rows = enumerate(sample.split(b"\n"), 1)
         line = next(n for n, row in rows if row.translate(None, _CONTROL) != row)
         raise DataError(
@@ -158,9 +162,23 @@ def check_head(head: bytes, name: str, *, table: bool = False) -> None:
         )
 
 
+def _decodes(data: bytes, encoding: str) -> bool:
+    """Whether bytes, perhaps cut inside a character, are printable text of an encoding."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter.isspace() for letter in text)
+
+
 def _check_table(head: bytes, name: str) -> None:
     """Refuse JSON and CSV, whose marks and names would be learned as if they were text."""
     begin = head[:200_000].removeprefix(_BOM)
+    if re.match(rb"\s*\[\s*\{\s*\"", begin[:4096]):
+        raise DataError(
+            f"{name}: this is a JSON array, not plain text",
+            "Make it one object a line (jq -c '.[]' FILE > NEW.jsonl) and add that with --column.",
+        )
     lines = begin.decode("utf-8", "replace").splitlines()[:6]
     if len(begin) < len(head) or len(lines) == 6:
         lines = lines[:-1]  # perhaps cut
@@ -179,23 +197,22 @@ def _check_table(head: bytes, name: str) -> None:
             f"{name}: this is {kind}, not plain text; columns: {listed}",
             f"`corpus add` reads one column of it: --column {shown(usual)}",
         )
-    if re.match(rb"\s*\[\s*\{\s*\"", begin[:4096]):
-        raise DataError(
-            f"{name}: this is a JSON array, not plain text",
-            "Make it one object a line (jq -c '.[]' FILE > NEW.jsonl) and add that with --column.",
-        )
 
 
 def _wide(name: str, encoding: str) -> DataError:
     return DataError(
         f"{name}: line 1: the text is encoded in {encoding}, not UTF-8",
-        f"Give `corpus add` --encoding {encoding.lower()}, or convert it: "
+        f"Give --encoding {encoding.lower()}, or convert it: "
         f"iconv -f {encoding} -t UTF-8 FILE > NEW",
     )
 
 
 class NotUtf8(DataError):
     """A line that is not UTF-8."""
+
+
+class NoText(DataError):
+    """A file without any text: one of many may be so."""
 
 
 def decode_line(row: bytes, name: str, number: int) -> str:
@@ -207,7 +224,7 @@ def decode_line(row: bytes, name: str, number: int) -> str:
     except UnicodeDecodeError as error:
         raise NotUtf8(
             f"{name}: line {number}, byte {error.start + 1}: not UTF-8 "
-            f"(byte 0x{row[error.start]:02x}; perhaps Latin-1 or Windows-1252)",
+            f"(byte 0x{row[error.start]:02x})",
             "Convert it first, for example: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
         ) from error
     return check_line(without_marks(line) if "\ufeff" in line else line, name, number)
@@ -307,9 +324,9 @@ def lines_of(blocks: Iterable[bytes], name: str, *, table: bool = False) -> Iter
     if rest:
         yield from decoded((rest,))
     if first:
-        raise DataError(f"{name}: the file is empty", "Give a file that holds text.")
+        raise NoText(f"{name}: the file is empty", "Give a file that holds text.")
     if blank:
-        raise DataError(f"{name}: holds white space only", "Give a file that holds text.")
+        raise NoText(f"{name}: holds white space only", "Give a file that holds text.")
 
 
 def bytes_text(
@@ -381,9 +398,12 @@ def file_text(path: Path, *, encoding: str | None = None, table: bool = False) -
     return bytes_text(lambda: file_blocks(path), shown(path), encoding=encoding, table=table)
 
 
-def read_lines(path: Path) -> list[str]:
-    """All lines of a text file. Raises DataError (file, line, remedy) as `lines_of` does."""
-    return list(file_text(path).lines())
+def read_lines(path: Path, encoding: str | None = None) -> list[str]:
+    """All lines of a text file. Raises DataError (file, line, remedy) as `lines_of` does, and
+    UsageError where the encoding is not known.
+    """
+    known = None if encoding is None else encodings.check_encoding(encoding)
+    return list(file_text(path, encoding=known).lines())
 
 
 def list_text(name: str, lines: Iterable[str]) -> Text:

@@ -27,6 +27,7 @@ from rnnnas.data.borders import SHARES
 from rnnnas.data.borders import SPLITS as SPLITS
 from rnnnas.data.text_files import (
     BLOCK,
+    NoText,
     Text,
     bytes_text,
     check_file,
@@ -304,8 +305,12 @@ def _nothing(called: str, left: Sequence[str], reading: Reading) -> DataError:
     seen = f"; there are {_listed(left)}" if left else ""
     return DataError(
         f"{called}: holds no text file ({', '.join(SUFFIXES)}) and no parquet{seen}",
-        "Give a text file, a folder or zip archive of text files, or a folder of class folders "
-        "that hold images.",
+        (
+            "Make plain text of the pages first, for example: pandoc -t plain -o NEW.txt FILE"
+            if any(name.lower().endswith((".html", ".htm", ".xhtml")) for name in left)
+            else "Give a text file, a folder or zip archive of text files, or a folder of class "
+            "folders that hold images."
+        ),
     )
 
 
@@ -337,8 +342,8 @@ def _assemble(
         if _split_words(PurePosixPath(path)):
             named[split].append(path)
     present = [split for split in SPLITS if parts[split]]
-    if not present or (len(present) == 1 and ignored):
-        # A single title with such a word in it (`a-train-journey.txt`) makes no splits.
+    if not present or (len(present) == 1 and ignored) or _titles(texts, ignored):
+        # Titles with such a word in them (`a-train-journey.txt`) make no splits.
         return _cut(name, called, texts, left)
     for split, paths in named.items():
         if len({re.sub(r"\d+", "0", path) for path in paths}) > 1:
@@ -347,12 +352,38 @@ def _assemble(
                 "Put the files of one text into a folder of their own. Parts of one differ in "
                 "numbers alone (train-0.txt, train-1.txt), or lie in a folder (train/).",
             )
+    for split in present:
+        blank = [text for text in parts[split] if _is_blank(text)]
+        if len(blank) < len(parts[split]):
+            parts[split] = [text for text in parts[split] if text not in blank]
+            ignored += [path for path, text in texts.items() if text in blank]
     given = {split: joined(parts[split], f"{called} ({split})") for split in present}
     splits, notes = assembled(called, given)
     return Source(name=name, splits=splits, ignored=(*ignored, *left), notes=tuple(notes))
 
 
+def _titles(texts: Mapping[str, Text], unnamed: Sequence[str]) -> bool:
+    """Whether the names of splits among many texts are titles (`docs/training.md`): where the texts
+    that name none are more, and hold more.
+    """
+    if 2 * len(unnamed) <= len(texts):
+        return False
+    sizes = {path: sum(map(len, text.lines())) for path, text in texts.items()}
+    return 2 * sum(sizes[path] for path in unnamed) > sum(sizes.values())
+
+
+def _is_blank(text: Text) -> bool:
+    try:
+        return not any(line.strip() for line in text.lines())
+    except NoText:
+        return True
+
+
 def _cut(name: str, called: str, texts: Mapping[str, Text], left: Sequence[str]) -> Source:
+    blank = [path for path, text in texts.items() if _is_blank(text)]
+    if len(blank) < len(texts):
+        texts = {path: text for path, text in texts.items() if path not in blank}
+        left = (*blank, *left)
     splits, note = borders.cut(list(texts.values()), called)
     notes = [f"{len(texts):,} files were joined: {_listed(list(texts))}"] if len(texts) > 1 else []
     return Source(

@@ -157,6 +157,7 @@ def evaluate_checkpoint(
     cache: bool = False,
     given: Mapping[str, Any] | None = None,
     quiet: bool = False,
+    encoding: str | None = None,
 ) -> dict[str, Any]:
     """The perplexity of a checkpoint; of an image network the accuracy, as `evaluation.images`
     says.
@@ -171,6 +172,7 @@ def evaluate_checkpoint(
             beside the checkpoint.
         given: settings of dynamic evaluation (`DynamicConfig`) that are not to be chosen.
         quiet: show no progress of these.
+        encoding: of the text, where that is not UTF-8.
 
     Returns:
         split ("text" for a text), perplexity, nats (mean a token), tokens (targets counted),
@@ -200,7 +202,7 @@ def evaluate_checkpoint(
     bound: float | None = None
     if text is not None:
         split = "text"
-        encoded = loaded.vocab.encode(read_lines(text))
+        encoded = loaded.vocab.encode(read_lines(text, encoding))
         tokens, unknown, words = encoded.tokens, encoded.unknown, encoded.words
     else:
         corpus = _trained_on(loaded, corpus)

@@ -249,7 +249,7 @@ def _check_seal(path: Path, file: BinaryIO, size: int) -> None:
             cause = f"{path} is truncated or damaged, or was not written by rnnnas"
         else:
             cause = f"{path} is not a checkpoint" + (": it is empty" if not size else "")
-        raise CheckpointError(cause, RESTORE)
+        raise CheckpointError(cause, f"give a best.pt or its run folder; if it was one, {RESTORE}")
     file.seek(0)
     if _hash_bytes(file, size - _SEAL_BYTES) != seal[len(_SEAL) :]:
         raise CheckpointError(f"{path} is damaged: its bytes have changed", RESTORE)

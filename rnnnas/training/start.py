@@ -81,5 +81,6 @@ def check_start(start: Start, config: TrainConfig, corpus: Corpus) -> None:
         raise DataError(
             f"corpus {corpus.name} has another vocabulary than {start.corpus!r}, which the weights "
             "to start from were trained on: every row of them stands for another word",
-            "take a corpus of the same vocabulary, or train from scratch without --from",
+            "prepare the text with its vocabulary, rnnnas corpus add NAME --from TEXT --vocab-of "
+            f"{start.corpus}, or train from scratch without --from",
         )

@@ -34,6 +34,8 @@ demo: .venv/installed
 	$(BIN)/rnnnas demo
 
 test: .venv/dev
+	@# Once for all workers, and for the processes that tests start.
+	$(BIN)/python -m compileall -q rnnnas
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 # The kernels for CUDA devices, by Triton's interpreter where there is none: a gigabyte more.

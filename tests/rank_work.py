@@ -65,7 +65,7 @@ def together(work: Work, folder: Path, *args: Any, size: int = 2) -> list[Any]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0] * size
     return [torch.load(folder / f"result{rank}", weights_only=True) for rank in range(size)]
 
@@ -226,9 +226,22 @@ def a_run(
         job.step = original
 
 
-def tiny_text() -> str:
+def zipf_text(words: int, lines: int) -> str:
+    """Lines of 3 to 12 words w0, w1, ...; the n-th most frequent is drawn 1 / n as often."""
     rng = random.Random(0)
-    words = [f"w{i}" for i in range(40)]
-    shares = [1 / (i + 1) for i in range(40)]
-    lines = [" ".join(rng.choices(words, shares, k=rng.randint(3, 12))) for _ in range(600)]
-    return "\n".join(lines) + "\n"
+    known = [f"w{i}" for i in range(words)]
+    shares = [1 / (i + 1) for i in range(words)]
+    drawn = [" ".join(rng.choices(known, shares, k=rng.randint(3, 12))) for _ in range(lines)]
+    return "\n".join(drawn) + "\n"
+
+
+def even_text(words: int, lines: int) -> str:
+    """Lines of 3 to 9 words that are equally frequent."""
+    rng = random.Random(0)
+    known = [f"w{i}" for i in range(words)]
+    drawn = [" ".join(rng.choices(known, k=rng.randint(3, 9))) for _ in range(lines)]
+    return "\n".join(drawn) + "\n"
+
+
+def tiny_text() -> str:
+    return zipf_text(40, 600)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import math
-import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rank_work import even_text
 from sample_tables import level, made_up
+from tiny_home import corpus as corpus
+from tiny_home import home as home
 
 from rnnnas.cli import main
-from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
+from rnnnas.data.corpus import Corpus
 from rnnnas.errors import UsageError
 from rnnnas.tabular.against import Truth, against, all_methods
 from rnnnas.tabular.against_report import notes, picture, sheet
@@ -22,18 +23,7 @@ from rnnnas.tabular.replay import Replay
 from rnnnas.tabular.searched import own_scores
 from rnnnas.tabular.table import Table
 
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
-    folder = tmp_path_factory.mktemp("home")
-    rng = random.Random(0)
-    words = [f"w{i}" for i in range(20)]
-    lines = [" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(400)]
-    (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RNNNAS_HOME", str(folder))
-        add_corpus("tiny", folder / "text.txt", VocabOptions())
-        yield open_corpus("tiny")
+HOME_TEXT = even_text(20, 400)
 
 
 def test_ranks_and_regrets_are_those_of_the_table() -> None:

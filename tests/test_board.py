@@ -232,12 +232,12 @@ def test_the_server_takes_a_free_port_on_loopback_and_ends_on_ctrl_c(tmp_path):
             assert used > port and str(tmp_path) in line
             assert f"port {port} is taken" in line
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(match[0] + "data/logdir", timeout=20) as answer:
+            with opener.open(match[0] + "data/logdir", timeout=120) as answer:
                 assert str(tmp_path) in answer.read().decode()
             assert listening(server.pid) in (None, [("127.0.0.1", used)])
         finally:
             os.kill(server.pid, signal.SIGINT)
-            out, err = server.communicate(timeout=30)
+            out, err = server.communicate(timeout=120)
     assert server.returncode == 0 and "Traceback" not in err, err
 
 

@@ -221,7 +221,7 @@ def test_published_parameter_counts(
 def in_a_process(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "rnnnas", *words], env={**os.environ, "RNNNAS_HOME": str(home)},
-        text=True, capture_output=True, timeout=300, check=True,
+        text=True, capture_output=True, timeout=600, check=True,
     )  # fmt: skip
 
 
@@ -339,13 +339,13 @@ def test_termination_outside_a_run_cleans_up(home: Path) -> None:
         [sys.executable, "-m", "rnnnas", "corpus", "add", "big", "--from", str(big)],
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 300  # a machine with other work starts processes slowly
+    deadline = time.monotonic() + 600  # a machine with other work starts processes slowly
     while time.monotonic() < deadline:
         if list((home / "corpora").glob(".big*")) or process.poll() is not None:
             break
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(300) == 143
+    assert process.wait(600) == 143
     assert not list((home / "corpora").glob(".big*"))
 
 

@@ -102,7 +102,7 @@ def test_a_study_that_is_killed_ends_the_same(
     process = command(*words)
     until(lambda: len(list(folder.glob("*/state.pt"))) >= 5)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 143, err
     assert "the same command continues it" in err
     result, _ = finish(command(*words))
@@ -198,7 +198,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         finally:
             for process in reversed(started):
                 process.terminate()
-                process.wait(timeout=60)
+                process.wait(timeout=600)
 
 
 def told(*words: str) -> str:

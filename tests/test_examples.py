@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,18 +17,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def run(code: str, home: Path) -> str:
-    """What a script prints, run as a user would, in a folder of its own."""
-    script = home / "script.py"
-    script.write_text(code, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("RNNNAS_HOME", None)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)], cwd=home, env=environment, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
+    """What a script prints, run in a folder of its own, where a warning is an error."""
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("RNNNAS_HOME", raising=False)
+
+    def run(code: str) -> str:
+        (home / "script.py").write_text(code, encoding="utf-8")
+        runpy.run_path("script.py", run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +39,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-def test_the_readme_runs(home: Path) -> None:
+def test_the_readme_runs(run: Callable[[str], str]) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
-    perplexity, *_ = run(block, home).splitlines()
+    perplexity, *_ = run(block).splitlines()
     assert 1 < float(perplexity) < 8113  # a model that is better than a uniform guess
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda p: p.name)
-def test_a_notebook_runs(path: Path, home: Path) -> None:
+def test_a_notebook_runs(path: Path, run: Callable[[str], str]) -> None:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert len(code) > 3
-    run("\n\n".join(code), home)
+    run("\n\n".join(code))
     assert not any(cell.get("outputs") for cell in cells), "outputs are not kept"
 
 

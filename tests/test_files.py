@@ -355,7 +355,7 @@ def test_kill_9_in_the_middle_of_saving_always_leaves_a_whole_file(tmp_path):
         [sys.executable, "-c", KILLED, str(tmp_path / "state.pt")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "kills survived: 8" in done.stdout

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import click
@@ -33,12 +35,22 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 SOURCES = sorted(
     path
     for folder in ("rnnnas", "tests", "benchmarks", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """A file's syntax tree, parsed when a test first asks."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    """All modules with their trees."""
+    return ((name, tree_of(path)) for name, path in MODULES.items())
 
 
 def full_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
@@ -54,7 +66,7 @@ def full_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
 def own_imports(name: str) -> set[str]:
     """The package's modules that module `name` imports, at the top or in a function."""
     found = set()
-    for module, what in full_imports(TREES[name]):
+    for module, what in full_imports(tree_of(MODULES[name])):
         first, _, rest = module.partition(".")
         if first == "rnnnas":
             deeper = f"{rest}.{what}" if rest else what
@@ -92,12 +104,12 @@ def test_packages_hold_no_code() -> None:
     """All but the door, and the command line's, which assembles the commands."""
     for name, path in MODULES.items():
         if path.name == "__init__.py" and name not in {"", "cli"}:
-            kinds = {type(node) for node in TREES[name].body}
+            kinds = {type(node) for node in tree_of(path).body}
             assert kinds <= {ast.Expr, ast.Assign}, name
 
 
 def test_networks_know_mixtures_and_nothing_else_of_relaxations() -> None:
-    for name, tree in TREES.items():
+    for name, tree in trees():
         if room(name) in {"lm", "cnn"} or name == "engine.steps":
             taken = {
                 what for module, what in full_imports(tree) if module == "rnnnas.nas.relax.base"
@@ -124,7 +136,7 @@ def test_no_cycles() -> None:
 def test_rooms_use_the_libraries_they_may() -> None:
     """nas, the search itself, knows nothing of text or images, nor lm of how text is stored."""
     own = {"rnnnas", *sys.stdlib_module_names}
-    for name, tree in TREES.items():
+    for name, tree in trees():
         rule = next((pattern for pattern in LIBRARIES if fnmatch(name, pattern)), None)
         if rule is not None:
             used = {module.partition(".")[0] for module, _ in full_imports(tree)} - own
@@ -152,7 +164,7 @@ def test_the_house_is_two_folders_deep() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    for name, tree in TREES.items():
+    for name, tree in trees():
         text = ast.get_docstring(tree)
         assert text and text.split("\n")[0].endswith((".", ":")), name
 
@@ -191,7 +203,7 @@ def wrongs(tree: ast.AST) -> Iterator[str]:
 
 def test_forbidden_calls() -> None:
     for path in SOURCES:
-        assert not list(wrongs(ast.parse(path.read_text(encoding="utf-8")))), path
+        assert not list(wrongs(tree_of(path))), path
 
 
 @pytest.mark.parametrize(
@@ -236,7 +248,7 @@ def python(*arguments: str) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment,
-        cwd=ROOT, timeout=60,
+        cwd=ROOT, timeout=600,
     )  # fmt: skip
     return done.stdout
 
@@ -382,7 +394,9 @@ def definitions(path: Path) -> set[str]:
 
 
 def test_generated_pages_are_up_to_date() -> None:
-    assert python("docs/generate.py", "--check") == ""
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    for path, text in generate["pages"]().items():
+        assert path.read_text(encoding="utf-8") == text, "run python docs/generate.py"
 
 
 # Words of our own that the field has better ones for, in code, tests, and documents. A few have a

@@ -54,7 +54,7 @@ def home(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny
 
 
-def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 600.0) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()

@@ -55,13 +55,23 @@ class Crash(Exception):
     """Stands for a process that dies."""
 
 
+OPEN = ["space.nodes=3", 'space.ops=["gelu", "tanh", "sin"]', "space.edges_per_node=2",
+        "space.output=loose_ends", "space.join=sum"]  # fmt: skip
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_searches_and_resumes_exactly(
+def test_every_method_searches_another_space_and_resumes_exactly(
     method: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(method)
+    """DARTS' own space is searched below, and in test_perturb by all that have gradients."""
+    config = config_of(method, *OPEN)
     whole = search(config, corpus, tmp_path / "whole", device=CPU, quiet=True)
-    assert "none" not in whole["cell"]
+    cell = Genotype.from_plain(whole["genotype"]).recurrent
+    assert [len(node) for node in cell.nodes] == [1, 2, 2] and cell.join == "sum"
+    assert {gene.op for node in cell.nodes for gene in node} <= {"gelu", "tanh", "sin"}
+    taken = {gene.source for node in cell.nodes for gene in node}
+    assert set(cell.concat) == {1, 2, 3} - taken
+    assert whole["cell"].endswith(" join sum")
     races = METHODS[method].derive == "halving"
     kind: Any = CellTraining if races else CandidateJob if config.from_scratch else SearchJob
     name = "advance" if races else "step"
@@ -80,21 +90,6 @@ def test_every_method_searches_and_resumes_exactly(
     again = search(config, corpus, tmp_path / "cut", device=CPU, quiet=True)
     assert again["digest"] == whole["digest"]
     assert again["valid_perplexity"] == whole["valid_perplexity"]
-
-
-OPEN = ["space.nodes=3", 'space.ops=["gelu", "tanh", "sin"]', "space.edges_per_node=2",
-        "space.output=loose_ends", "space.join=sum"]  # fmt: skip
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_searches_another_space(method: str, corpus: Corpus, tmp_path: Path) -> None:
-    result = search(config_of(method, *OPEN), corpus, tmp_path, device=CPU, quiet=True)
-    cell = Genotype.from_plain(result["genotype"]).recurrent
-    assert [len(node) for node in cell.nodes] == [1, 2, 2] and cell.join == "sum"
-    assert {gene.op for node in cell.nodes for gene in node} <= {"gelu", "tanh", "sin"}
-    taken = {gene.source for node in cell.nodes for gene in node}
-    assert set(cell.concat) == {1, 2, 3} - taken
-    assert result["cell"].endswith(" join sum")
 
 
 @pytest.mark.parametrize(
@@ -116,13 +111,21 @@ def own_preset(method: str) -> str:
     return name if name in preset_names() else "quick"
 
 
-@pytest.mark.parametrize("method", METHODS)
+def by_presets(method: str) -> Any:
+    """The method, slow where perturbation searches DARTS' space and a sibling runs by `quick`."""
+    alone = METHODS[method].alphas != "gradient" or own_preset(method) != "quick"
+    always = alone or method in ("darts-1st", "gdas")
+    return method if always else pytest.param(method, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("method", [by_presets(method) for method in METHODS])
 def test_every_method_runs_by_its_presets(method: str, corpus: Corpus, tmp_path: Path) -> None:
     for preset in {"quick", own_preset(method)}:
         config = config_of(method, "epochs=1", "blackbox.windows=4", preset=preset)
         assert config.method == method
         result = search(config, corpus, tmp_path / preset, device=CPU, quiet=True)
         assert len(result["genotype"]["recurrent"]["nodes"]) == 3
+        assert "none" not in result["cell"]
 
 
 def test_presets_named_after_a_method_use_it() -> None:

@@ -106,7 +106,7 @@ def output_of(stdout: object, *words: str) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own: only there is standard output a real descriptor."""
     return subprocess.run(
         [sys.executable, "-m", "rnnnas", *words], stdout=stdout, stderr=subprocess.PIPE,
-        text=True, timeout=60,
+        text=True, timeout=600,
     )  # fmt: skip
 
 
@@ -143,6 +143,6 @@ def test_no_standard_output_at_all() -> None:
     code = "import os, sys; os.close(1); os.execv(sys.executable, sys.argv[1:])"
     words = [sys.executable, "-m", "rnnnas", "show", "DARTS_V2"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=600
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -51,7 +51,7 @@ def test_torchrun(home: Path, tmp_path: Path) -> None:
         "torch.distributed.run", "--nproc-per-node", "2",
         "-m", "rnnnas", *words(tmp_path / "both", "epochs=2"),
     )  # fmt: skip
-    out, err = launched.communicate(timeout=180)
+    out, err = launched.communicate(timeout=600)
     assert launched.returncode == 0, err
     result = json.loads(out)  # one object: one rank reports
     settings = (*SETTINGS, "epochs=2")
@@ -95,7 +95,7 @@ def test_processes_by_hand(ends: str, home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = command("rnnnas", *words(run, "epochs=100000"), "--processes", "2")
     metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert metrics.exists(), process.communicate()
@@ -107,12 +107,12 @@ def test_processes_by_hand(ends: str, home: Path, tmp_path: Path) -> None:
     if ends == "orphans":
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while any(Path(f"/proc/{pid}").exists() for pid in ranks) and time.monotonic() < deadline:
             time.sleep(0.05)
     else:
         process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     assert out == "" and err.count("stopped by SIGTERM") == 1, err
     assert process.returncode == (143 if ends == "term" else -signal.SIGKILL)
@@ -123,7 +123,7 @@ def test_processes_by_hand(ends: str, home: Path, tmp_path: Path) -> None:
 def test_an_error_is_said_once(home: Path, tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     process = command("rnnnas", *words(tmp_path), "--processes", "2")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 2 and out == ""
     assert err.count("holds files but no run") == 1 and "Traceback" not in err
 

@@ -7,19 +7,21 @@ import math
 import os
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from rank_work import zipf_text
+from tiny_home import corpus as corpus
+from tiny_home import home as home
 
 from rnnnas.cli import main
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import preset_names, resolve
 from rnnnas.config.text import SearchConfig
-from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
+from rnnnas.data.corpus import Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import evaluate
@@ -40,6 +42,7 @@ from rnnnas.studies.demo import demo
 from rnnnas.studies.estimate import search_seconds
 from rnnnas.studies.plan import Sizes
 
+HOME_TEXT = zipf_text(30, 400)
 CPU = torch.device("cpu")
 QUICK = sorted(name for name in preset_names() if name.startswith("quick-"))
 SMALL = [
@@ -65,20 +68,6 @@ TRAINED = ["model.hidden=6", "epochs=1", "valid_streams=6", "test_streams=6"]
 
 class Crash(Exception):
     """Stands for a process that dies."""
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
-    folder = tmp_path_factory.mktemp("home")
-    rng = random.Random(0)
-    words = [f"w{i}" for i in range(30)]
-    shares = [1 / (i + 1) for i in range(30)]
-    lines = [" ".join(rng.choices(words, shares, k=rng.randint(3, 12))) for _ in range(400)]
-    (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RNNNAS_HOME", str(folder))
-        add_corpus("tiny", folder / "text.txt", VocabOptions())
-        yield open_corpus("tiny")
 
 
 def config(*settings: str, preset: str = "smoke") -> SearchConfig:

@@ -35,8 +35,8 @@ SEEDS = 5
 SPACES = {f"one{s}": ONE for s in range(SEEDS)} | {f"two{s}": TWO for s in range(SEEDS)}
 KINDS = {"one": ONE, "two": TWO}
 WIDTH = 6
-STEPS = 50
-SAMPLING = 100  # steps of the methods that see one or two paths at a time
+STEPS = 36
+SAMPLING = 72  # steps of the methods that see one or two paths at a time
 
 
 class Teacher(nn.Module):

@@ -41,7 +41,7 @@ def test_a_scratch_folder_goes_with_its_block_and_after_a_kill_at_the_next(tmp_p
         left = Path(child.stdout.readline().strip())
         assert clear_scratch(tmp_path) == 0 and (left / "store").exists()
         child.send_signal(signal.SIGKILL)
-        child.wait(60)
+        child.wait(600)
     assert left.exists()
     with scratch_folder(tmp_path):
         assert not left.exists()
@@ -90,7 +90,7 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
         child.kill()
     gone = {**os.environ, processes.PARENT: str(os.getpid() + 1)}
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED], env=gone, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", WATCHED], env=gone, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == -signal.SIGTERM and "has gone" in done.stderr
 
@@ -135,7 +135,7 @@ def test_a_worker_of_a_race_obeys_a_signal_and_ends_with_its_input() -> None:
                 child.send_signal(signal.SIGTERM)
             else:
                 child.stdin.close()
-            assert child.wait(60) == 0
+            assert child.wait(600) == 0
 
 
 def test_a_process_that_measures_alone_is_told_whose_it_is() -> None:

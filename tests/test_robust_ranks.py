@@ -30,7 +30,7 @@ def test_a_rank_that_waits_for_others_ends_when_its_parent_has_gone(tmp_path: Pa
     about = {"RNNNAS_RANKS_FILE": str(tmp_path / "store"), "RNNNAS_PARENT": parent}
     done = subprocess.run(
         [sys.executable, "-c", WAITS], env={**os.environ, **ranks, **about},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert "has gone" in done.stderr
@@ -49,7 +49,7 @@ def test_a_rank_that_waits_says_for_whom_and_ends_by_a_signal(
         assert child.stderr is not None
         assert "process 0 waits for the others of 2" in child.stderr.readline()
         child.send_signal(number)
-        assert child.wait(60) == -number
+        assert child.wait(600) == -number
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")

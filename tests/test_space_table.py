@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import random
 import signal
 import statistics
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from rank_work import even_text
 from sample_tables import made_up
+from tiny_home import corpus as corpus
+from tiny_home import home as home
 
 from rnnnas.cli import main
 from rnnnas.config.presets import resolve
 from rnnnas.config.table import TableConfig
-from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
+from rnnnas.data.corpus import Corpus, open_corpus
 from rnnnas.errors import CheckpointError, Interrupted, RnnnasError, UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.tabular import make
@@ -36,22 +38,10 @@ from rnnnas.training.in_memory import train_in_memory
 from rnnnas.training.run import TrainJob, train
 
 CPU = torch.device("cpu")
+HOME_TEXT = even_text(20, 400)
 SMALL = ["nodes=1", "seeds=[1,2]", "train.model.hidden=6", "train.model.precision=float32"]
 SMALL += ["train.windows.streams=6", "train.valid_streams=4", "train.test_streams=4"]
 SMALL += ["train.windows.limit=6", "train.weights.lr=5"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
-    folder = tmp_path_factory.mktemp("home")
-    rng = random.Random(0)
-    words = [f"w{i}" for i in range(20)]
-    lines = [" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(400)]
-    (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RNNNAS_HOME", str(folder))
-        add_corpus("tiny", folder / "text.txt", VocabOptions())
-        yield open_corpus("tiny")
 
 
 def config(*settings: str) -> TableConfig:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rank_work import zipf_text
 from test_runs import CELL, CPU, crashing, metrics, run_through
+from tiny_home import corpus as corpus
+from tiny_home import home as home
 from torch import Tensor
 
 from rnnnas.config.plain import from_plain, to_plain
@@ -26,22 +27,10 @@ from rnnnas.optim import scheduled
 from rnnnas.runs.checkpoint import load_content, save_content
 from rnnnas.training.run import TrainJob, train
 
+HOME_TEXT = zipf_text(30, 400)
 SMALL = ["model.hidden=8", "windows.streams=6", "windows.limit=5", "valid_streams=4"]
 SMALL += ["test_streams=4", "epochs=2", "save_seconds=0"]
 STEPS = 5  # of an epoch
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
-    folder = tmp_path_factory.mktemp("home")
-    rng = random.Random(0)
-    words = [f"w{i}" for i in range(30)]
-    shares = [1 / (i + 1) for i in range(30)]
-    lines = [" ".join(rng.choices(words, shares, k=rng.randint(3, 12))) for _ in range(400)]
-    (folder / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RNNNAS_HOME", str(folder))
-        yield add_corpus("tiny", folder / "text.txt", VocabOptions())
 
 
 def config(genotype: Any, *settings: str) -> TrainConfig:

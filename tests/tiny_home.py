@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,17 @@ from rnnnas.searching.run import search
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Holds the corpus `tiny`: the text that the test module calls HOME_TEXT, or the tiny one."""
     folder = tmp_path_factory.mktemp("home")
-    before = os.environ.get("RNNNAS_HOME")
-    os.environ["RNNNAS_HOME"] = str(folder)
-    (folder / "text.txt").write_text(rank_work.tiny_text(), encoding="utf-8")
-    add_corpus("tiny", folder / "text.txt", VocabOptions())
-    yield folder
-    if before is None:
-        del os.environ["RNNNAS_HOME"]
-    else:
-        os.environ["RNNNAS_HOME"] = before
+    text = getattr(request.module, "HOME_TEXT", "") or rank_work.tiny_text()
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RNNNAS_HOME", str(folder))
+        add_corpus("tiny", folder / "text.txt", VocabOptions())
+        yield folder
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -86,9 +87,7 @@ class _Canvas:
         return np.array(image, dtype=np.uint8)
 
     def font(self, size: float) -> Any:
-        from PIL import ImageFont
-
-        return ImageFont.load_default(size=size * self.scale)
+        return _font(size * self.scale)
 
     def measure(self, text: str, size: float) -> float:
         return float(self.font(size).getlength(_known(text)) / self.scale)
@@ -132,6 +131,14 @@ class _Canvas:
         for curve in curves:
             points += [_scaled(_at(curve, i / _PIECES), self.unit) for i in range(1, _PIECES + 1)]
         self.draw.line(points, fill=fill, width=round(width * self.unit), joint="curve")
+
+
+@lru_cache(maxsize=64)
+def _font(size: float) -> Any:
+    """PIL's own font at this size: it is unpacked anew at every load, which takes longest."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=size)
 
 
 def _known(text: str) -> str:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from rnnnas.errors import UsageError
 from rnnnas.types import InnerStep
 
+_CLIP_EPSILON = 1e-6  # what torch adds to the norm before it divides by it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightConfig:
@@ -223,7 +225,7 @@ def weight_optimizer(net: nn.Module, config: WeightConfig) -> torch.optim.SGD:
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        fused=_fused(weights),
+        fused=_fused(weights) or _in_one_pass(weights),
     )
 
 
@@ -243,18 +245,44 @@ def _fused(tensors: Iterable[Tensor]) -> bool | None:
     return True if all(t.is_cuda for t in tensors) else None
 
 
+def _in_one_pass(tensors: Iterable[Tensor]) -> bool | None:
+    """True on a CPU for dense weights, which one pass over memory moves to the same bits as torch's
+    other ways do in two, with a tensor of their size between.
+    """
+    return True if all(t.device.type == "cpu" and t.is_contiguous() for t in tensors) else None
+
+
+def clip_gradients(net: nn.Module, clip: float) -> Tensor:
+    """Scale the gradients of a network down to the norm `clip`, 0 for no limit; returns their norm
+    before, a scalar.
+
+    As `torch.nn.utils.clip_grad_norm_`, whose factor a CPU need not multiply by where it is 1.
+    """
+    weights = list(net.parameters())
+    norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+    most = clip or math.inf
+    if norm.device.type != "cpu" or not bool(most / (norm + _CLIP_EPSILON) >= 1):
+        nn.utils.clip_grads_with_norm_(weights, most, norm)
+    return norm
+
+
 def guarded_step(optimizer: torch.optim.Optimizer, sound: Tensor) -> bool:
     """One step of `optimizer` where `sound`, a scalar bool, is true; else nothing moves.
 
-    Fused kernels read the flag where it lies, so that this process need not wait for its device.
-    Returns False where it is known that nothing moved.
+    Fused kernels of a device read the flag where it lies, so that this process need not wait for
+    it. Returns False where it is known that nothing moved.
     """
-    if all(group.get("fused") for group in optimizer.param_groups):
+    if sound.is_cuda and all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
         _step(optimizer)
         return True
     moves = bool(sound)
     if moves:
+        for group in optimizer.param_groups:
+            for weight in group["params"] if group.get("fused") else ():
+                # A fused kernel of a CPU takes a gradient to lie as its weight does.
+                if weight.grad is not None and not weight.grad.is_contiguous():
+                    weight.grad = weight.grad.contiguous()
         _step(optimizer)
     return moves
 

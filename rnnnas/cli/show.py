@@ -308,34 +308,53 @@ def board(run: Path | None, port: int) -> None:
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["search", "train", "eval", "loss", "cnn", "latency"]))
+@click.argument("what", type=click.Choice(
+    ["search", "train", "eval", "loss", "cnn", "latency", "growth"]))  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change the paper's settings, e.g. model.hidden=100.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False),
-              help="Of latency: write the table to this file.")  # fmt: skip
+              help="Write the table of latency, or the SVG of growth, to this file.")  # fmt: skip
+@click.option("--of", type=click.Choice(["search", "train", "eval"]),
+              help="Of growth: the step that is measured.  [default: train]")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Of growth: three sizes of each quantity, not five.")
 @device_option
 @json_option
 def bench(
-    what: str, settings: tuple[str, ...], out: Path | None, device: str, as_json: bool
-) -> None:
+    what: str, settings: tuple[str, ...], out: Path | None, of: str | None, quick: bool,
+    device: str, as_json: bool,
+) -> None:  # fmt: skip
     """Time one iteration: the classic way, the fast path, and the products alone.
 
     `cnn` is a search step on images: the classic way, the same in other forms, the fast path, and
     its convolutions alone. `latency` measures what parts of a cell take, and keeps the table for
-    `show` and for searches with a price on latency.
+    `show` and for searches with a price on latency. `growth` measures how the time and the memory
+    of a step grow with H, B, T, N, V and processes, each alone, from H 100, B 16, T 35, N 8,
+    V 10,000, and prints the exponents beside those that arithmetic expects, and Python's share.
 
     \b
     Examples:
       rnnnas bench train
+      rnnnas bench growth --of search --out growth.svg
       rnnnas bench cnn --set batches.size=8
       rnnnas bench latency --set model.hidden=100 --set windows.streams=32
     """
+    if what != "growth" and (of is not None or quick):
+        raise UsageError("--of and --quick are for `bench growth`")
     where, say = pick_device(device), lambda text: echo(text, err=True)
     if what == "latency":
         _bench_latency(where, settings, out, as_json, say)
         return
+    if what == "growth":
+        from rnnnas.cli.growth import bench_growth
+
+        say_kernels(where)
+        bench_growth(
+            where, of=of or "train", quick=quick, settings=settings, out=out, as_json=as_json,
+            say=say,
+        )  # fmt: skip
+        return
     if out is not None:
-        raise UsageError("--out is for the table of `bench latency`")
+        raise UsageError("--out is for the table of `bench latency` and the SVG of `bench growth`")
     if what == "cnn":
         from rnnnas.bench.images import bench_images
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Protocol
@@ -16,7 +15,7 @@ from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.cuda_graphs import CudaGraphs
 from rnnnas.engine.metrics import Score
 from rnnnas.nas.relax.base import Mixture
-from rnnnas.optim import guarded_step
+from rnnnas.optim import clip_gradients, guarded_step
 from rnnnas.types import Batch, HiddenState, Loss, Noise
 
 EVALUATION_STEPS = 70  # T of evaluation windows; the hidden state makes the value independent of it
@@ -75,7 +74,7 @@ def weight_step(
     value, penalty = loss.value.detach().clone(), loss.penalty.detach().clone()
     grads = [p.grad for p in net.parameters() if p.grad is not None]
     ranks.mean_([*grads, value, penalty])
-    norm = nn.utils.clip_grad_norm_(net.parameters(), clip or math.inf)
+    norm = clip_gradients(net, clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     guarded_step(optimizer, torch.isfinite(norm) & torch.isfinite(value))

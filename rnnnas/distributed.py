@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,14 +20,15 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.processes import end_folder_with_parent
+from rnnnas.rendezvous import FORMING, meet, place
 
 T = TypeVar("T")
 
 STORE = "RNNNAS_RANKS_FILE"  # where ranks that were started by hand find each other: a file
-_LONG = 10.0  # seconds of waiting for the others, after which that is said
 # Rank 0 evaluates and writes alone while the others wait. A rank that dies is noticed at once.
 _PATIENCE = timedelta(hours=6)
 
@@ -227,57 +226,9 @@ def started() -> bool:
     return world > 1
 
 
-def place(name: str, default: int) -> int:
-    """A number that torchrun puts into the environment; `default` where it is not there or empty.
-
-    Raises:
-        UsageError: where it is no number, or below 0.
-    """
-    text = os.environ.get(name, "").strip()
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit()) or len(text) > 6:
-        raise UsageError(
-            f"the environment variable {name} is {text!r}, which is no number of processes",
-            f"start with torchrun or --processes, which set it; or unset {name}",
-        )
-    return int(text)
-
-
 def local_rank() -> int:
     """Which of the processes on this machine this is: it takes the device of that number."""
     return place("LOCAL_RANK", 0)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM end the process at once: torch waits where no handler of ours runs,
-    and nothing is there yet that would have to be saved.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # None: it was not set from Python
-                signal.signal(number, handler)
-
-
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Says what is waited for, where it takes longer than `_LONG` seconds."""
-    words = f"rnnnas: {what} (Ctrl-C ends it)"
-    timer = threading.Timer(_LONG, lambda: print(words, file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextmanager
@@ -307,21 +258,20 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if file:
         end_folder_with_parent(Path(file).parent)
     cuda = device.type == "cuda"
-    try:
-        with _interruptible(), _told(f"process {rank} waits for the others of {world}"):
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                init_method=f"file://{file}" if file else "env://",
-                rank=rank,
-                world_size=world,
-                timeout=_PATIENCE,
-                device_id=device if cuda else None,
-            )
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"{world} processes could not find each other: {str(error).splitlines()[0]}",
-            "start all of them, with torchrun or with --processes",
-        ) from error
+
+    def form(store: dist.Store) -> None:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=FORMING),
+            device_id=device if cuda else None,
+        )
+        _set_pg_timeout(_PATIENCE)
+        store.set_timeout(_PATIENCE)
+
+    meet(rank, world, file, form)
     try:
         yield Ranks(rank, world)
         dist.barrier()  # nobody takes the group down while another still uses it

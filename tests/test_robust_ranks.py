@@ -16,7 +16,7 @@ from rnnnas.cli import processes
 WAITS = """
 import torch
 from rnnnas import distributed
-from rnnnas import processes
+from rnnnas import processes, rendezvous
 processes.LOOK = 0.1
 processes.end_with_parent()
 with distributed.joined(torch.device("cpu")):
@@ -43,11 +43,11 @@ def test_a_rank_that_waits_says_for_whom_and_ends_by_a_signal(
     ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     about = {"RNNNAS_RANKS_FILE": str(tmp_path / "store")}
     with subprocess.Popen(
-        [sys.executable, "-c", WAITS.replace("processes.LOOK =", "distributed._LONG =")],
+        [sys.executable, "-c", WAITS.replace("processes.LOOK =", "rendezvous.LONG =")],
         env={**os.environ, **ranks, **about}, stderr=subprocess.PIPE, text=True,
     ) as child:  # fmt: skip
         assert child.stderr is not None
-        assert "process 0 waits for the others of 2" in child.stderr.readline()
+        assert "process 0 waits for process 1 of 2" in child.stderr.readline()
         child.send_signal(number)
         assert child.wait(600) == -number
 

@@ -49,6 +49,8 @@ class _Group(click.Group):
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         end_with_parent()
+        # Before torch is imported: of a process that has gone it would print frames of C++.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
             value = super().main(*args, **kwargs)
             if sys.stdout is not None:  # None: closed before we began

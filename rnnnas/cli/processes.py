@@ -53,7 +53,8 @@ def started_by_hand(processes: int) -> bool:
     text = os.environ.get("WORLD_SIZE", "").strip()
     if text in ("", "1"):
         return processes > 1
-    from rnnnas.distributed import place, started
+    from rnnnas.distributed import started
+    from rnnnas.rendezvous import place
 
     world = place("WORLD_SIZE", 1)
     started()  # refuses what is half set

@@ -58,7 +58,7 @@ def test_utf_32_and_an_order_that_nothing_tells(tmp_path: Path) -> None:
         path = written(tmp_path / "t.txt", GERMAN.encode(f"utf-32-{order}"))
         assert added(path, encoding="utf-32") == GERMAN
     assert byte_order("abc".encode("utf-16-le")) == byte_order(b"") == ""
-    zeros = "00000000\n" * 200  # whose bytes are wide spaces in the other order
+    zeros = "00000000\n" * 400  # whose bytes are wide spaces in the other order
     for order in ("le", "be"):
         path = written(tmp_path / "t.txt", zeros.encode(f"utf-16-{order}"))
         assert added(path, encoding="utf-16") == zeros

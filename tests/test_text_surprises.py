@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sample_sources import text_of, written, zipped
 
 from rnnnas.cli import main
-from rnnnas.data.corpus import SPLITS, VocabOptions, add_corpus, remove_corpus
+from rnnnas.data.corpus import SPLITS, Corpus, VocabOptions, add_corpus, remove_corpus
 from rnnnas.data.encodings import byte_order
 from rnnnas.errors import DataError
 
@@ -29,6 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def added(source: Path, **options: Any) -> str:
     corpus = add_corpus("own", source, BYTES, replace=True, **options)
+    assert isinstance(corpus, Corpus)
     return "".join(text_of(corpus, split) for split in SPLITS)
 
 
@@ -58,6 +59,10 @@ def test_utf_32_and_an_order_that_nothing_tells(tmp_path: Path) -> None:
         path = written(tmp_path / "t.txt", GERMAN.encode(f"utf-32-{order}"))
         assert added(path, encoding="utf-32") == GERMAN
     assert byte_order("abc".encode("utf-16-le")) == byte_order(b"") == ""
+    zeros = "00000000\n" * 400  # whose bytes are wide spaces in the other order
+    for order in ("le", "be"):
+        path = written(tmp_path / "t.txt", zeros.encode(f"utf-16-{order}"))
+        assert added(path, encoding="utf-16") == zeros
     path = written(tmp_path / "t.txt", ("x" * 500).encode("utf-16-le"))
     with pytest.raises(DataError, match="nothing says the order"):
         added(path, encoding="utf-16")
@@ -122,6 +127,7 @@ def test_splits_beside_many_small_files_stay_splits(tmp_path: Path) -> None:
     for n in range(9):
         written(folder / f"NOTES{n}.md", "a note\n" * 9)
     corpus = add_corpus("own", folder, BYTES)
+    assert isinstance(corpus, Corpus)
     assert all(text_of(corpus, s) == f"{s} line\n" * 200 for s in SPLITS)
     # One long text beside a valid and a test file is still a train split without its name.
     for split in SPLITS:

@@ -36,10 +36,12 @@ def check_encoding(encoding: str) -> str:
 
 
 def byte_order(head: bytes, width: int = 2) -> str:
-    """`le` or `be`, by the spaces and line ends among units of `width` bytes; empty: undecided."""
+    """`le` or `be`, by the spaces, line ends, Chinese stops and commas among units of `width`
+    bytes, which mean nothing usual in the other order; empty: undecided.
+    """
     found = {}
     for order in ("little", "big"):
-        wanted = {code.to_bytes(width, order) for code in (0x20, 0x0A, 0x3000, 0x3002)}
+        wanted = {code.to_bytes(width, order) for code in (0x20, 0x0A, 0x3002, 0xFF0C)}
         units = (head[at : at + width] for at in range(0, len(head) - width + 1, width))
         found[order] = sum(unit in wanted for unit in units)
     if max(found.values()) <= 4 * min(found.values()):

@@ -28,6 +28,18 @@ CPU = torch.device("cpu")
 TINY = Sizes(hidden=6, streams=4, steps=5, nodes=3, vocabulary=11)
 
 
+class NoModules:
+    """Stands in for what tells a counter which module an operation belongs to."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> NoModules:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
 # Fits
 
 
@@ -94,13 +106,15 @@ def test_the_products_are_those_that_torch_counts(kind: Kind) -> None:
     """The readable path of a tiny network: an operation after the other, counted by torch."""
     config = growth.settings_of(kind, ("model.path=reference",))
     run, _ = growth.step_of(kind, config, TINY, CPU)
-    with FlopCounterMode(display=False) as counted:
+    counted = FlopCounterMode(display=False)
+    counted.mod_tracker = NoModules()  # type: ignore[assignment]  # which torch's own cannot be beside autograd.grad
+    with counted:
         run()
-    expected = sum(cost_model.product_flops(kind, TINY).values())
-    # The readable path multiplies [x, h] of a step at once, so that its first step goes back to
-    # the first hidden state, too, or not at all where no gradient is wanted.
-    rows = TINY.streams * TINY.hidden * 2 * TINY.hidden * 2
-    assert abs(counted.get_total_flops() - expected) <= 3 * rows
+    flops = cost_model.product_flops(kind, TINY)
+    # The first step of a window has no need to go back to the state before it, nor has an alpha
+    # step to go back through the first step at all; the readable path goes part of that way.
+    first = flops["cell"] / cost_model.PASSES[kind] / TINY.steps
+    assert abs(counted.get_total_flops() - sum(flops.values())) <= 2 * first
 
 
 def test_weights_are_counted() -> None:

@@ -173,7 +173,8 @@ def tracked_peak(run: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         kept = run()
     del kept
-    results = found.profiler.kineto_results  # type: ignore[union-attr]
+    assert found.profiler is not None
+    results = found.profiler.kineto_results
     events = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
     held = most = 0
     for _, size in sorted(events, key=lambda event: event[0]):

@@ -206,12 +206,18 @@ def test_sizes_vary_alone() -> None:
     assert {(sizes.hidden, sizes.nodes) for sizes in each} == {(100, 8)}
 
 
-@pytest.mark.parametrize("of", ["train", "search", "eval"])
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sizes of each quantity, and no more repetitions than it takes."""
+    few = {name: ((0.5, 1, 2), (1, 2)) for name in growth.FACTORS}
+    small = {"ROUND": 0.0, "MOST_PROCESSES": 1, "PROFILED": 1, "FACTORS": few, "_LARGE": 1000}
+    for name, value in small.items():
+        monkeypatch.setattr(growth, name, value)
+
+
+@pytest.mark.parametrize("of", ["train", "search"])
 def test_the_command(of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
     monkeypatch.setattr(growth, "BASE", TINY)
-    monkeypatch.setattr(growth, "ROUND", 0.0)
-    monkeypatch.setattr(growth, "MOST_PROCESSES", 1)
-    monkeypatch.setattr(growth, "_LARGE", 1000)
     image = tmp_path / "growth.svg"
     words = ["bench", "growth", "--of", of, "--quick", "--device", "cpu", "--out", str(image)]
     result = CliRunner().invoke(main, [*words, "--json"])
@@ -220,7 +226,7 @@ def test_the_command(of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert report["of"] == of
     assert list(report["quantities"]) == list(growth.FACTORS)
     for row in report["quantities"].values():
-        assert len(row["values"]) == len(row["seconds"]) == len(row["bytes"]) == 3
+        assert len(row["values"]) == len(row["seconds"]) == len(row["bytes"]) == 2
         assert min(row["seconds"] + row["bytes"]) > 0
         for what in ("time", "memory"):
             assert isinstance(row[what]["faster_than_it_must"], bool)
@@ -235,9 +241,7 @@ def test_the_command(of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_table_names_every_quantity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "ROUND", 0.0)
-    monkeypatch.setattr(growth, "MOST_PROCESSES", 1)
-    monkeypatch.setattr(growth, "_LARGE", 1000)
+    make_small(monkeypatch)
     report: dict[str, Any] = growth.growth("eval", CPU, quick=True, base=TINY, sweeps=1)
     from rnnnas.cli.growth import table
 

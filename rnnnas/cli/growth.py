@@ -72,6 +72,8 @@ def table(report: dict[str, Any]) -> list[str]:
     if python := report.get("python"):
         lines.append(
             f"Python's share of a step: at most {100 * python['share']:.1f} % "
-            f"({1e3 * python['outside_seconds']:.2f} of {1e3 * python['seconds']:.1f} ms)"
+            f"({1e3 * python['outside_seconds']:.2f} of {1e3 * python['seconds']:.1f} ms are "
+            f"outside of kernels; the same calls on next to nothing take "
+            f"{1e3 * python['smallest_seconds']:.2f} ms)"
         )
     return lines

@@ -225,7 +225,7 @@ def weight_optimizer(net: nn.Module, config: WeightConfig) -> torch.optim.SGD:
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        fused=_fused(weights) or _in_one_pass(weights),
+        fused=_fused(weights) or _in_one_pass(weights, config.momentum),
     )
 
 
@@ -245,11 +245,13 @@ def _fused(tensors: Iterable[Tensor]) -> bool | None:
     return True if all(t.is_cuda for t in tensors) else None
 
 
-def _in_one_pass(tensors: Iterable[Tensor]) -> bool | None:
-    """True on a CPU for dense weights, which one pass over memory moves to the same bits as torch's
-    other ways do in two, with a tensor of their size between.
+def _in_one_pass(weights: Iterable[Tensor], momentum: float) -> bool | None:
+    """True on a CPU for dense weights without momentum: one pass over memory moves them to the same
+    bits as torch's other ways do in two, with a tensor of their size between. With momentum the
+    last few numbers of a tensor may differ in their last bit.
     """
-    return True if all(t.device.type == "cpu" and t.is_contiguous() for t in tensors) else None
+    dense = all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
+    return True if dense and not momentum else None
 
 
 def clip_gradients(net: nn.Module, clip: float) -> Tensor:

@@ -28,6 +28,18 @@ CPU = torch.device("cpu")
 TINY = Sizes(hidden=6, streams=4, steps=5, nodes=3, vocabulary=11)
 
 
+class NoModules:
+    """Stands in for what tells a counter which module an operation belongs to."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> NoModules:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
 # Fits
 
 
@@ -94,13 +106,15 @@ def test_the_products_are_those_that_torch_counts(kind: Kind) -> None:
     """The readable path of a tiny network: an operation after the other, counted by torch."""
     config = growth.settings_of(kind, ("model.path=reference",))
     run, _ = growth.step_of(kind, config, TINY, CPU)
-    with FlopCounterMode(display=False) as counted:
+    counted = FlopCounterMode(display=False)
+    counted.mod_tracker = NoModules()  # type: ignore[assignment]  # which torch's own cannot be beside autograd.grad
+    with counted:
         run()
-    expected = sum(cost_model.product_flops(kind, TINY).values())
-    # The readable path multiplies [x, h] of a step at once, so that its first step goes back to
-    # the first hidden state, too, or not at all where no gradient is wanted.
-    rows = TINY.streams * TINY.hidden * 2 * TINY.hidden * 2
-    assert abs(counted.get_total_flops() - expected) <= 3 * rows
+    flops = cost_model.product_flops(kind, TINY)
+    # The first step of a window has no need to go back to the state before it, nor has an alpha
+    # step to go back through the first step at all; the readable path goes part of that way.
+    first = flops["cell"] / cost_model.PASSES[kind] / TINY.steps
+    assert abs(counted.get_total_flops() - sum(flops.values())) <= 2 * first
 
 
 def test_weights_are_counted() -> None:
@@ -192,12 +206,18 @@ def test_sizes_vary_alone() -> None:
     assert {(sizes.hidden, sizes.nodes) for sizes in each} == {(100, 8)}
 
 
-@pytest.mark.parametrize("of", ["train", "search", "eval"])
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sizes of each quantity, and no more repetitions than it takes."""
+    few = {name: ((0.5, 1, 2), (1, 2)) for name in growth.FACTORS}
+    small = {"ROUND": 0.0, "MOST_PROCESSES": 1, "PROFILED": 1, "FACTORS": few, "_LARGE": 1000}
+    for name, value in small.items():
+        monkeypatch.setattr(growth, name, value)
+
+
+@pytest.mark.parametrize("of", ["train", "search"])
 def test_the_command(of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
     monkeypatch.setattr(growth, "BASE", TINY)
-    monkeypatch.setattr(growth, "ROUND", 0.0)
-    monkeypatch.setattr(growth, "MOST_PROCESSES", 1)
-    monkeypatch.setattr(growth, "_LARGE", 1000)
     image = tmp_path / "growth.svg"
     words = ["bench", "growth", "--of", of, "--quick", "--device", "cpu", "--out", str(image)]
     result = CliRunner().invoke(main, [*words, "--json"])
@@ -206,7 +226,7 @@ def test_the_command(of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert report["of"] == of
     assert list(report["quantities"]) == list(growth.FACTORS)
     for row in report["quantities"].values():
-        assert len(row["values"]) == len(row["seconds"]) == len(row["bytes"]) == 3
+        assert len(row["values"]) == len(row["seconds"]) == len(row["bytes"]) == 2
         assert min(row["seconds"] + row["bytes"]) > 0
         for what in ("time", "memory"):
             assert isinstance(row[what]["faster_than_it_must"], bool)
@@ -221,9 +241,7 @@ def test_the_command(of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_table_names_every_quantity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "ROUND", 0.0)
-    monkeypatch.setattr(growth, "MOST_PROCESSES", 1)
-    monkeypatch.setattr(growth, "_LARGE", 1000)
+    make_small(monkeypatch)
     report: dict[str, Any] = growth.growth("eval", CPU, quick=True, base=TINY, sweeps=1)
     from rnnnas.cli.growth import table
 

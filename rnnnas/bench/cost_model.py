@@ -73,9 +73,11 @@ def product_flops(kind: Kind, sizes: Sizes) -> dict[str, int]:
     """Floating-point operations of all products of a step in one process, by where they are."""
     rows = sizes.streams * sizes.steps // sizes.processes
     each = PASSES[kind] * 2 * rows * sizes.hidden
+    # No alpha lies behind the words: an alpha step does not go back to them.
+    to_words = PASSES[kind] - (kind == "search")
     return {
         "loss": each * sizes.vocabulary,
-        "input": each * 2 * sizes.hidden,
+        "input": each // PASSES[kind] * to_words * 2 * sizes.hidden,
         "cell": each * 2 * sizes.hidden * (1 + sizes.edges(kind)),
     }
 

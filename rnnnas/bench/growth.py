@@ -59,6 +59,7 @@ LETTERS = {
 MOST_PROCESSES = 2
 SWEEPS = 5  # over all sizes of a quantity, so that no size has the quiet moments to itself
 ROUND = 0.1  # seconds that a size is measured for in one sweep, and once at the least
+PROFILED = 20  # steps under a profiler, of which the one with the least outside of kernels counts
 _LARGE = 8_000_000  # numbers of a tensor that no cache holds, for the memory's rate
 _OPS = ("tanh", "relu", "sigmoid", "relu", "identity")
 
@@ -173,7 +174,8 @@ def tracked_peak(run: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         kept = run()
     del kept
-    results = found.profiler.kineto_results  # type: ignore[union-attr]
+    assert found.profiler is not None
+    results = found.profiler.kineto_results
     events = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
     held = most = 0
     for _, size in sorted(events, key=lambda event: event[0]):
@@ -305,8 +307,7 @@ def growth(
 
     Returns:
         of (the kind of step), base (its sizes), threads, clock, formula, machine (the rates),
-        python (outside_seconds, seconds and share, of a step of the base; on a CPU only), and by
-        quantity what `row` reports.
+        python (its share of a step of the base, on a CPU only), and by quantity what `row` reports.
     """
     config = settings_of(kind, settings)
     base = base or base_sizes(config, kind)
@@ -334,15 +335,28 @@ def growth(
     }  # fmt: skip
     if device.type == "cpu":
         say("Python's share of a step")
-        run, _ = step_of(kind, config, base, device)
-        run()
         at = rows["streams"]["values"].index(base.streams)
-        found_share = python_share(run, rows["streams"]["seconds"][at])
-        report["python"] = {
-            "outside_seconds": found_share.outside, "seconds": found_share.seconds,
-            "share": found_share.share,
-        }  # fmt: skip
+        report["python"] = _python(kind, config, base, rows["streams"]["seconds"][at], sweeps)
     return report | {"quantities": rows}
+
+
+def _python(kind: Kind, config: Any, base: Sizes, seconds: float, sweeps: int) -> dict[str, float]:
+    """Python's share of a step that takes `seconds`, by the lesser of two upper bounds.
+
+    outside_seconds: of the step under a profiler, the time outside of kernels. smallest_seconds:
+    of a step that makes the same calls on next to nothing. share: the lesser over `seconds`.
+    """
+    device = torch.device("cpu")
+    small = dataclasses.replace(base, hidden=8, streams=2, vocabulary=16)
+    (smallest,) = measure(kind, config, [small], device, sweeps=sweeps)
+    run, _ = step_of(kind, config, base, device)
+    run()
+    outside = python_share(run, seconds, PROFILED).outside
+    least = min(outside, smallest.seconds)
+    return {
+        "outside_seconds": outside, "smallest_seconds": smallest.seconds, "seconds": seconds,
+        "share": min(1.0, least / seconds),
+    }  # fmt: skip
 
 
 def _processes_possible(kind: Kind, base: Sizes, device: torch.device) -> int:

@@ -74,7 +74,7 @@ def computing_seconds(run: Callable[[], object]) -> tuple[float, float]:
     return inside / 1e6, wall
 
 
-def python_share(run: Callable[[], object], seconds: float, repeats: int = 20) -> Share:
+def python_share(run: Callable[[], object], seconds: float, repeats: int) -> Share:
     """The share of a step that takes `seconds` when nobody looks.
 
     The time outside of kernels is the least of `repeats` profiled calls. It holds what profiling

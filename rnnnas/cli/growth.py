@@ -25,6 +25,7 @@ def bench_growth(
     say: Callable[[str], None],
 ) -> None:
     """Measure, print a table or one JSON object, and write the image where `out` says so."""
+    import os
     from typing import cast
 
     from rnnnas.bench.cost_model import Kind
@@ -32,6 +33,7 @@ def bench_growth(
     from rnnnas.reporting.growth_chart import growth_chart
     from rnnnas.runs.files import write_where_told
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines on standard error
     report = growth(cast(Kind, of), device, settings=settings, quick=quick, say=say)
     if out is not None:
         write_where_told(out, growth_chart(report).encode())
@@ -70,6 +72,8 @@ def table(report: dict[str, Any]) -> list[str]:
     if python := report.get("python"):
         lines.append(
             f"Python's share of a step: at most {100 * python['share']:.1f} % "
-            f"({1e3 * python['outside_seconds']:.2f} of {1e3 * python['seconds']:.1f} ms)"
+            f"({1e3 * python['outside_seconds']:.2f} of {1e3 * python['seconds']:.1f} ms are "
+            f"outside of kernels; the same calls on next to nothing take "
+            f"{1e3 * python['smallest_seconds']:.2f} ms)"
         )
     return lines

@@ -19,7 +19,6 @@ from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import UsageError
 from rnnnas.lm import cell as derived
 from rnnnas.lm import lstm_gru, search_cell, softmaxes
-from rnnnas.lm.embedding import embedded
 from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.fast import derived as fused
 from rnnnas.lm.fast import mixture as fused_mixed
@@ -255,15 +254,12 @@ class RecurrentLM(nn.Module):
         mixtures: Mapping[str, Mixture],
         noise: LMNoise,
         low: bool = False,
-        once: bool = False,
     ) -> tuple[Tensor, HiddenState]:
         """Raw outputs (T, B, H) of the last layer for word ids (T, B), and the next hidden state.
 
-        low: whether the fast cell multiplies in bfloat16. once: whether the embedding's gradient
-            may hold the words alone: it is added to a decoder's, and not differentiated again.
+        low: whether the fast cell multiplies in bfloat16.
         """
-        form = embedded if once else F.embedding
-        words = form(inputs, self.embedding)  # (T, B, D)
+        words = F.embedding(inputs, self.embedding)  # (T, B, D)
         if noise.words is not None:
             words = words * F.embedding(inputs, noise.words)
         raw = derived.masked(words, noise.inputs)
@@ -337,10 +333,7 @@ class RecurrentLM(nn.Module):
         # Evaluation never rounds; neither does any other type than float32, a test's say.
         low = noise is not None and self.embedding.dtype == torch.float32
         low = low and low_precision(self.config, self.embedding.device)
-        once = (
-            self.config.path == "fast" and noise is not None and batch.inputs.device.type == "cpu"
-        )
-        raw, after = self.outputs(batch.inputs, hidden_state, mixtures, masks, low, once)
+        raw, after = self.outputs(batch.inputs, hidden_state, mixtures, masks, low)
         dropped = derived.masked(raw, masks.outputs)
         extra = raw.new_zeros(()) if noise is None else penalty(self.penalty_config, raw, dropped)
         fast = self.config.path == "fast"

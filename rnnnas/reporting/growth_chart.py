@@ -28,8 +28,8 @@ def growth_chart(report: Mapping[str, Any]) -> str:
     point at the base. A document of its own, with its colours.
     """
     drawn = [
-        (f"a step of {report['of']}: milliseconds", _chart(report, "seconds", 1e3, "ms")),
-        ("the most that it holds at once: megabytes", _chart(report, "bytes", 1e-6, "MB")),
+        (f"time of a {report['of']} step", _chart(report, "seconds", 1e3, "ms")),
+        ("memory held at once", _chart(report, "bytes", 1e-6, "MB")),
     ]
     height = len(drawn) * (_HEIGHT + _HEAD)
     base = ", ".join(
@@ -44,7 +44,7 @@ def growth_chart(report: Mapping[str, Any]) -> str:
     ]
     for i, (title, chart) in enumerate(drawn):
         top = i * (_HEIGHT + _HEAD)
-        words = escape(f"{title} (base: {base})" if not i else title, quote=False)
+        words = escape(f"{title}; base {base}", quote=False)
         parts.append(f'<text x="12" y="{top + 18}" font-weight="bold">{words}</text>')
         parts.append(f'<g transform="translate(0 {top + _HEAD})">')
         parts.append(chart.replace("<svg ", f'<svg width="{_WIDTH}" height="{_HEIGHT}" ', 1))

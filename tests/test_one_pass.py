@@ -1,47 +1,12 @@
-"""The embedding whose gradient holds the words of a window alone, against the dense one."""
+"""The optimiser's one pass over the weights, against torch's plain steps, bit by bit."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from rnnnas.lm.embedding import embedded
 from rnnnas.optim import WeightConfig, clip_gradients, guarded_step, weight_optimizer
-
-V, D = 40, 6
-
-
-def tied(look_up: object, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The embedded words, and the gradient of a matrix that is a decoder's, too."""
-    draws = torch.Generator().manual_seed(0)
-    matrix = torch.randn(V, D, generator=draws, dtype=dtype).requires_grad_()
-    words = torch.randint(7, (5, 8), generator=draws)  # few, so that most come several times
-    found = look_up(words, matrix)  # type: ignore[operator]
-    (found.sin() @ matrix.t()).logsumexp(-1).sum().backward()
-    assert matrix.grad is not None
-    return found.detach(), matrix.grad
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_sum_with_a_dense_gradient_has_the_same_bits(dtype: torch.dtype) -> None:
-    (found, gradient), (expected, dense) = tied(embedded, dtype), tied(F.embedding, dtype)
-    assert torch.equal(found, expected)
-    assert gradient.layout == torch.strided
-    assert torch.equal(gradient, dense)
-
-
-def test_alone_it_holds_no_other_rows() -> None:
-    matrix = torch.randn(V, D).requires_grad_()
-    embedded(torch.tensor([[3, 5], [3, 9]]), matrix).sum().backward()
-    assert matrix.grad is not None and matrix.grad.is_sparse
-    gradient = matrix.grad.coalesce()
-    assert gradient.indices().tolist() == [[3, 5, 9]]
-    assert gradient.values()[:, 0].tolist() == [2.0, 1.0, 1.0]
-
-
-# The step that follows
 
 
 class Tied(nn.Module):

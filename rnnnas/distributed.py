@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.processes import end_folder_with_parent
-from rnnnas.rendezvous import FORMING, meet, place
+from rnnnas.ranks.rendezvous import FORMING, meet, place
 
 T = TypeVar("T")
 

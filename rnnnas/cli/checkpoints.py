@@ -19,7 +19,7 @@ from rnnnas.cli.common import (
     say_bits,
     say_compared,
 )
-from rnnnas.errors import UsageError
+from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.runs.progress import waiting
 
 
@@ -30,6 +30,17 @@ def _checkpoint_arguments(command: Callable[..., None]) -> Callable[..., None]:
     argument = click.argument("checkpoint", required=False, type=click.Path(path_type=Path),
                               shell_complete=complete.trained)  # fmt: skip
     return argument(option(command))
+
+
+def _say_whose(checkpoint: Path) -> None:
+    """A line where the run in whose folder a checkpoint lies speaks of another one."""
+    from rnnnas.runs.sealed import BEST, read_result
+
+    try:
+        if checkpoint.name == BEST:
+            read_result(checkpoint.parent)
+    except CheckpointError as error:
+        echo(f"note: {error.cause}; the figures below are this file's", err=True)
 
 
 def _one(checkpoint: Path | None, named: Path | None) -> Path:
@@ -103,6 +114,7 @@ def evaluate(
             "leave one out: --text is a text of its own",
         )
     found = checkpoint_of(_one(checkpoint, named))
+    _say_whose(found)
     with waiting("evaluating", quiet=dynamic or cache):  # which show how far they are
         result = evaluate_checkpoint(
             found, split or "test", text=text, device=pick_device(device), dynamic=dynamic,

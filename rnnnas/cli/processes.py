@@ -54,7 +54,7 @@ def started_by_hand(processes: int) -> bool:
     if text in ("", "1"):
         return processes > 1
     from rnnnas.distributed import started
-    from rnnnas.rendezvous import place
+    from rnnnas.ranks.rendezvous import place
 
     world = place("WORLD_SIZE", 1)
     started()  # refuses what is half set

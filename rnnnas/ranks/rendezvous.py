@@ -20,7 +20,7 @@ from datetime import timedelta
 
 from torch.distributed import FileStore, PrefixStore, Store, TCPStore
 
-from rnnnas.errors import RnnnasError, UsageError
+from rnnnas.errors import RnnnasError, UsageError, visible
 
 LIMIT = "RNNNAS_RANKS_SECONDS"  # within which all have to come; 600 where it is not set
 LONG = 10.0  # seconds of waiting for the others, after which that is said
@@ -205,7 +205,7 @@ def _named(ranks: list[int]) -> str:
 
 def _say(rank: int, whom: str) -> None:
     words = f"rnnnas: process {rank} waits for {whom} (Ctrl-C ends it)"
-    print(words, file=sys.stderr, flush=True)
+    print(visible(words), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def main() -> int:
             "interruptions": (55, interruptions.by_signal(courses, bare)),
             "full disks": (24, interruptions.by_full_disk(courses, bare)),
             "hostile inputs": (len(every), hostile.attempt(every, home)),
-            "bad corpora": (35, bad_corpora.attempt(home)),
+            "bad corpora": (38, bad_corpora.attempt(home)),
         }
         for name, (count, attempt) in plans.items():
             if options.only in name:

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rnnnas.errors import CheckpointError, DiskError, UsageError, visible
+from rnnnas.errors import CheckpointError, DiskError, UsageError, check_no_pipe, visible
 
 _TEMPORARY = re.compile(r"(\..+)\.([0-9a-f]{16})([0-9a-f]{16})\.tmp", re.DOTALL)
 _MOST_BYTES = 1 << 28  # of a JSON file
@@ -268,6 +268,7 @@ def read_json(path: Path) -> Any:
         CheckpointError: where the file is missing, unreadable or damaged, each said as such.
     """
     try:
+        check_no_pipe(path)
         with path.open("rb") as file:  # perhaps a device without an end
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:

@@ -191,6 +191,11 @@ def test_a_port_that_another_program_holds_is_refused(monkeypatch: pytest.Monkey
             rendezvous._store(0, 2, None)
 
 
+def test_a_file_to_meet_in_needs_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no folder of"):
+        rendezvous._store(0, 2, str(tmp_path / "gone" / "store"))
+
+
 WAITS = """
 import torch
 from rnnnas import distributed

@@ -163,6 +163,11 @@ class _Meeting:
 
 def _store(rank: int, world: int, file: str | None) -> Store:
     if file:
+        if not os.path.isdir(os.path.dirname(file) or "."):  # torch would wait for it
+            raise UsageError(
+                f"{world} processes cannot find each other: there is no folder of {file}",
+                "start with torchrun or --processes",
+            )
         return FileStore(file, world)
     host, port = os.environ.get("MASTER_ADDR", "").strip(), place("MASTER_PORT", 0)
     if not host or not 0 < port < 2**16:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from rnnnas.errors import RnnnasError, UsageError
@@ -264,7 +265,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         end_folder_with_parent(Path(file).parent)
     cuda = device.type == "cuda"
 
-    def form(store: dist.Store) -> None:
+    def form(store: Store) -> None:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=store,

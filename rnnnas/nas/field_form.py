@@ -49,7 +49,7 @@ def from_field_form(text: str) -> Genotype:
         raise UsageError("there must be one genotype, and nothing else", f"write it as {FORM}")
     call = body[0].value
     if not isinstance(call, ast.Call) or call.args:
-        raise _not_understood(call)
+        raise _not_understood(body[0])
     given = {str(word.arg): word.value for word in call.keywords}
     if set(given) in ({"recurrent"}, {"recurrent", "concat"}):
         return Genotype(cells={RECURRENT: _cell(given["recurrent"], given.get("concat"), 1)})

@@ -20,11 +20,12 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.processes import end_folder_with_parent
-from rnnnas.rendezvous import FORMING, meet, place
+from rnnnas.ranks.rendezvous import FORMING, meet, place
 
 T = TypeVar("T")
 
@@ -216,12 +217,22 @@ def _told_error(told: dict[str, Any]) -> RnnnasError:
 
 
 def started() -> bool:
-    """Whether this process was started as one of several, by torchrun or by `--processes`."""
-    world = place("WORLD_SIZE", 1)
+    """Whether this process was started as one of several: by torchrun, `--processes`, or by hand.
+
+    Raises:
+        UsageError: where the environment says that but in part, or contradicts itself.
+    """
+    world, rank = place("WORLD_SIZE", 1), place("RANK", 0)
     if world > 1 and not os.environ.get("RANK", "").strip():
         raise UsageError(
             f"WORLD_SIZE is {world}, but RANK is not set",
             "start with torchrun or --processes, which set both; or unset WORLD_SIZE",
+        )
+    if rank >= world:
+        raise UsageError(
+            f"RANK is {rank}, but WORLD_SIZE is {os.environ.get('WORLD_SIZE') or 'not set'}: "
+            "ranks count from 0",
+            "start with torchrun or --processes, which set both; or unset both",
         )
     return world > 1
 
@@ -246,11 +257,6 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         yield ALONE
         return
     world, rank = place("WORLD_SIZE", 1), place("RANK", 0)
-    if rank >= world:
-        raise UsageError(
-            f"RANK is {rank}, but WORLD_SIZE is {world}: ranks count from 0",
-            "start with torchrun or --processes, which set both",
-        )
     if place("LOCAL_WORLD_SIZE", 0) == world and sys.platform != "win32":
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -259,7 +265,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         end_folder_with_parent(Path(file).parent)
     cuda = device.type == "cuda"
 
-    def form(store: dist.Store) -> None:
+    def form(store: Store) -> None:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=store,

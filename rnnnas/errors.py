@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class RnnnasError(Exception):
     """An expected failure, shown as one or two lines and never as a traceback.
@@ -68,6 +71,12 @@ def visible(text: object) -> str:
     could rewrite what stands on the screen. Tabs and line ends stay.
     """
     return str(text).encode("utf-8", "backslashreplace").decode().translate(_VISIBLE)
+
+
+def check_no_pipe(path: Path) -> None:
+    """Raises OSError where a path is a pipe: to open one waits for a writer, perhaps for ever."""
+    if path.is_fifo():
+        raise OSError(errno.ESPIPE, "it is a pipe, not a file", str(path))
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from test_cli import SMALL, SMALL_TRAIN, home, refused, run
 
 import rnnnas
-from rnnnas.errors import CheckpointError, DiskError
+from rnnnas.errors import CheckpointError, DiskError, UsageError
 from rnnnas.runs.files import write_atomic, write_where_told
 
 __all__ = ["home"]  # a fixture
@@ -42,13 +42,30 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     assert "symbolic links" in message and len(message.splitlines()) == 2
 
 
+@pytest.mark.parametrize("name", ["best.pt", "thesis.docx", "notes"])
+def test_a_file_that_holds_something_else_by_its_name_is_not_replaced(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text("mine")
+    for words in (["show", "DARTS_V2"], ["show", "DARTS_V2", "--compare", "ENAS"]):
+        assert "it is left as it is" in refused(2, *words, "--out", str(path))
+    for suffixes in ((".html", ".htm"), (".onnx",)):
+        with pytest.raises(UsageError, match="by its name it holds something else"):
+            write_where_told(path, b"x", suffixes)
+    assert path.read_text() == "mine"
+    write_where_told(path, b"x", (path.suffix,))
+    path.write_text("")  # nothing of it is missed
+    show(path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        write_where_told(pipe, b"cell")
+        write_where_told(pipe, b"cell", ())
         assert os.read(reader, 100) == b"cell"
     finally:
         os.close(reader)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import rank_work
 import torch
+from click.testing import CliRunner
 from tiny_home import home as home
 
-from rnnnas.cli import processes
+from rnnnas.cli import main, processes, runs
 from rnnnas.cli.common import pick_device
 from rnnnas.cli.processes import started_by_hand
 from rnnnas.distributed import ALONE
@@ -135,6 +136,16 @@ def test_torchrun_and_processes_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> N
     assert not started_by_hand(1) and not started_by_hand(2)
     with pytest.raises(UsageError, match="--processes 3"):
         started_by_hand(3)
+
+
+def test_processes_without_a_stream_are_refused_before_they_start(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "run_all", lambda *_: pytest.fail("they were started"))
+    result = CliRunner().invoke(main, [*words(tmp_path / "x"), "--processes", "7"])
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 2
+    assert "windows.streams = 6 cannot be shared out among 7 processes" in result.stderr
+    assert "256" in CliRunner().invoke(main, [*words(tmp_path), "--processes", "1000000"]).stderr
 
 
 def test_each_process_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:

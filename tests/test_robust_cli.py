@@ -118,6 +118,8 @@ def test_other_errors_of_a_run_stay_what_they_are() -> None:
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
         ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"),
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '99"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
     ],
 )
 def test_a_half_set_environment_is_refused(
@@ -136,6 +138,9 @@ def test_a_half_set_environment_is_refused(
 def test_an_empty_environment_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "")
     assert not distributed.started() and started_by_hand(2)
+    monkeypatch.setenv("RANK", "1")  # it would do everything, and say nothing
+    with pytest.raises(UsageError, match="RANK is 1, but WORLD_SIZE is not set"):
+        distributed.started()
     monkeypatch.setenv("LOCAL_RANK", "x")
     with pytest.raises(UsageError, match="LOCAL_RANK"):
         distributed.local_rank()

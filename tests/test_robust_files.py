@@ -9,7 +9,8 @@ import pytest
 
 from rnnnas.config.plain import value_of
 from rnnnas.config.preset_files import corpus_in
-from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.data.text_corpus import read_file
+from rnnnas.errors import CheckpointError, DataError, UsageError
 from rnnnas.nas.zoo import read_genotype
 from rnnnas.reporting.read import read_run
 from rnnnas.runs import files
@@ -106,6 +107,23 @@ def test_what_the_system_cannot_read_now_is_not_called_damaged(read, number, tmp
         read(path)
     assert os.strerror(number) in caught.value.cause and "damaged" not in caught.value.cause
     assert "copy" not in caught.value.remedy and "--fresh" not in caught.value.remedy
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    os.mkfifo(path)
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("it waits for a writer")
+
+    monkeypatch.setattr(files.Path, "open", opened)
+    monkeypatch.setattr(files.Path, "read_bytes", opened)
+    for read in (read_json, load_content):
+        with pytest.raises(CheckpointError, match="it is a pipe, not a file"):
+            read(path)
+    with pytest.raises(DataError, match="it is a pipe, not a file"):
+        read_file(path, tmp_path, "x")
 
 
 @pytest.mark.parametrize("text", DEEP[:2], ids=range(2))

@@ -30,7 +30,17 @@ IMAGE = (
 )
 
 
-@pytest.mark.parametrize("text", [DARTS, f"DARTS_V2 = {DARTS}\n", f"genotypes.{DARTS}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        DARTS,
+        f"DARTS_V2 = {DARTS}\n",
+        f"genotypes.{DARTS}",
+        f"# epoch 50\n\nbest: Genotype = {DARTS}  # best\n",
+        "from collections import namedtuple\n"
+        f"Genotype = namedtuple('Genotype', 'recurrent concat')\nX = {DARTS}\n",
+    ],
+)
 def test_the_published_form_is_read_as_argument_and_file(text: str, tmp_path: Path) -> None:
     assert read_genotype(text) == ZOO["DARTS_V2"].genotype
     (tmp_path / "cell.txt").write_text("\ufeff" + text, encoding="utf-8")

@@ -16,7 +16,8 @@ from rnnnas.cli import processes
 WAITS = """
 import torch
 from rnnnas import distributed
-from rnnnas import processes, rendezvous
+from rnnnas import processes
+from rnnnas.ranks import rendezvous
 processes.LOOK = 0.1
 processes.end_with_parent()
 with distributed.joined(torch.device("cpu")):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rnnnas.cli.checkpoints import _say_whose
 from rnnnas.engine.budget import read_plan
 from rnnnas.errors import CheckpointError, DiskError, UsageError
 from rnnnas.latency.recurrent import read_table
@@ -71,7 +72,7 @@ def test_a_result_of_another_type_is_refused(text, tmp_path):
         read_result(path.parent)
 
 
-def test_a_run_whose_best_is_gone_or_anothers_is_not_finished(tmp_path):
+def test_a_run_whose_best_is_gone_or_anothers_is_not_finished(tmp_path, capsys):
     folder, other = finished(tmp_path / "r"), tmp_path / "other"
     with Run.open(other, "search", CONFIG) as run:
         run.save_best({"metrics": {"valid_perplexity": 99.0}})
@@ -82,8 +83,13 @@ def test_a_run_whose_best_is_gone_or_anothers_is_not_finished(tmp_path):
     (other / "best.pt").rename(folder / "best.pt")
     with pytest.raises(CheckpointError, match=r"best\.pt is not the one that"):
         read_result(folder)
+    _say_whose(folder / "best.pt")
+    assert "note: " in (said := capsys.readouterr().err) and "best.pt is not the one that" in said
     (tmp_path / "kept.pt").rename(folder / "best.pt")
     assert read_result(folder) is not None
+    _say_whose(folder / "best.pt")
+    _say_whose(tmp_path / "elsewhere" / "best.pt")
+    assert capsys.readouterr().err == ""
 
 
 def test_metrics_that_were_changed_afterwards_are_noticed(tmp_path):

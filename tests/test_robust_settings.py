@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rnnnas.config import plain
 from rnnnas.config.plain import DEPTH, value_of
 from rnnnas.config.preset_files import _file_tables
 from rnnnas.errors import UsageError
@@ -24,6 +25,19 @@ def test_settings_nested_deeper_than_any_are_refused(tmp_path: Path) -> None:
     path.write_text("seed = 0x" + "f" * 9_000)
     with pytest.raises(UsageError, match="more than 64 bits"):
         _file_tables(path)
+
+
+@pytest.mark.parametrize("key", ["a.", '"a b" . ', "'a'.", "x = {a."])
+def test_a_key_of_many_levels_is_refused_before_it_is_parsed(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parser of Python's library takes the square of the number of levels."""
+    *before, level = key.rpartition("{")
+    text = "".join(before) + level * 100 + "b = 1"
+    monkeypatch.setattr(plain.tomllib, "loads", lambda text: {"parsed": text})
+    with pytest.raises(RecursionError, match="nested deeper"):
+        plain.parse_toml(text)
+    assert plain.parse_toml("a.b.c = 'one.two.three'")
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no /dev/zero")

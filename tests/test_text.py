@@ -44,6 +44,9 @@ BAD: dict[str, tuple[bytes, str]] = {
     "zip": (b"PK\x03\x04" + b"abc" * 50, "a zip archive"),
     "gzip": (b"\x1f\x8b\x08\x00" + b"abc" * 50, "gzip file"),
     "docx": (b"PK\x03\x04" + b"." * 26 + b"[Content_Types].xml word/document.xml", "a Word doc"),
+    "XML": (b"\xef\xbb\xbf<?xml version='1.0'?>\n<doc><p>a b</p></doc>\n" * 9, "an XML document"),
+    "PostScript": (b"%!PS-Adobe-3.0\n(a b) show\n" * 9, "a PostScript document"),
+    "JSON arrays": (b'["a b", 1]\n' * 9, "a JSON array"),
     "RTF": (b"{\\rtf1\\ansi hello}" * 9, "an RTF document"),
     "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
     "JSON lines": (

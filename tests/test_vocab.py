@@ -21,6 +21,7 @@ from rnnnas.data.vocab import (
 )
 from rnnnas.errors import DataError
 
+HALVES = ["a \ud800", "\udcff"]  # the latter is a byte that is not UTF-8, on a command line
 LINES = [f"the cat number {i % 40} sat on the mat, æther {i * 7 % 30}." for i in range(300)]
 
 
@@ -176,3 +177,11 @@ def test_ids_outside_are_refused(pieces: Vocab) -> None:
         for ids in ([-1], [vocab.size]):
             with pytest.raises(DataError, match="outside"):
                 vocab.decode(ids)
+
+
+@pytest.mark.parametrize("text", HALVES)
+@pytest.mark.parametrize("kind", ["words", "characters", "bytes"])
+def test_half_a_character_is_refused(kind: str, text: str) -> None:
+    vocab = Vocab(kind=kind, words=() if kind == "bytes" else (EOS, "a", " "))
+    with pytest.raises(DataError, match="half a character"):
+        vocab.encode_line(text)

@@ -60,6 +60,8 @@ def sources(rng: random.Random) -> list[dict[str, bytes | None]]:
         {"d/a/1.png": image, "d/b/2.png": image}, {"d/a/1.png": image, "d/b/2.txt": good},
         {"d/x.parquet": b"PAR1" + rng.randbytes(500) + b"PAR1"}, {"d/.hidden.txt": good},
         {"x [1]*?::~.txt": b""}, {"corpora/x/notes.txt": good},
+        {"x.txt": b"<?xml version='1.0'?>\n<doc>" + b"<p>a word and more</p>\n" * 900 + b"</doc>"},
+        {"x.txt": b"%!PS-Adobe-3.0\n" + good}, {"x.txt": b'["a word", "and more"]\n' * 900},
     ]  # fmt: skip
 
 

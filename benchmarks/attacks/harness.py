@@ -61,6 +61,7 @@ class Outcome:
         )
 
 
+_ENDS = {signal.SIGINT, signal.SIGTERM}
 VARIES = ("seconds", "run", "checkpoint", "tokens_per_second", "folder", "source")
 
 
@@ -111,8 +112,11 @@ def start(
     most_bytes: that a file may have, as on a disk that is full.
     """
     place.mkdir(parents=True, exist_ok=True)
+    # A signal that comes before the command begins waits until it does.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     number = os.fork()
     if number:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
         return number
     code = 1
     try:
@@ -130,6 +134,7 @@ def start(
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
         from rnnnas.cli import main
 
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)
         main(list(words))
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1

@@ -68,6 +68,12 @@ ENVIRONMENTS: tuple[dict[str, str], ...] = (
     {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"},
     {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x"},
     {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "", "MASTER_PORT": ""},
+    {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "a..b", "MASTER_PORT": "29500"},
+    {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "\x1b[2J", "MASTER_PORT": "29500"},
+    {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
+     "RNNNAS_RANKS_SECONDS": "2"},
+    {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1",
+     "RNNNAS_RANKS_SECONDS": "soon"},
 )  # fmt: skip
 HARMLESS: tuple[dict[str, str], ...] = (
     {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1"}, {"RANK": "0"}, {"CXX": "g++ 'half"},
@@ -80,7 +86,7 @@ FILES: tuple[bytes, ...] = (
     b"", b"[" * 60_000, b'{"a":' * 60_000, b"null", b"[]", b"3", b'"x"', b"{",
     b"\xff\xfe{\x00}\x00",
     b'{"recurrent": null}', b'{"recurrent": {"nodes": [[["tanh", 0]]], "concat": "x"}}',
-    b'{"recurrent": {"nodes": [[["tanh", 1e999]]], "concat": [1]}}',
+    b'{"recurrent": {"nodes": [[["tanh", 1e999]]], "concat": [1]}}', b"a." * 20_000 + b"b = 1",
     b'{"recurrent": {"nodes": [[["\\ud800", 0]]], "concat": [1]}}',
     b'{"recurrent": {"nodes": [[["\\u001b[2J", 0]]], "concat": [1]}}',
     b'{"recurrent": {"nodes": ' + b"[" * 90 + b"]" * 90 + b', "concat": [1]}}',

@@ -20,7 +20,7 @@ from rnnnas.cli.common import (
     say_bits,
     say_compared,
 )
-from rnnnas.errors import UsageError
+from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.runs.progress import waiting
 
 
@@ -31,6 +31,17 @@ def _checkpoint_arguments(command: Callable[..., None]) -> Callable[..., None]:
     argument = click.argument("checkpoint", required=False, type=click.Path(path_type=Path),
                               shell_complete=complete.trained)  # fmt: skip
     return argument(option(command))
+
+
+def _say_whose(checkpoint: Path) -> None:
+    """A line where the run in whose folder a checkpoint lies speaks of another one."""
+    from rnnnas.runs.sealed import BEST, read_result
+
+    try:
+        if checkpoint.name == BEST:
+            read_result(checkpoint.parent)
+    except CheckpointError as error:
+        echo(f"note: {error.cause}; the figures below are this file's", err=True)
 
 
 def _one(checkpoint: Path | None, named: Path | None) -> Path:
@@ -108,6 +119,7 @@ def evaluate(
     if encoding is not None and text is None:
         raise UsageError(f"--encoding {encoding} is for --text", "leave it out")
     found = checkpoint_of(_one(checkpoint, named))
+    _say_whose(found)
     with waiting("evaluating", quiet=dynamic or cache):  # which show how far they are
         result = evaluate_checkpoint(
             found, split or "test", text=text, device=pick_device(device), dynamic=dynamic,

@@ -28,7 +28,7 @@ PATIENCE = 10.0  # seconds that the other processes have to end once one has fai
 
 processes_option = click.option(
     "--processes",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 256),  # of one machine
     default=1,
     help="Share the streams out among so many processes on this machine.",
 )
@@ -44,6 +44,15 @@ def joined(name: str) -> Iterator[tuple[torch.device, Ranks]]:
         yield device, group
 
 
+def check_processes(processes: int, streams: int) -> None:
+    """Raises UsageError, before any has started, where some processes would have no stream."""
+    if processes > streams:
+        raise UsageError(
+            f"windows.streams = {streams} cannot be shared out among {processes} processes",
+            f"give --processes a number that {streams} is a multiple of",
+        )
+
+
 def started_by_hand(processes: int) -> bool:
     """Whether `--processes` asks for processes that are not there yet.
 
@@ -54,7 +63,7 @@ def started_by_hand(processes: int) -> bool:
     if text in ("", "1"):
         return processes > 1
     from rnnnas.distributed import started
-    from rnnnas.rendezvous import place
+    from rnnnas.ranks.rendezvous import place
 
     world = place("WORLD_SIZE", 1)
     started()  # refuses what is half set

@@ -28,7 +28,7 @@ from rnnnas.cli.common import (
     took,
 )
 from rnnnas.cli.memory import memory_errors
-from rnnnas.cli.processes import joined, processes_option, run_all, started_by_hand
+from rnnnas.cli.processes import check_processes, joined, processes_option, run_all, started_by_hand
 from rnnnas.home import checkpoints_folder
 from rnnnas.nas.methods import METHODS
 from rnnnas.runs.progress import waiting
@@ -102,7 +102,7 @@ def search(method: str | None, **options: Any) -> None:
     """
     flags = {"corpus": options["corpus"], "seed": options["seed"], "method": method}
     config = _resolve("search", options, flags)
-    if config is None or _shared_out(options):
+    if config is None or _shared_out(options, config):
         return
     from rnnnas.data.corpus import open_any
     from rnnnas.door import default_folder, is_of_images
@@ -184,7 +184,7 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     there = options["out"] or _train_folder(options, genotype, start)
     kept = None if options["fresh"] else _kept(there)
     config = _resolve("train", options, flags, base, kept)
-    if config is None or _shared_out(options):
+    if config is None or _shared_out(options, config):
         return
     from rnnnas.data.corpus import open_any
     from rnnnas.training.remedy import remedy
@@ -276,12 +276,15 @@ def _measured(result: Settings, split: str) -> str:
     return f"perplexity {result[f'{split}_perplexity']:.2f}"
 
 
-def _shared_out(options: Settings) -> bool:
+def _shared_out(options: Settings, config: Any) -> bool:
     """Whether the command ran as several processes, which `--processes` asked for.
 
     Raises:
+        UsageError: where they are more than the streams.
         SystemExit: where they failed, with their exit code.
     """
+    if hasattr(config, "windows"):  # a text's
+        check_processes(options["processes"], config.windows.streams)
     if options["dry_run"] or not started_by_hand(options["processes"]):
         return False
     words: list[str] = click.get_current_context().find_root().obj

@@ -160,7 +160,7 @@ def _give_history(folder: Path, form: str, out: Path | None) -> None:
         if frame.genotype is not None
     ]
     data = as_gif(frames) if form == "gif" else as_animation(frames).encode()
-    write_where_told(out, data)
+    write_where_told(out, data, (f".{form}",))
     echo(f"wrote {out} ({len(data) / 1000:.0f} kB)", err=True)
 
 
@@ -239,7 +239,7 @@ def _give(text: str, out: Path | None) -> None:
     if out is None:
         echo(text)
     else:
-        write_where_told(out, (text + "\n").encode())
+        write_where_told(out, (text + "\n").encode(), (".txt", *_ENDINGS))
         echo(f"wrote {out}", err=True)
 
 
@@ -384,7 +384,7 @@ def _bench_latency(
     config = resolve("search", preset="ptb-darts", file=None, settings=settings, flags=flags)
     plain = measure_table(config, device, say=say).to_plain()
     path = out or default_path(device, config.model.hidden, config.windows.streams)
-    write_where_told(path, (json.dumps(plain, indent=2) + "\n").encode())
+    write_where_told(path, (json.dumps(plain, indent=2) + "\n").encode(), (".json",))
     say(f"wrote {path}")
     if as_json:
         print_json(plain)

@@ -153,7 +153,7 @@ def against(
         say=lambda text: echo(text, err=True),
     )  # fmt: skip
     write_sealed(folder / RESULT, {"kind": "against", "table": str(path), **result})
-    write_where_told(folder / RANKS, picture(result).encode())
+    write_where_told(folder / RANKS, picture(result).encode(), (".svg",))
     if form == "json":
         print_json({"run": str(folder), "picture": str(folder / RANKS), **result})
         return

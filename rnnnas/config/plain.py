@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import types
 import typing
@@ -15,6 +16,9 @@ from rnnnas.errors import UsageError, nearest
 T = TypeVar("T")
 LARGEST = 3.4e38  # about that of float32, which weights and step sizes are in
 DEPTH = 50  # levels of nesting in settings
+_DOTTED = re.compile(
+    rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{DEPTH}}}"""
+)  # a key of too many levels
 
 
 def from_plain(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
@@ -157,6 +161,8 @@ def parse_toml(text: str) -> dict[str, Any]:
             setting has and Python does not print.
         RecursionError: where it is nested deeper than `DEPTH`.
     """
+    if _DOTTED.search(text):  # for which the parser takes the square of its length
+        raise RecursionError(f"nested deeper than {DEPTH} levels")
     table = tomllib.loads(text)
     level: list[Any] = [table]
     for _ in range(DEPTH):

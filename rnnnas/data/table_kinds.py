@@ -56,3 +56,15 @@ def json_columns(lines: list[str]) -> list[str]:
             return []
         keys = keys or list(map(str, found))
     return keys
+
+
+def are_arrays(lines: list[str]) -> bool:
+    """Whether the first lines of a text, several of them, are JSON arrays."""
+
+    def is_array(line: str) -> bool:
+        try:
+            return isinstance(json.loads(line), list)
+        except (ValueError, RecursionError):
+            return False
+
+    return len(lines) > 1 and lines[0].lstrip().startswith("[") and all(map(is_array, lines))

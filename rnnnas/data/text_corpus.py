@@ -33,7 +33,7 @@ from rnnnas.data.folders import (
 from rnnnas.data.text_files import Text, shown
 from rnnnas.data.text_sources import SPLITS
 from rnnnas.data.vocab import Vocab
-from rnnnas.errors import DataError, DiskError
+from rnnnas.errors import DataError, DiskError, check_no_pipe
 
 FORMAT = 2
 EARLIER = 1  # without a digest of the description
@@ -242,6 +242,7 @@ def damaged(folder: Path, name: str, reason: str) -> DataError:
 def read_file(path: Path, folder: Path, name: str) -> bytes:
     """A small file of the corpus. Raises DataError where it cannot be read."""
     try:
+        check_no_pipe(path)
         return path.read_bytes()
     except OSError as error:
         raise unreadable(path, folder, name, error) from error

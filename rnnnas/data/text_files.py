@@ -49,6 +49,7 @@ _BINARY = (
     ),
     (b"PAR1", "a parquet file", "give it a name that ends in .parquet"),
     (b"%PDF", "a PDF document", "save its text as plain UTF-8 text first"),
+    (b"%!PS", "a PostScript document", "save its text as plain UTF-8 text first"),
     (b"\x89PNG", "a PNG image", "give plain UTF-8 text"),
     (b"\xff\xd8\xff", "a JPEG image", "give plain UTF-8 text"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive", "unpack it and give the folder"),
@@ -57,6 +58,7 @@ _BINARY = (
 _HTML = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(<!--(?:(?!-->).)*-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I
 )
+_XML = re.compile(rb"\s*<\?xml\b", re.I)
 # Control characters that plain text does not hold: all but tab, newline, vertical tab, form feed,
 # carriage return and escape (terminal colours are ugly, but text).
 _CONTROL = bytes(set(range(32)) - {9, 10, 11, 12, 13, 27})
@@ -144,6 +146,11 @@ def check_head(head: bytes, name: str, *, table: bool = False) -> None:
             f"{name}: line 1: this is an HTML page, not plain text",
             "Check the download (an error page is often saved instead), or save it as plain text.",
         )
+    if _XML.match(head[:4096].removeprefix(_BOM)):
+        raise DataError(
+            f"{name}: line 1: this is an XML document, not plain text",
+            "Save its text alone, without the marks between < and >, as plain UTF-8 text.",
+        )
     if not table:
         _check_table(head, name)
     # Half of the bytes of Latin text in UTF-16 are zero, all at odd or all at even places.
@@ -175,10 +182,7 @@ def _check_table(head: bytes, name: str) -> None:
     """Refuse JSON and CSV, whose marks and names would be learned as if they were text."""
     begin = head[:200_000].removeprefix(_BOM)
     if re.match(rb"\s*\[\s*\{\s*\"", begin[:4096]):
-        raise DataError(
-            f"{name}: this is a JSON array, not plain text",
-            "Make it one object a line (jq -c '.[]' FILE > NEW.jsonl) and add that with --column.",
-        )
+        raise _array(name)
     lines = begin.decode("utf-8", "replace").splitlines()[:6]
     if len(begin) < len(head) or len(lines) == 6:
         lines = lines[:-1]  # perhaps cut
@@ -197,6 +201,15 @@ def _check_table(head: bytes, name: str) -> None:
             f"{name}: this is {kind}, not plain text; columns: {listed}",
             f"`corpus add` reads one column of it: --column {shown(usual)}",
         )
+    if table_kinds.are_arrays(lines):
+        raise _array(name)
+
+
+def _array(name: str) -> DataError:
+    return DataError(
+        f"{name}: this is a JSON array, not plain text",
+        "Make it one object a line (jq -c '.[]' FILE > NEW.jsonl) and add that with --column.",
+    )
 
 
 def _wide(name: str, encoding: str) -> DataError:

@@ -123,7 +123,14 @@ class Vocab:
         """As `encode`, in chunks of at most `CHUNK` lines, for texts larger than memory."""
         remaining = iter(lines)
         while chunk := list(islice(remaining, CHUNK)):
-            size = sum(map(_byte_length, chunk)) + len(chunk)
+            try:
+                size = sum(map(_byte_length, chunk)) + len(chunk)
+            except UnicodeEncodeError as error:
+                half = error.object[error.start]
+                raise DataError(
+                    f"the text holds {half!a}, half a character, which no text can",
+                    "Give it in UTF-8.",
+                ) from error
             if self.lower:
                 chunk = [line.lower() for line in chunk]
             tokens, words = self._encode(chunk)

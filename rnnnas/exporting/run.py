@@ -23,7 +23,7 @@ from rnnnas.exporting.packing import DTYPES, Dtype, fits_float16
 from rnnnas.exporting.source import ExportError, Source, read_source
 from rnnnas.exporting.verify import Runner, verify_images, verify_text
 from rnnnas.runs.checkpoint import content_digest
-from rnnnas.runs.files import disk_errors
+from rnnnas.runs.files import check_replaceable, disk_errors
 
 Format: TypeAlias = Literal["onnx", "html", "hf", "pt2"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -122,6 +122,7 @@ def export(
     target = Path(out) if out is not None else _default(source, format)
     if format == "hf":
         return _folder(source, target, chosen)
+    check_replaceable(target, (_SUFFIX[format],))
     with _temporary(target) as temporary:
         verified = _write(source, temporary, format, chosen, opset, chunk or 0)
     size = target.stat().st_size

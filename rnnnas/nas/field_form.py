@@ -3,7 +3,7 @@
 `Genotype(recurrent=[('sigmoid', 0), ...], concat=range(1, 9))` of a recurrent cell, one pair a
 node; `Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), reduce=...,
 reduce_concat=...)` of image cells, two pairs a node (Liu, Simonyan, Yang, ICLR 2019). A name and
-an equals sign may stand before it.
+an equals sign may stand before it, and lines before that import what it needs or are comments.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from rnnnas.nas.genotype import RECURRENT, CellGene, Gene, Genotype
 FORM = "Genotype(recurrent=[('sigmoid', 0), ('relu', 1)], concat=range(1, 3))"
 MOST_CHARACTERS = 20_000  # a published cell has some 300
 _MOST_STATES = 1_000  # of a range
-_BEGINS = re.compile(r"\s*(?:\w+\s*=\s*)?(?:\w+\.)*Genotype\s*\(")
+_BEGINS = re.compile(
+    r"^[ \t]*(?:\w+[ \t]*(?::[ \t]*\w+[ \t]*)?=[ \t]*)?(?:\w+\.)*Genotype[ \t]*\(", re.MULTILINE
+)
 
 
 def is_field_form(text: str) -> bool:
-    """Whether a text begins as such a genotype does."""
-    return _BEGINS.match(text) is not None
+    """Whether a line of a text begins as such a genotype does."""
+    return _BEGINS.search(text) is not None
 
 
 def from_field_form(text: str) -> Genotype:
@@ -42,11 +44,12 @@ def from_field_form(text: str) -> Genotype:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         why = getattr(error, "msg", None) or type(error).__name__
         raise UsageError(f"the genotype is not understood: {why}", f"write it as {FORM}") from error
-    if len(body) != 1 or not isinstance(body[0], (ast.Expr, ast.Assign)):
+    body = [line for line in body if not _introduces(line)]
+    if len(body) != 1 or not isinstance(body[0], (ast.Expr, ast.Assign, ast.AnnAssign)):
         raise UsageError("there must be one genotype, and nothing else", f"write it as {FORM}")
     call = body[0].value
     if not isinstance(call, ast.Call) or call.args:
-        raise _not_understood(call)
+        raise _not_understood(body[0])
     given = {str(word.arg): word.value for word in call.keywords}
     if set(given) in ({"recurrent"}, {"recurrent", "concat"}):
         return Genotype(cells={RECURRENT: _cell(given["recurrent"], given.get("concat"), 1)})
@@ -62,6 +65,16 @@ def from_field_form(text: str) -> Genotype:
         f"reduce_concat, not {', '.join(given) or 'nothing'}",
         f"write it as {FORM}",
     )
+
+
+def _introduces(line: ast.stmt) -> bool:
+    """Whether it is an import, or says that a Genotype is a named tuple."""
+    match line:
+        case ast.Import() | ast.ImportFrom():
+            return True
+        case ast.Assign(value=ast.Call(func=ast.Name(id="namedtuple"))):
+            return True
+    return False
 
 
 def _cell(edges: ast.expr, concat: ast.expr | None, inputs: int) -> CellGene:

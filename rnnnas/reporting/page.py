@@ -41,7 +41,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
     for detail in _DETAILS:
         data = page(found, detail).encode()
         if len(data) <= MOST_BYTES:
-            write_where_told(out, data)
+            write_where_told(out, data, (".html", ".htm"))
             return out
     raise UsageError(
         f"a report of {len(found)} runs and studies would have {len(data):,} bytes, and it may "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from rnnnas.errors import CheckpointError
+from rnnnas.errors import CheckpointError, check_no_pipe
 from rnnnas.runs.files import RESTORE, unreadable, write_atomic
 
 if TYPE_CHECKING:
@@ -212,6 +212,7 @@ def load_content(path: Path) -> dict[str, Any]:
 
     path = Path(path)
     try:
+        check_no_pipe(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             _check_seal(path, file, size)

@@ -19,12 +19,12 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rnnnas.errors import CheckpointError, DiskError, UsageError, visible
+from rnnnas.errors import CheckpointError, DiskError, UsageError, check_no_pipe, visible
 
 _TEMPORARY = re.compile(r"(\..+)\.([0-9a-f]{16})([0-9a-f]{16})\.tmp", re.DOTALL)
 _MOST_BYTES = 1 << 28  # of a JSON file
@@ -122,12 +122,28 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
-def write_where_told(path: Path, data: bytes) -> None:
+def check_replaceable(path: Path, suffixes: Sequence[str]) -> None:
+    """Raises UsageError where a file is there whose name ends otherwise: it holds something else.
+
+    suffixes: that what is to be written may have, in lower case.
+    """
+    with disk_errors(path):
+        there = path.is_file() and path.stat().st_size > 0
+    if there and path.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"{path} exists, and by its name it holds something else: it is left as it is",
+            f"give --out another name, one that ends in {' or '.join(suffixes)}",
+        )
+
+
+def write_where_told(path: Path, data: bytes, suffixes: Sequence[str]) -> None:
     """Write to a path that the user named: links are followed, devices and pipes written to.
 
     Raises:
+        UsageError: as `check_replaceable`.
         DiskError: as `write_atomic`.
     """
+    check_replaceable(path, suffixes)
     with disk_errors(path):
         special = path.exists() and not path.is_file()
         target = Path(os.path.realpath(path))
@@ -268,6 +284,7 @@ def read_json(path: Path) -> Any:
         CheckpointError: where the file is missing, unreadable or damaged, each said as such.
     """
     try:
+        check_no_pipe(path)
         with path.open("rb") as file:  # perhaps a device without an end
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:

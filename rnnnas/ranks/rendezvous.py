@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from torch.distributed import FileStore, PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
-from rnnnas.errors import RnnnasError, UsageError
+from rnnnas.errors import RnnnasError, UsageError, visible
 
 LIMIT = "RNNNAS_RANKS_SECONDS"  # within which all have to come; 600 where it is not set
 LONG = 10.0  # seconds of waiting for the others, after which that is said
@@ -30,6 +30,7 @@ BEAT = 0.25  # seconds between two signs of life
 SILENCE = 10.0  # seconds without a sign of life, after which a process is taken for dead
 FORMING = 12.0  # seconds that the group may take once all have come
 LATER = 3.0  # seconds by which processes may notice apart that it failed
+_FAILED, _FORMED = 1, 2  # how a process was over with forming the group
 _AGAIN = "see what that one said, then start all of them again"
 
 
@@ -130,21 +131,27 @@ class _Meeting:
         began = time.monotonic()
         try:
             form(self.store)
+            self.store.add(f"over {self.rank}", _FORMED)
             return
         except (RuntimeError, ValueError) as error:
             failure = error
-        self.store.add(f"failed {self.rank}", 1)
+        self.store.add(f"over {self.rank}", _FAILED)
         until = max(began + FORMING, time.monotonic()) + LATER
-        alive = [0] * self.world
+        over = [0] * self.world
         while time.monotonic() < until:
-            alive = [self.store.add(f"failed {rank}", 0) for rank in range(self.world)]
-            if all(alive):
+            over = [self.store.add(f"over {rank}", 0) for rank in range(self.world)]
+            if all(over) and _FORMED in over:  # one that had formed it ended, or will fail as well
+                raise RnnnasError(
+                    f"one of {self.world} processes has ended while the others were starting",
+                    _AGAIN,
+                ) from failure
+            if all(over):
                 raise UsageError(
                     f"{self.world} processes could not connect: {str(failure).splitlines()[0]}",
                     "GLOO_SOCKET_IFNAME names the network device by which they reach each other",
                 ) from failure
             time.sleep(BEAT)
-        raise self.ended(alive.index(0)) from failure
+        raise self.ended(over.index(0)) from failure
 
     def ended(self, rank: int) -> RnnnasError:
         error = RnnnasError(
@@ -163,6 +170,11 @@ class _Meeting:
 
 def _store(rank: int, world: int, file: str | None) -> Store:
     if file:
+        if not os.path.isdir(os.path.dirname(file) or "."):  # torch would wait for it
+            raise UsageError(
+                f"{world} processes cannot find each other: there is no folder of {file}",
+                "start with torchrun or --processes",
+            )
         return FileStore(file, world)
     host, port = os.environ.get("MASTER_ADDR", "").strip(), place("MASTER_PORT", 0)
     if not host or not 0 < port < 2**16:
@@ -205,7 +217,7 @@ def _named(ranks: list[int]) -> str:
 
 def _say(rank: int, whom: str) -> None:
     words = f"rnnnas: process {rank} waits for {whom} (Ctrl-C ends it)"
-    print(words, file=sys.stderr, flush=True)
+    print(visible(words), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -236,7 +236,7 @@ GRADIENT = [
         ("gdas", [0], 3.0),
         ("proxyless-reinforce", [1], 3.0),
         # Where every edge has a softmax of its own the same price needs more than 24 steps.
-        ("darts-1st", [0, 1], 300.0),
+        ("darts-1st", [0], 300.0),
         *(
             pytest.param(m, [0, 1, 2], 300.0, marks=pytest.mark.slow, id=f"{m}-slow")
             for m in GRADIENT
@@ -278,7 +278,7 @@ class Crash(Exception):
     "settings",
     [
         ["method=p-darts", "latency.form=mul"],
-        ["method=darts"],
+        pytest.param(["method=darts"], marks=pytest.mark.slow),
         pytest.param(["method=proxyless"], marks=pytest.mark.slow),
         pytest.param(["method=enas"], marks=pytest.mark.slow),
     ],

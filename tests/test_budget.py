@@ -28,6 +28,8 @@ from rnnnas.searching.supernet import SearchJob
 from rnnnas.training import run as training
 from rnnnas.training.run import TrainJob, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # test_alphas_log looks at images
+
 CPU = torch.device("cpu")
 
 

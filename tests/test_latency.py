@@ -27,6 +27,8 @@ from rnnnas.nas.methods import METHODS
 from rnnnas.searching.run import search
 from rnnnas.searching.supernet import SearchJob
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # test_alphas_log looks at images
+
 CPU = torch.device("cpu")
 OPS = ("tanh", "relu", "sigmoid", "identity")
 SMALL = ["model.hidden=8", "model.nodes=4", "windows.streams=6", "windows.bptt=5",

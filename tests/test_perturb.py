@@ -35,6 +35,8 @@ from rnnnas.searching import derive_by_perturbation
 from rnnnas.searching.run import search
 from rnnnas.searching.supernet import SearchJob
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # test_alphas_log looks at images
+
 GRADIENT = [name for name, method in METHODS.items() if method.alphas == "gradient"]
 SMALL = ["model.hidden=6", "model.nodes=3", "windows.streams=6", "valid_streams=6", "epochs=1"]
 SMALL += ["windows.limit=6", "derive.by=perturbation", "derive.tune_windows=2"]

@@ -37,6 +37,8 @@ from rnnnas.searching.run import search
 from rnnnas.searching.supernet import SearchJob
 from rnnnas.types import Batch
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # test_alphas_log looks at images
+
 DOUBLE = torch.float64
 V, H, B, T = 11, 4, 4, 3
 

@@ -9,8 +9,11 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
     "google-chrome"
@@ -18,6 +21,13 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 DRIVER = shutil.which("chromedriver")
 REASON = "needs Chromium and its chromedriver"
 AVAILABLE = CHROMIUM is not None and DRIVER is not None
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One for all tests of a process: it takes longer to start than a page to be looked at."""
+    with Browser() as opened:
+        yield opened
 
 
 class Browser:
@@ -68,18 +78,18 @@ class Browser:
         """End the browser and its driver."""
         try:
             request = urllib.request.Request(self.address, method="DELETE")
-            urllib.request.urlopen(request, timeout=20).close()
+            urllib.request.urlopen(request, timeout=120).close()
         except OSError:
             pass
         self.process.terminate()
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=120)
 
     def _post(self, where: str, body: dict[str, Any]) -> Any:
         data = json.dumps(body).encode()
         request = urllib.request.Request(
             self.address + where, data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return json.load(answer)["value"]
 
     def command(self, name: str, **values: Any) -> Any:

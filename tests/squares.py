@@ -71,7 +71,7 @@ def search_config(*settings: str, method: str = "darts-1st", preset: str = "cifa
     )
 
 
-def train_config(*settings: str, genotype: str = "random:4") -> Any:
+def train_config(*settings: str, genotype: Any = "random:4") -> Any:
     flags = {"corpus": "squares", "seed": 3, "genotype": genotype}
     return resolve(
         "image-train", preset="cifar10-quick", file=None, settings=[*TRAIN, *settings], flags=flags

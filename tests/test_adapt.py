@@ -52,7 +52,7 @@ def corpus(home: Path) -> Corpus:
     """A text whose few words change every 40 lines."""
     draws = random.Random(1)
     lines = []
-    for _ in range(60):
+    for _ in range(40):
         words = [f"w{draws.randrange(25)}" for _ in range(4)]
         lines += [" ".join(draws.choices(words, k=draws.randint(1, 5))) for _ in range(40)]
     (home / "tiny.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -33,6 +33,8 @@ from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.run import job_of, search
 from rnnnas.searching.supernet import SearchJob
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # test_alphas_log looks at images
+
 HOME_TEXT = zipf_text(30, 400)
 SMALL = ["model.hidden=6", "model.nodes=3", "windows.streams=6", "valid_streams=6", "epochs=2"]
 SMALL += ["windows.limit=6", "blackbox.cells=4", "blackbox.population=2", "blackbox.sample=2"]

@@ -28,6 +28,8 @@ from rnnnas.searching.run import job_of
 from rnnnas.searching.supernet import SearchJob
 from rnnnas.training.run import TrainJob
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # test_alphas_log looks at images
+
 
 def test_the_setting() -> None:
     assert cuda_graphs_for("auto", CPU) is None and cuda_graphs_for("off", CPU) is None

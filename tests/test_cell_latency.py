@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def table_of(model: CnnConfig, size: tuple[int, int]) -> LayerTable:
     )  # fmt: skip
 
 
+@cache
 def measured_names(model: CnnConfig, size: tuple[int, int]) -> set[str]:
     """What the table has is what is measured: here, by what networks of all cells compute."""
     return {str(timed) for op in OPERATIONS[1:] for timed in computed(model, all_of(op), size)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browser import AVAILABLE, Browser
+from browser import AVAILABLE, Browser, browser
 from sample_models import IMAGE, image_network
 from squares import squares
 from test_export import needs_onnx
@@ -18,7 +18,7 @@ from rnnnas.exporting.run import export
 from rnnnas.exporting.source import read_source
 from rnnnas.runs.checkpoint import content_digest
 
-__all__ = ["squares"]  # a fixture
+__all__ = ["browser", "squares"]  # fixtures
 
 
 @needs_onnx
@@ -57,22 +57,25 @@ def test_the_hubs_own_class_reads_and_writes_it(squares: ImageCorpus, tmp_path: 
     "kind",
     [kind if n < 2 else pytest.param(kind, marks=pytest.mark.slow) for n, kind in enumerate(IMAGE)],
 )
-def test_the_pages_steps_are_the_network(kind: str, squares: ImageCorpus, tmp_path: Path) -> None:
+def test_the_pages_steps_are_the_network(
+    kind: str, squares: ImageCorpus, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     path = image_network(kind, squares, tmp_path / "best.pt")
     result = export(path, format="html", dtype="float32")
     assert result.verified["probability_error"] < 1e-4 and result.verified["same_class"] == 100
     if not AVAILABLE:
         return  # the scripts are tested where there is a browser
-    with Browser() as browser:
-        browser.open(result.path)
-        assert browser.run("return rnnnas.check.good")
-        image = np.random.RandomState(4).randint(0, 256, (3, *squares.size), np.uint8)
-        found = browser.run("return rnnnas.classify(arguments[0])", image.flatten().tolist())
-        source = read_source(path)
-        assert source.images is not None
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (squares.mean, squares.std))
-        inputs = (torch.from_numpy(image)[None] / 255 - mean) / std
-        expected = source.images.net.logits(inputs)[0].softmax(-1).tolist()
-        assert found == pytest.approx(expected, abs=1e-4)
-        assert browser.console() == []
-        assert browser.requests() == [result.path.resolve().as_uri()]
+    opened: Browser = request.getfixturevalue("browser")
+    opened.console(), opened.requests()
+    opened.open(result.path)
+    assert opened.run("return rnnnas.check.good")
+    image = np.random.RandomState(4).randint(0, 256, (3, *squares.size), np.uint8)
+    found = opened.run("return rnnnas.classify(arguments[0])", image.flatten().tolist())
+    source = read_source(path)
+    assert source.images is not None
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (squares.mean, squares.std))
+    inputs = (torch.from_numpy(image)[None] / 255 - mean) / std
+    expected = source.images.net.logits(inputs)[0].softmax(-1).tolist()
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert opened.console() == []
+    assert opened.requests() == [result.path.resolve().as_uri()]

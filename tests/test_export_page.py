@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import AVAILABLE, REASON, Browser
+from browser import AVAILABLE, REASON, Browser, browser
 from sample_models import LANGUAGE, language_model
 from tiny_home import corpus, home
 
@@ -29,15 +28,9 @@ from rnnnas.exporting.wasm import kernels
 from rnnnas.lm.cell import step
 from rnnnas.nas.genotype import CellGene, Gene
 
-__all__ = ["corpus", "home"]  # fixtures
+__all__ = ["browser", "corpus", "home"]  # fixtures
 
 needs_browser = pytest.mark.skipif(not AVAILABLE, reason=REASON)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as opened:
-        yield opened
 
 
 @torch.no_grad()

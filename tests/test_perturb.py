@@ -35,6 +35,8 @@ from rnnnas.searching import derive_by_perturbation
 from rnnnas.searching.run import search
 from rnnnas.searching.supernet import SearchJob
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # test_alphas_log looks at images
+
 GRADIENT = [name for name, method in METHODS.items() if method.alphas == "gradient"]
 SMALL = ["model.hidden=6", "model.nodes=3", "windows.streams=6", "valid_streams=6", "epochs=1"]
 SMALL += ["windows.limit=6", "derive.by=perturbation", "derive.tune_windows=2"]
@@ -66,12 +68,12 @@ def test_a_derivation_resumes_exactly_wherever_it_dies(
     whole = find(config("save_seconds=1000"), corpus, tmp_path / "whole")
     for seconds in ("0", "1000"):
         with monkeypatch.context() as patch:
-            dying(patch, "evaluate", [1, 3, 7, 25])
-            dying(patch, "weight_step", [1, 2, 5, 16])
+            dying(patch, "evaluate", [1, 3, 25])
+            dying(patch, "weight_step", [1, 5, 16])
             result, crashes = run_through(
                 search, config(f"save_seconds={seconds}"), corpus, tmp_path / seconds
             )
-        assert crashes == 8
+        assert crashes == 6
         for key in ("digest", "valid_perplexity", "cell"):
             assert result[key] == whole[key]
         assert outcome(tmp_path / seconds) == outcome(tmp_path / "whole")
@@ -147,10 +149,11 @@ def test_weights_are_tuned_under_what_is_decided(
 def test_every_method_that_moves_alphas_by_gradients(
     method: str, corpus: Corpus, tmp_path: Path
 ) -> None:
-    settings = config("derive.tune_windows=1", "derive.targets=60", "windows.limit=2")
+    own = ("derive.tune_windows=1", "derive.targets=60", "windows.limit=2", "model.nodes=2")
+    settings = config(*own)
     result = find(dataclasses.replace(settings, method=method), corpus, tmp_path / "run")
     cell = Genotype.from_plain(result["genotype"]).recurrent
-    assert len(cell.nodes) == 3 and math.isfinite(result["valid_perplexity"])
+    assert len(cell.nodes) == 2 and math.isfinite(result["valid_perplexity"])
     assert all(gene.op != "none" for node in cell.nodes for gene in node)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
 import pytest
 
 from rnnnas.data import pydocs as module
-from rnnnas.data.pydocs import docstrings, documents, paragraphs, pydocs, split, topics
+from rnnnas.data.pydocs import docstrings, documents, paragraphs, pydocs, split, statements, topics
 from rnnnas.errors import DataError
 
 
@@ -62,6 +63,48 @@ def test_sources_are_read_and_never_imported(tmp_path: Path) -> None:
     (tmp_path / "test" / "t.py").write_text('"""A test."""')
     found = list(docstrings(tmp_path))
     assert found == ["Café.", "Escape \\d.", "Of A.", "Module one."]
+
+
+NESTED = """
+@decorated(lambda x: [y for y in x])
+class A:
+    def a(self): return lambda: 0
+    class B:
+        async def b(self):
+            with c as d:
+                def e(): pass
+if f:
+    def g(): pass
+elif h:
+    class I: pass
+else:
+    try:
+        def j(): pass
+    except K:
+        def l(): pass
+    else:
+        def m(): pass
+    finally:
+        def n(): pass
+for o in p:
+    while q:
+        def r(): pass
+match s:
+    case 1:
+        def t(): pass
+    case _:
+        def u(): pass
+def v(w=lambda: 1): x: int = 2
+"""
+
+
+def test_definitions_come_in_the_order_of_the_whole_tree() -> None:
+    kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for text in (NESTED, Path(ast.__file__).read_text(encoding="utf-8")):
+        tree = ast.parse(text)
+        found = [node for node in statements(tree) if isinstance(node, kinds)]
+        assert found == [node for node in ast.walk(tree) if isinstance(node, kinds)]
+        assert len(found) > 12
 
 
 def test_the_running_python_gives_a_corpus() -> None:

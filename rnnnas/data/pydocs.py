@@ -19,6 +19,7 @@ import platform
 import re
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ EVERY = 20  # documents; one of them is valid, one test
 MIN_WORDS = 100_000  # a stripped Python has fewer: say so rather than train on scraps
 MIN_PARAGRAPH = 3  # words; shorter ones are headings, signatures, leftovers of tables
 
+_HOLDS_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[.,;:!?()]")
 _CODE = re.compile(r"\s*(>>>|\.\.\. |\.\.\.$|\$ )")
 _RULE = re.compile(r"\s*([-=*~^+|_#.]\s*){3,}$")
@@ -62,11 +64,26 @@ def docstrings(library: Path) -> Iterator[str]:
                 tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError):
             continue  # templates and deliberately broken files are no documentation
-        for node in ast.walk(tree):
+        for node in statements(tree):
             if isinstance(
                 node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
             ) and (found := ast.get_docstring(node)):
                 yield found
+
+
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """A module and all its statements in the order of `ast.walk`, without looking into expressions.
+
+    They hold no definitions, and most of the nodes.
+    """
+    waiting: deque[ast.AST] = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for field in node._fields:
+            inner = getattr(node, field, None)
+            if isinstance(inner, list) and inner and isinstance(inner[0], _HOLDS_STATEMENTS):
+                waiting.extend(inner)
 
 
 def paragraphs(document: str) -> Iterator[str]:

@@ -36,7 +36,7 @@ def bench_growth(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines on standard error
     report = growth(cast(Kind, of), device, settings=settings, quick=quick, say=say)
     if out is not None:
-        write_where_told(out, growth_chart(report).encode())
+        write_where_told(out, growth_chart(report).encode(), (".svg",))
         say(f"wrote {out}")
     if as_json:
         print_json(report)

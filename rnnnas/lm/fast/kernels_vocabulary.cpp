@@ -67,7 +67,8 @@ void multiply(int64_t rows, int64_t size, const bf16 *a, int64_t lead, int64_t m
 
 inline __m256i round(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 inline __m512 load(const float *from, int64_t count) {  // zeros from `count` on
-    return _mm512_maskz_loadu_ps(count >= LANES ? 0xffff : (1 << std::max<int64_t>(count, 0)) - 1, from);
+    int known = count >= LANES ? 0xffff : (1 << std::max<int64_t>(count, 0)) - 1;
+    return _mm512_maskz_loadu_ps(known, from);
 }
 inline void store(bf16 *to, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), x); }
 
@@ -154,10 +155,10 @@ struct Block {
 #define ALONE __attribute__((noinline))
 
 // The gradients of two words' logits for 16 rows; what they sum to is added to `sum`.
-ALONE void slope(const float *__restrict a, const float *__restrict b, float one, float two,
-                 const float *__restrict top, const float *__restrict share,
-                 float *__restrict sum, bf16 *__restrict left, bf16 *__restrict right,
-                 uint32_t *__restrict pair) {
+ALONE void pair_gradients(const float *__restrict a, const float *__restrict b, float one,
+                          float two, const float *__restrict top, const float *__restrict share,
+                          float *__restrict sum, bf16 *__restrict left, bf16 *__restrict right,
+                          uint32_t *__restrict pair) {
     alignas(64) float g[LANES], h[LANES];
 #pragma omp simd
     for (int u = 0; u < LANES; u++) {
@@ -211,7 +212,7 @@ void gather(const Block &block, int64_t row, Row *rows) {
 
 // The gradients of 32 rows' logits, as both products take them: (most, all), and pairs of words side
 // by side in panels of 16 rows.
-void slopes(Block &block, int64_t row, const Row *rows) {
+void form_gradients(Block &block, int64_t row, const Row *rows) {
     const int64_t most = block.most, all = block.loss.all();
     for (int64_t half = 0; half < 2; half++, row += LANES) {
         const float *l = block.logits + half * LANES;
@@ -227,7 +228,7 @@ void slopes(Block &block, int64_t row, const Row *rows) {
             float *sum = block.by_word + v * LANES;
             bf16 *left = block.gradients + v * all + row, *right = left + all;
             uint32_t *pair = paired + v / 2 * LANES;
-            slope(a, b, one, two, top, share, sum, left, right, pair);
+            pair_gradients(a, b, one, two, top, share, sum, left, right, pair);
         }
         for (int u = 0; u < LANES && row + u < block.loss.rows; u++) {
             int64_t v = block.loss.targets[row + u] - block.first;
@@ -304,7 +305,7 @@ void losses(const Loss &loss, bool wanted, double *nats, float *grad_x, float *g
                     std::memset(block.by_word, 0, most * LANES * sizeof(float));
                     for (int64_t b = 0; b < all; b += 32) {
                         block.score(by_units + b * wide);
-                        slopes(block, b, rows);
+                        form_gradients(block, b, rows);
                     }
                     multiply(wide, most, block.turned, most, all / LANES, block.paired, own, all,
                              at > start);

@@ -8,8 +8,8 @@ JOBS ?= 2
 
 # What depends on how the processor multiplies, and each way in which some processor does, with
 # bfloat16 and without, with compiled kernels and without. `make test` runs all tests in float32.
-ARITHMETIC := $(addprefix tests/test_,$(addsuffix .py,precision kernels kernels_derived fused mixed \
-	loss softmaxes openblas matmul tanh directional exact_order version_0_1))
+ARITHMETIC := $(addprefix tests/test_,$(addsuffix .py,precision kernels kernels_derived kernels_vocabulary fused \
+	mixed loss softmaxes openblas matmul tanh directional exact_order version_0_1))
 ARITHMETICS := \
 	"RNNNAS_TEST_PRECISION=bfloat16" \
 	"RNNNAS_TEST_PRECISION=bfloat16 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -91,6 +92,23 @@ def scratch_folder(where: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def make_scratch() -> Path:
+    """A new folder as those of `scratch_folder`, that goes with this process."""
+    folder = Path(tempfile.gettempdir()) / _scratch_name()
+    folder.mkdir(mode=0o700)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def scratch_folders() -> list[tuple[Path, bool]]:
+    """The folders of this kind among the temporary ones, and whether their process is over."""
+    try:
+        found = list(Path(tempfile.gettempdir()).glob("rnnnas-*"))
+    except OSError:
+        return []
+    return [(path, _is_over(path.name)) for path in found if _is_scratch(path)]
+
+
 def clear_scratch(place: Path) -> int:
     """Remove the folders in `place` whose processes have ended; returns how many there were."""
     gone = 0
@@ -143,9 +161,12 @@ def _machine() -> str:
 
 
 def _begun(number: int) -> str:
-    """When a process began, in the system's ticks; '0' where the system does not say."""
+    """When a process began, in the system's ticks; '0' where the system does not say, and '-1' for
+    one that has ended, and that its parent has not asked for.
+    """
     try:
         about = Path(f"/proc/{number}/stat").read_text(errors="replace")
     except OSError:
         return "0"
-    return about.rpartition(")")[2].split()[19]
+    fields = about.rpartition(")")[2].split()
+    return "-1" if fields[0] in "ZX" else fields[19]

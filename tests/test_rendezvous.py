@@ -204,7 +204,7 @@ WAITS = """
 import torch
 from rnnnas import distributed
 from rnnnas.ranks import rendezvous
-rendezvous.LONG = 0.1
+rendezvous.LONG = rendezvous.TRY = 0.1
 with distributed.joined(torch.device("cpu")):
     pass
 """

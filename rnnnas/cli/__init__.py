@@ -27,6 +27,7 @@ from rnnnas.cli.common import echo
 from rnnnas.cli.memory import ANY, is_out_of_memory, reason_of
 from rnnnas.errors import RnnnasError
 from rnnnas.processes import end_with_parent
+from rnnnas.ranks.presence import announce
 
 # torch's OpenMP threads spin between two operations. With more threads than cores (a second run,
 # a busy laptop) long spinning stalls everybody: two searches at once took 1.7 to 17 s a step
@@ -49,6 +50,7 @@ class _Group(click.Group):
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         end_with_parent()
+        announce()
         # Before torch is imported: of a process that has gone it would print frames of C++.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:

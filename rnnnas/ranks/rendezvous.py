@@ -21,9 +21,11 @@ from datetime import timedelta
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
 from rnnnas.errors import RnnnasError, UsageError, visible
+from rnnnas.ranks import presence
 
 LIMIT = "RNNNAS_RANKS_SECONDS"  # within which all have to come; 600 where it is not set
 LONG = 10.0  # seconds of waiting for the others, after which that is said
+TRY = 2.0  # seconds of one attempt to connect
 BEAT = 0.25  # seconds between two signs of life
 # A process that died is noticed after SILENCE seconds while others are awaited, and after FORMING
 # and LATER seconds once all had come: 30 together, at most.
@@ -55,25 +57,25 @@ def meet(rank: int, world: int, file: str | None, form: Callable[[Store], None])
     """Wait for the other processes, and form the group with the store by which they met.
 
     They meet in `file`, or where the environment's MASTER_ADDR and MASTER_PORT say. `form` raises
-    a RuntimeError where the store does not answer within `FORMING` seconds. SIGINT and SIGTERM
-    end the process at once: there is nothing yet that would have to be saved.
+    a RuntimeError where the store does not answer within `FORMING` seconds.
 
     Raises:
         UsageError: where the environment names no place, the others were told another number of
             processes, or one of them does not come in time.
         RnnnasError: where one of them has ended.
     """
-    with _interruptible():
-        meeting = _Meeting(_store(rank, world, file), rank, world)
-        try:
-            meeting.wait_for_all()
+    meeting = _Meeting(_store(rank, world, file), rank, world)
+    try:
+        meeting.wait_for_all()
+        with _interruptible():
             meeting.form(form)
-        except RuntimeError as error:  # the store does not answer, or has gone
-            raise meeting.ended(0) from error
-        except RnnnasError:
-            if rank == 0:  # the others read it from the store, which goes with this process
-                time.sleep(4 * BEAT)
-            raise
+    except RuntimeError as error:  # the store does not answer, or has gone
+        raise meeting.ended(0) from error
+    except RnnnasError:
+        if rank == 0:  # the others read it from the store, which goes with this process
+            time.sleep(4 * BEAT)
+        raise
+    presence.withdraw()
 
 
 @dataclass
@@ -111,6 +113,8 @@ class _Meeting:
             for rank, (beats, when) in heard.items():
                 if beats and now - when > SILENCE:
                     raise self.ended(rank)
+            for rank in sorted(presence.gone().intersection(missing)):
+                raise self.ended(rank)
             if now - began > limit:
                 raise self._stopped(
                     UsageError(
@@ -154,9 +158,7 @@ class _Meeting:
         raise self.ended(over.index(0)) from failure
 
     def ended(self, rank: int) -> RnnnasError:
-        error = RnnnasError(
-            f"process {rank} of {self.world} has ended while the others were starting", _AGAIN
-        )
+        error = _ended(rank, self.world)
         return self._stopped(error) if rank else error
 
     def _stopped(self, error: RnnnasError) -> RnnnasError:
@@ -166,6 +168,12 @@ class _Meeting:
 
     def _beat(self, rank: int, more: int) -> int:
         return self.store.add(f"beats {rank}", more)
+
+
+def _ended(rank: int, world: int) -> RnnnasError:
+    return RnnnasError(
+        f"process {rank} of {world} has ended while the others were starting", _AGAIN
+    )
 
 
 def _store(rank: int, world: int, file: str | None) -> Store:
@@ -185,15 +193,9 @@ def _store(rank: int, world: int, file: str | None) -> Store:
             "0, and MASTER_PORT, a free port there (1 to 65535)",
         )
     holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    seconds = FORMING if holds else _limit()
-    where = f"{host}:{port}, where process 0 listens"
     try:
         socket.getaddrinfo(host, port)  # torch would try again and again
-        with _told(rank, where):
-            store = TCPStore(
-                host, port, world, holds,
-                timeout=timedelta(seconds=seconds), wait_for_workers=False, multi_tenant=True,
-            )  # fmt: skip
+        store = _connected(host, port, rank, world, holds)
     except (RuntimeError, OSError, ValueError) as error:
         reason = "is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
         raise UsageError(
@@ -203,6 +205,26 @@ def _store(rank: int, world: int, file: str | None) -> Store:
         ) from error
     store.set_timeout(timedelta(seconds=FORMING))
     return PrefixStore(f"rnnnas {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _connected(host: str, port: int, rank: int, world: int, holds: bool) -> TCPStore:
+    """The store at an address, which this process `holds` or waits for."""
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            return TCPStore(
+                host, port, world, holds, timeout=timedelta(seconds=FORMING if holds else TRY),
+                wait_for_workers=False, multi_tenant=True,
+            )  # fmt: skip
+        except RuntimeError:
+            if holds or time.monotonic() - began > _limit():
+                raise
+        for other in sorted(presence.gone()):
+            raise _ended(other, world)
+        if time.monotonic() - began > LONG and not said:
+            _say(rank, f"{host}:{port}, where process 0 listens")
+            said = True
+        time.sleep(BEAT)
 
 
 def _limit() -> int:
@@ -218,18 +240,6 @@ def _named(ranks: list[int]) -> str:
 def _say(rank: int, whom: str) -> None:
     words = f"rnnnas: process {rank} waits for {whom} (Ctrl-C ends it)"
     print(visible(words), file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _told(rank: int, whom: str) -> Iterator[None]:
-    """Says for whom a block waits where it takes longer than `LONG` seconds."""
-    timer = threading.Timer(LONG, _say, (rank, whom))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextmanager

@@ -254,6 +254,11 @@ def _in_one_pass(weights: Iterable[Tensor], momentum: float) -> bool | None:
     return True if dense and not momentum else None
 
 
+def _at_hand(scalar: Tensor) -> bool:
+    """Whether a number can be read without waiting for a device."""
+    return scalar.device.type == "cpu"
+
+
 def clip_gradients(net: nn.Module, clip: float) -> Tensor:
     """Scale the gradients of a network down to the norm `clip`, 0 for no limit; returns their norm
     before, a scalar.
@@ -263,7 +268,7 @@ def clip_gradients(net: nn.Module, clip: float) -> Tensor:
     weights = list(net.parameters())
     norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
     most = clip or math.inf
-    if norm.device.type != "cpu" or not bool(most / (norm + _CLIP_EPSILON) >= 1):
+    if not _at_hand(norm) or not bool(most / (norm + _CLIP_EPSILON) >= 1):
         nn.utils.clip_grads_with_norm_(weights, most, norm)
     return norm
 
@@ -274,7 +279,7 @@ def guarded_step(optimizer: torch.optim.Optimizer, sound: Tensor) -> bool:
     Fused kernels of a device read the flag where it lies, so that this process need not wait for
     it. Returns False where it is known that nothing moved.
     """
-    if sound.is_cuda and all(group.get("fused") for group in optimizer.param_groups):
+    if not _at_hand(sound) and all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
         _step(optimizer)
         return True

@@ -251,6 +251,7 @@ def test_a_price_on_latency_finds_faster_cells(
     """On every seed, though the networks have hardly learned anything: all nodes take s0."""
     costs = table().costs
     settings = ["alphas.lr=0.1", "alphas.warmup=0.0", "model.hidden=8", "model.nodes=5",
+                "model.precision=float32",
                 "windows.streams=8", "windows.bptt=5"]  # fmt: skip
     for seed in seeds:
         seconds = []

@@ -23,6 +23,7 @@ from tiny_home import home as home
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rnnnas import optim
 from rnnnas.data.text_streams import Streams
 from rnnnas.distributed import ALONE
 from rnnnas.engine import loop
@@ -50,6 +51,7 @@ WAITS = (
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     without_kernels(monkeypatch)
+    monkeypatch.setattr(optim, "_at_hand", lambda scalar: False)
 
 
 class Watch(TorchDispatchMode):

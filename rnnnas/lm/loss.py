@@ -96,6 +96,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             wanted and need for need in ctx.needs_input_grad[:3]
         )
         if low and cpu_library.usable(outputs, weight, bias, low=True) and cpu_library.tiled():
+            ctx.at_hand = True
             nats, grads = _by_tiles(outputs, weight, bias, targets, any(ctx.present))
             # Without gradients there is nothing to choose from.
             present = zip(grads, ctx.present, strict=False)
@@ -107,6 +108,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = outputs.new_zeros((), dtype=torch.float64)
         x_all, matrix = (outputs.bfloat16(), weight.bfloat16()) if low else (outputs, weight)
         compiled = on_device or cpu_library.usable(outputs, weight, bias, low=low)
+        ctx.at_hand = compiled and not on_device  # a device's numbers would be waited for
         rounded = WORKSPACE.take(matrix, size, len(weight)) if low else None
         whole = None if compiled else WORKSPACE.take(outputs, size, len(weight))
         for start in range(0, rows, chunk):
@@ -141,9 +143,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        # Usually nothing multiplies the loss: a pass over the largest matrix less. A device is not
-        # asked, for it would be waited for.
-        alone = gradient.device.type == "cpu" and float(gradient) == 1.0
+        # Usually nothing multiplies the loss: a pass over the largest matrix less.
+        alone = ctx.at_hand and float(gradient) == 1.0
         grads = [
             (next(saved) if alone else next(saved) * gradient) if present else None
             for present in ctx.present

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: what is forked computes with one thread
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command sets it
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # as the command sets it
 os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 

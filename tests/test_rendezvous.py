@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing import forkserver
@@ -20,7 +21,7 @@ import torch.distributed as dist
 
 from rnnnas import distributed
 from rnnnas.errors import RnnnasError, UsageError
-from rnnnas.ranks import rendezvous
+from rnnnas.ranks import presence, rendezvous
 
 CPU = torch.device("cpu")
 Join = Callable[[], None]
@@ -200,10 +201,61 @@ def test_a_file_to_meet_in_needs_its_folder(tmp_path: Path) -> None:
         rendezvous._store(0, 2, str(tmp_path / "gone" / "store"))
 
 
+LIVES = """
+import sys
+from rnnnas.ranks import presence
+presence.announce()
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_a_rank_that_dies_before_it_reaches_the_others_is_noticed_on_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it lived before this one or came later, and also while nobody has asked for it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(presence, "_here", None)
+    about = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "WORLD_SIZE": "4", "RANK": "0"}
+    for name, value in about.items():
+        monkeypatch.setenv(name, value)
+
+    def lives(rank: int, **other: str) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", LIVES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "RANK": str(rank), "TMPDIR": str(tmp_path), **other},
+        )  # fmt: skip
+        assert child.stdout is not None and child.stdout.readline() == "here\n"
+        return child
+
+    before = lives(1)
+    presence.announce()
+    later, foreign = lives(2), lives(3, MASTER_PORT="29501")
+    try:
+        for child in (later, foreign):
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        assert presence.gone() == {2}
+        with pytest.raises(RnnnasError, match="process 2 of 4 has ended"):
+            rendezvous._Meeting(dist.HashStore(), 0, 4).wait_for_all()
+        before.communicate("")  # ends by itself, and takes its folder with it
+        assert presence.gone() == {1, 2}
+        again = lives(2)
+        assert presence.gone() == {1}
+        again.communicate("")
+        presence.withdraw()
+        assert presence.gone() == set() and not any(tmp_path.iterdir())
+    finally:
+        for child in (before, later, foreign):
+            child.kill()
+            child.communicate()
+
+
 WAITS = """
 import torch
 from rnnnas import distributed
-from rnnnas.ranks import rendezvous
+from rnnnas.ranks import presence, rendezvous
 rendezvous.LONG = rendezvous.TRY = 0.1
 with distributed.joined(torch.device("cpu")):
     pass
@@ -217,6 +269,7 @@ def test_a_rank_that_waits_says_for_whom_and_ends_by_a_signal(
 ) -> None:
     env = {
         "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+        "TORCH_CPP_LOG_LEVEL": "FATAL",  # as the command sets it
         "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     with subprocess.Popen(

@@ -51,8 +51,9 @@ class _Group(click.Group):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         end_with_parent()
         announce()
-        # Before torch is imported: of a process that has gone it would print frames of C++.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        if os.environ.get("WORLD_SIZE"):
+            # Before torch is imported: of a process that is not there it would print frames of C++.
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
         try:
             value = super().main(*args, **kwargs)
             if sys.stdout is not None:  # None: closed before we began

@@ -7,15 +7,17 @@ whose it is and whose only file says which rank.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rnnnas.processes import make_scratch, scratch_folders
+from rnnnas.processes import clear_scratch, make_scratch, scratch_folders
 
 _FILE = "rank"
 
@@ -43,6 +45,7 @@ def announce() -> None:
     if sys.platform == "win32":
         return
     with contextlib.suppress(OSError):  # there is no room: then others wait longer for it
+        atexit.register(clear_scratch, Path(tempfile.gettempdir()))  # of those that were killed
         _here = _Here(make_scratch(), " ".join(about), time.time())
         (_here.folder / _FILE).write_text(f"{_here.start} {rank}")
         gone()

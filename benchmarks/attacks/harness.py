@@ -138,8 +138,12 @@ def start(
         main(list(words))
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        begun = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        if isinstance(error, KeyboardInterrupt) and not begun:
+            code = 130  # it came before the command's first line, while Python would still start
+        else:
+            traceback.print_exc()
     finally:
         try:
             sys.stdout.flush()

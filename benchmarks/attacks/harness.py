@@ -138,8 +138,13 @@ def start(
         main(list(words))
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        begun = Path(frames[-1].filename).name not in ("harness.py", "signal.py")
+        if isinstance(error, KeyboardInterrupt) and not begun:
+            code = 130  # it came before the command's first line, while Python would still start
+        else:
+            traceback.print_exc()
     finally:
         try:
             sys.stdout.flush()

@@ -45,16 +45,17 @@ class _Group(click.Group):
         kwargs["standalone_mode"] = False
         # The words of the command, for processes that are to run it too.
         kwargs["obj"] = list(args[0] if args and args[0] is not None else sys.argv[1:])
-        # Outside a run's loop, which saves first: end as on an exception, so that what is half made
-        # is cleaned up. Not in the main thread: the program that called us handles its signals.
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        end_with_parent()
-        announce()
-        if os.environ.get("WORLD_SIZE"):
-            # Before torch is imported: of a process that is not there it would print frames of C++.
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
         try:
+            # Outside a run's loop, which saves first: end as on an exception, so that what is half
+            # made is cleaned up. Not in the main thread: the program that called us handles its
+            # signals.
+            with contextlib.suppress(ValueError):
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            end_with_parent()
+            announce()
+            if os.environ.get("WORLD_SIZE"):
+                # Before torch is imported: it would print frames of C++ where no process answers.
+                os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
             value = super().main(*args, **kwargs)
             if sys.stdout is not None:  # None: closed before we began
                 sys.stdout.flush()

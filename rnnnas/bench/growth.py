@@ -27,6 +27,7 @@ from rnnnas.bench.cost_model import (
     held_bytes,
 )
 from rnnnas.bench.fits import Fit, fit, grows_faster
+from rnnnas.bench.recurrent import search_step
 from rnnnas.bench.share import python_share
 from rnnnas.config.presets import resolve
 from rnnnas.distributed import ALONE, STORE, Ranks, joined
@@ -36,10 +37,8 @@ from rnnnas.errors import UsageError
 from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.matmul import multiply
 from rnnnas.lm.model import RecurrentLM, low_precision
-from rnnnas.nas.architect import Architect, order_for
 from rnnnas.nas.genotype import CellGene, Gene
-from rnnnas.nas.relax.base import Mixture
-from rnnnas.optim import alpha_optimizer, inner_step, weight_optimizer
+from rnnnas.optim import alpha_optimizer, weight_optimizer
 from rnnnas.processes import end_with, scratch_folder
 from rnnnas.types import Batch
 
@@ -120,32 +119,19 @@ def step_of(
     optimizer = weight_optimizer(net, config.weights)
     lr, clip = config.weights.lr, config.weights.clip
 
-    def weights(mixtures: dict[str, Mixture]) -> object:
-        return weight_step(
-            net, optimizer, batch, None, mixtures, net.noise(batch, masks), lr=lr, clip=clip,
-            ranks=ranks, cuda_graphs=graphs,
-        )  # fmt: skip
-
     if kind == "train":
-        return lambda: weights({}), net
+        return lambda: weight_step(
+            net, optimizer, batch, None, {}, net.noise(batch, masks), lr=lr, clip=clip,
+            ranks=ranks, cuda_graphs=graphs,
+        ), net  # fmt: skip
     method = config.relaxation
     alphas = {n: a.to(device) for n, a in method.init(net.space, draws).items()}
     alphas = {n: a.detach().requires_grad_() for n, a in alphas.items()}
     adam = alpha_optimizer(alphas, config.alphas)
-    order = order_for(net, config.order, config.alphas.second_order)
-    replay = None if graphs is None else graphs.run
-    architect = Architect(net, alphas, method, adam, order, replay=replay)
-
-    def search() -> object:
-        architect.step(
-            train=(batch, None), valid=(batch, None), progress=0.5, generator=masks,
-            inner=inner_step(net, optimizer, clip, lr=lr),
-        )  # fmt: skip
-        with torch.no_grad():
-            mixtures = method.mix(alphas, net.space, 0.5, masks)
-        return weights(dict(mixtures))
-
-    return search, net
+    step = search_step(
+        net, config, alphas, adam, optimizer, batch, masks, cuda_graphs=graphs, ranks=ranks
+    )
+    return step, net
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ from torch import Tensor
 from rnnnas.bench import classic
 from rnnnas.config.presets import resolve
 from rnnnas.data.text_streams import Streams
-from rnnnas.engine.cuda_graphs import PATIENCE, cuda_graphs_for, synchronise
+from rnnnas.distributed import ALONE, Ranks
+from rnnnas.engine.cuda_graphs import PATIENCE, CudaGraphs, cuda_graphs_for, synchronise
 from rnnnas.engine.steps import evaluate, weight_step
 from rnnnas.errors import UsageError
 from rnnnas.lm.fast import cpu_library
@@ -125,6 +126,16 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
             second=kind == "second_order", lr=lr, clip=clip,
             weight_decay=config.weights.weight_decay,
         )  # fmt: skip
+    return search_step(net, config, alphas, adam, optimizer, batch, masks, cuda_graphs=cuda_graphs)
+
+
+def search_step(
+    net: RecurrentLM, config: Any, alphas: dict[str, Tensor], adam: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer, batch: Batch, masks: torch.Generator, *,
+    cuda_graphs: CudaGraphs | None, ranks: Ranks = ALONE,
+) -> Callable[[], object]:  # fmt: skip
+    """An iteration of a search, the fast way: a step of the alphas, and one of the weights."""
+    method, lr, clip = config.relaxation, config.weights.lr, config.weights.clip
     order = order_for(net, config.order, config.alphas.second_order)
     precise = net.in_float32() if order == "finite" else None
     replay = None if cuda_graphs is None else cuda_graphs.run
@@ -137,10 +148,10 @@ def _iteration(kind: Kind, config: Any, device: torch.device) -> Callable[[], ob
         )  # fmt: skip
         with torch.no_grad():
             mixtures = method.mix(alphas, net.space, 0.5, masks)
-        noise = net.noise(batch, masks)
         weight_step(
-            net, optimizer, batch, None, mixtures, noise, lr=lr, clip=clip, cuda_graphs=cuda_graphs
-        )
+            net, optimizer, batch, None, mixtures, net.noise(batch, masks), lr=lr, clip=clip,
+            ranks=ranks, cuda_graphs=cuda_graphs,
+        )  # fmt: skip
 
     return iterate
 

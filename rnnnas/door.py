@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Paths = str | os.PathLike[str]
 # Settings that have a short name of their own, as `--hidden` on the command line.
+JOB_START = 4.0  # seconds that the process of a study's job takes to start, about
 SHORT = {"hidden": "model.hidden", "layers": "model.layers", "lr": "weights.lr"}
 
 
@@ -115,6 +116,7 @@ def search(
     device: str | torch.device = "auto",
     config: Paths | None = None,
     quiet: bool = False,
+    minutes: float | None = None,
     **settings: Any,
 ) -> SearchResult:
     """Search a recurrent cell on a text, or the cells of an image network on images.
@@ -130,6 +132,8 @@ def search(
         fresh: start anew in a folder beside an existing run.
         config: a TOML file of settings.
         quiet: show no progress.
+        minutes: the time that the run may take, on a text: its length, and where nothing else is
+            said its sizes, follow. The setting `seconds` is the same.
         settings: settings by name: `epochs=2`, `windows={"limit": 100}`, `**{"alphas.lr": 1e-2}`;
             `hidden`, `layers` and `lr` are short for `model.hidden`, `model.layers`, `weights.lr`.
 
@@ -140,9 +144,13 @@ def search(
 
     opened = _opened(corpus)
     name, relax = _method_name(method)
-    flags = {**relax, **_nested(settings), "corpus": opened.name, "method": name, "seed": seed}
+    flags = {**relax, **_timed(settings, minutes)}
+    flags |= {"corpus": opened.name, "method": name, "seed": seed}
     images = is_of_images(opened)
-    resolved = resolve_run("search", preset=preset, file=config, flags=flags, images=images)
+    resolved = resolve_run(
+        "search", preset=preset, file=config, flags=flags, images=images,
+        passes=0.0 if flags.get("seconds") else None,
+    )  # fmt: skip
     folder = Path(out) if out is not None else default_folder("search", resolved)
     if not images and not quiet:
         _say_cell(resolved.cell_space)
@@ -161,6 +169,7 @@ def train(
     device: str | torch.device = "auto",
     config: Paths | None = None,
     quiet: bool = False,
+    minutes: float | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Train a cell from scratch and report its perplexity, or on images its accuracy.
@@ -173,18 +182,28 @@ def train(
     Raises:
         RnnnasError: with a cause and a remedy, as the command line would print them.
     """
+    from rnnnas.training.passes import kept, passes_in
     from rnnnas.training.run import train as run
 
     opened = _opened(corpus)
-    flags = {**_nested(settings), "corpus": opened.name, "seed": seed}
+    flags = {**_timed(settings, minutes), "corpus": opened.name, "seed": seed}
     if genotype is not None:
         flags["genotype"] = _genotype_setting(genotype)
     images = is_of_images(opened)
-    resolved = resolve_run("train", preset=preset, file=config, flags=flags, images=images)
+    called = str(genotype if isinstance(genotype, str | os.PathLike) else "cell")
+    there = Path(out) if out is not None else run_folder("train", opened.name, called, seed or 1)
+    passes, before = None, None
+    timed = flags.get("seconds") and preset is None and config is None
+    if timed and isinstance(opened, corpora.Corpus):
+        before = None if fresh else kept(there)
+        passes = 0.0 if before else passes_in(flags["seconds"], opened, pick_device(device))
+    resolved = resolve_run(
+        "train", preset=preset, file=config, flags=flags, images=images,
+        passes=passes, kept=before,
+    )  # fmt: skip
     if not images and not quiet:
         _say_cell(resolved.network)
-    called = genotype if isinstance(genotype, str | os.PathLike) else "cell"
-    folder = Path(out) if out is not None else default_folder("train", resolved, str(called))
+    folder = Path(out) if out is not None else default_folder("train", resolved, called)
     result = run(resolved, opened, folder, device=pick_device(device), fresh=fresh, quiet=quiet)
     return TrainResult.of(result)
 
@@ -200,6 +219,7 @@ def study(
     fresh: bool = False,
     device: str = "auto",
     quiet: bool = False,
+    minutes: float | None = None,
     **settings: Any,
 ) -> StudyResult:
     """Compare search methods with one another and with random cells; see `rnnnas study --help`.
@@ -207,9 +227,13 @@ def study(
     Args:
         seeds: how many, or which.
         jobs: how many runs work at a time, each in a process of its own.
+        minutes: the time that all runs together may take, on a text; of methods and seeds that
+            are not named as many are taken as get a minute a training.
     """
     import sys
 
+    from rnnnas.engine.budget import Stopwatch
+    from rnnnas.studies import budget
     from rnnnas.studies.execute import study as run
     from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study
     from rnnnas.studies.result import StudyResult
@@ -226,14 +250,25 @@ def study(
     name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
     folder = Path(out) if out is not None else checkpoints_folder() / name
     more = () if device == "auto" else ("--device", str(device))
+    pace = None
+    if minutes is not None:
+        seconds = 60.0 * minutes
+        stopwatch = Stopwatch()
+        there = None if fresh else budget.kept(folder, resolved, seconds)
+        resolved = there or budget.budgeted(
+            resolved, seconds, jobs, start=JOB_START,
+            methods=methods is not None, seeds=seeds is not None,
+        )  # fmt: skip
+        pace = budget.StudyPace(seconds, stopwatch, jobs)
 
     def say(text: str) -> None:
         if not quiet:
             print(visible(text), file=sys.stderr)
 
     result = run(
-        resolved, opened, folder, cluster="local", slots=jobs, more=more, fresh=fresh, say=say
-    )
+        resolved, opened, folder, cluster="local", slots=jobs, more=more, fresh=fresh, pace=pace,
+        say=say,
+    )  # fmt: skip
     return StudyResult.of(result)
 
 
@@ -405,8 +440,7 @@ def resolve_run(
     images: bool,
     settings: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
-    tokens: int | None = None,
-    share: float = 1.0,
+    passes: float | None = None,
     kept: Mapping[str, Any] | None = None,
 ) -> Any:
     """The configuration of a "search" or a "train" run; arguments as of `presets.resolve`.
@@ -421,8 +455,7 @@ def resolve_run(
         settings=settings,
         flags=flags,
         base=base,
-        tokens=tokens,
-        share=share,
+        passes=passes,
         kept=kept,
     )
 
@@ -490,6 +523,16 @@ def _opened(corpus: AnyCorpus | str) -> AnyCorpus:
 def is_of_images(corpus: Corpus | ImageCorpus) -> bool:
     """Whether a corpus holds images."""
     return isinstance(corpus, corpora.ImageCorpus)
+
+
+def _timed(settings: Mapping[str, Any], minutes: float | None) -> dict[str, Any]:
+    """Nested settings with the time given. Raises UsageError where it is given twice."""
+    table = _nested(settings)
+    if minutes is not None:
+        if table.get("seconds"):
+            raise UsageError("minutes and seconds are one budget", "give one of them")
+        table["seconds"] = 60.0 * minutes
+    return table
 
 
 def _nested(settings: Mapping[str, Any], short: Mapping[str, str] = SHORT) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from tiny_home import corpus, home  # noqa: F401  (fixtures)
 
+from rnnnas.cli import runs
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import resolve
-from rnnnas.config.recipes import chosen, recipe
+from rnnnas.config.recipes import recipe
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
 from rnnnas.distributed import ALONE
 from rnnnas.engine import budget
@@ -21,10 +23,12 @@ from rnnnas.engine.budget import Costs, Course, Pace, Plan, Stopwatch, make_plan
 from rnnnas.engine.job import Position
 from rnnnas.errors import CheckpointError, DataError, UsageError
 from rnnnas.runs.checkpoint import load_content
+from rnnnas.runs.files import write_json
 from rnnnas.searching import run as searching
 from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.run import job_of, search
 from rnnnas.searching.supernet import SearchJob
+from rnnnas.training import passes
 from rnnnas.training import run as training
 from rnnnas.training.run import TrainJob, train
 
@@ -398,13 +402,13 @@ def test_a_text_that_is_too_small_is_refused(
 def test_a_recipe_gives_way_to_what_is_said() -> None:
     def config(*settings: str, **more: Any) -> Any:
         flags = {"corpus": "book", "genotype": "LSTM", "seconds": 120.0}
-        options = {"preset": None, "file": None, "tokens": 100_000, **more}
+        options = {"preset": None, "file": None, "passes": 20.0, **more}
         return resolve("train", settings=settings, flags=flags, **options)
 
-    assert config().model.hidden == recipe("train", 100_000, 120.0)["model"]["hidden"]
+    assert config().model.hidden == recipe("train", 20.0, 120.0)["model"]["hidden"]
     assert config("model.hidden=50").model.hidden == 50
     assert config(preset="ptb-medium").model.hidden == 256
-    assert config(tokens=900_000) != config()
+    assert config(passes=2.0) != config()
 
 
 @pytest.mark.slow
@@ -415,18 +419,75 @@ def test_a_budget_by_the_real_clock(corpus: Corpus, tmp_path: Path) -> None:  # 
     assert 14.0 < result["spent_seconds"] < 30.0
 
 
-def test_a_machine_that_is_shared_gets_the_recipe_of_less_time() -> None:
-    def units(share: float, **more: Any) -> int:
-        flags = {"corpus": "book", "genotype": "LSTM", "seconds": 300.0}
-        options = {"preset": None, "file": None, "settings": [], "tokens": 218_000, **more}
-        found: int = resolve("train", flags=flags, share=share, **options).model.hidden
-        return found
+def test_a_text_that_is_read_oftener_gets_more_units_and_more_dropout() -> None:
+    rungs = [recipe("train", passes, 300.0) for passes in (1.0, 9.9, 10.0, 29.9, 30.0, 1e6)]
+    assert rungs[0] == rungs[1] != rungs[2] == rungs[3] != rungs[4] == rungs[5]
+    units = [rung["model"]["hidden"] for rung in rungs[::2]]
+    dropouts = [rung["noise"]["dropout"] for rung in rungs[::2]]
+    assert units == sorted(set(units))
+    assert dropouts == sorted(dropouts)
 
-    assert (units(1.0), units(0.1)) == (200, 100)
-    first = resolve(
-        "train", preset=None, file=None, settings=[], tokens=218_000, share=0.1,
-        flags={"corpus": "book", "genotype": "LSTM", "seconds": 300.0},
-    )  # fmt: skip
-    kept = chosen("train", to_plain(first))
-    assert kept == recipe("train", 218_000, 30.0)
-    assert units(1.0, kept=kept) == 100  # a run that goes on is the one that was begun
+
+def test_passes_are_those_of_timed_steps(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    seen: list[TrainJob] = []
+
+    def timed(job: Any, most: float) -> float:
+        seen.append(job)
+        return 0.05
+
+    monkeypatch.setattr(passes, "measure_step", timed)
+    found = passes.passes_in(60.0, corpus, CPU)
+    (job,) = seen
+    assert (job.config.cell, job.config.model.hidden) == ("lstm", 200)
+    steps = len(job.task.lengths(0))  # of one pass over the training text
+    assert found == pytest.approx(60.0 / 0.05 / steps)
+    assert sum(job.task.lengths(0)) == (len(corpus.splits["train"]) - 16) // 16
+
+
+def test_a_run_that_goes_on_keeps_the_sizes_it_began_with(
+    corpus: Corpus,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = {"corpus": corpus.name, "genotype": "LSTM", "seconds": 300.0}
+
+    def units(often: float, before: Any = None) -> int:
+        options: Any = {"preset": None, "file": None, "settings": [], "kept": before}
+        return resolve("train", flags=flags, passes=often, **options).model.hidden  # type: ignore[no-any-return]
+
+    few, many = units(1.0), units(100.0)
+    assert few < many
+    options: Any = {"preset": None, "file": None, "settings": [], "passes": 1.0}
+    first = resolve("train", flags=flags, **options)
+    monkeypatch.setattr(passes, "read_plan", lambda folder: "a plan")
+    (tmp_path / budget.PLAN).write_text("{}", encoding="utf-8")
+    write_json(tmp_path / "config.json", {"config": to_plain(first)})
+    before = passes.kept(tmp_path)
+    assert before == recipe("train", 1.0, 300.0)
+    assert units(100.0, before) == few
+    assert passes.kept(tmp_path / "nowhere") is None
+
+
+def test_processes_take_the_recipe_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has timed its own steps, on a machine where they disturb each other."""
+
+    class Second:
+        leads, size = False, 2
+
+        def broadcast(self, value: Any) -> Any:
+            return recipe("train", 100.0, 300.0)
+
+    @contextlib.contextmanager
+    def joined(name: str) -> Iterator[Any]:
+        yield CPU, Second()
+
+    got: list[Any] = []
+    monkeypatch.setattr(runs, "joined", joined)
+    flags = {"corpus": "book", "genotype": "LSTM", "seconds": 300.0}
+    options: Any = {"preset": None, "file": None, "settings": [], "passes": 1.0}
+    own = resolve("train", flags=flags, **options)
+    options = {"device": "cpu", "out": Path("run"), "fresh": False}
+    runs._run(lambda config, *more, **rest: got.append(config), own, None, options, Path("run"))
+    assert got[0].model.hidden == recipe("train", 100.0, 300.0)["model"]["hidden"]
+    assert own.model.hidden != got[0].model.hidden
+    assert got[0].genotype == own.genotype

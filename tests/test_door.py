@@ -8,16 +8,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import rnnnas
+from rnnnas.config.recipes import recipe
 from rnnnas.data.corpus import Corpus
 from rnnnas.evaluation.image_model import ImageModel
 from rnnnas.evaluation.language_model import LanguageModel, draw_token
 from rnnnas.nas import methods
 from rnnnas.nas.relax import base
+from rnnnas.searching import run as searching
+from rnnnas.studies import execute
+from rnnnas.training import passes
+from rnnnas.training import run as training
 from rnnnas.training.result import TrainResult
 
 LINES = ["the cat sat on the mat", "a dog ran to the cat", "the dog sat", "a cat ran", ""]
@@ -86,6 +92,48 @@ def test_a_search_and_a_training_of_what_it_found(corpus: Corpus, home: Path) ->
 def test_the_same_call_repeats_its_result(corpus: Corpus, trained: TrainResult) -> None:
     again = rnnnas.train(corpus, "sigmoid0 relu1 tanh1", test_streams=2, **TINY)
     assert again == trained
+
+
+class Begun(Exception):
+    """Carries the settings that a run was begun with."""
+
+
+def begins(config: Any, *more: Any, **rest: Any) -> None:
+    raise Begun(config, rest)
+
+
+def test_a_training_in_given_minutes_takes_the_sizes_that_fit(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "train", begins)
+    monkeypatch.setattr(passes, "passes_in", lambda seconds, text, device: seconds / 10)
+    for minutes in (0.1, 10.0):
+        with pytest.raises(Begun) as begun:
+            rnnnas.train(corpus, "LSTM", minutes=minutes, quiet=True, device="cpu")
+        config = begun.value.args[0]
+        assert config.seconds == 60 * minutes
+        assert config.model.hidden == recipe("train", 6 * minutes, 60.0)["model"]["hidden"]
+    with pytest.raises(Begun) as begun:
+        rnnnas.train(corpus, "LSTM", minutes=1, preset="ptb-medium", quiet=True, device="cpu")
+    assert begun.value.args[0].model.hidden == 256
+    with pytest.raises(rnnnas.UsageError, match="minutes and seconds are one budget"):
+        rnnnas.train(corpus, "LSTM", minutes=1, seconds=60.0)
+
+
+def test_a_search_and_a_study_in_given_minutes(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "search", begins)
+    monkeypatch.setattr(execute, "study", begins)
+    with pytest.raises(Begun) as begun:
+        rnnnas.search(corpus, minutes=11, quiet=True, device="cpu")
+    config = begun.value.args[0]
+    assert config.seconds == 660.0
+    assert config.model.hidden == recipe("search", 0.0, 660.0)["model"]["hidden"]
+    with pytest.raises(Begun) as begun:
+        rnnnas.study(corpus, preset="study-quick", methods=["random"], minutes=20, quiet=True)
+    config, rest = begun.value.args
+    assert (config.methods, rest["pace"].seconds) == (("random",), 1200.0)
 
 
 def test_a_home_that_is_told(tmp_path: Path, corpus: Corpus) -> None:

@@ -17,6 +17,18 @@ def test_a_value_that_is_no_single_setting_is_a_word(text: str) -> None:
     assert value_of(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [(".5", 0.5), ("2.", 2.0), ("-.25", -0.25), ("+1.e-3", 1e-3)]
+)
+def test_a_number_may_be_written_short(text: str, value: float) -> None:
+    assert value_of(text) == value
+
+
+@pytest.mark.parametrize("text", [".", "-.", "1.2.3", ".e3", "v1."])
+def test_what_only_looks_like_a_short_number_is_a_word(text: str) -> None:
+    assert value_of(text) == text
+
+
 def test_settings_nested_deeper_than_any_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "deep.toml"
     path.write_text("a." * 3_000 + "a = 1")

@@ -172,11 +172,6 @@ def took(result: dict[str, Any]) -> str:
     return said
 
 
-def share_of_time() -> float:
-    """The share of one core's time that this process had since its start, 1 at most."""
-    return min(1.0, time.process_time() / max(time.perf_counter() - STARTED, 1e-9))
-
-
 def duration(seconds: float) -> str:
     """'40 seconds', '12 minutes', '3.5 hours', '2 days' for people."""
     for size, unit in ((172_800, 86_400), (7_200, 3_600), (120, 60)):

@@ -24,7 +24,6 @@ from rnnnas.cli.common import (
     say_cell,
     say_compared,
     say_kernels,
-    share_of_time,
     took,
 )
 from rnnnas.cli.memory import memory_errors
@@ -182,8 +181,10 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
         raise click.UsageError("Missing option '--genotype' (or '--from').")
     flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
     there = options["out"] or _train_folder(options, genotype, start)
-    kept = None if options["fresh"] else _kept(there)
-    config = _resolve("train", options, flags, base, kept)
+    with waiting("starting PyTorch", quiet=not _speaks()):
+        from rnnnas.training.passes import kept
+    before = None if options["fresh"] else kept(there)
+    config = _resolve("train", options, flags, base, before)
     if config is None or _shared_out(options, config):
         return
     from rnnnas.data.corpus import open_any
@@ -257,18 +258,6 @@ def _train_folder(options: Settings, genotype: str | None, start: Path | None) -
     return run_folder("train", corpus, called, 1 if options["seed"] is None else options["seed"])
 
 
-def _kept(folder: Path) -> Settings | None:
-    """What a recipe chose for the run with a time budget in `folder`; None where there is none."""
-    from rnnnas.config.recipes import chosen
-    from rnnnas.engine.budget import PLAN, read_plan
-    from rnnnas.runs.files import read_object
-
-    if not os.path.exists(folder / PLAN) or read_plan(folder) is None:
-        return None
-    config = read_object(folder / "config.json").get("config")
-    return chosen("train", config) if isinstance(config, dict) else None
-
-
 def _measured(result: Settings, split: str) -> str:
     """'perplexity 61.20' or 'accuracy 71.35 %'."""
     if f"{split}_accuracy" in result:
@@ -309,6 +298,8 @@ def _run(
     **more: Any,
 ) -> Settings | None:  # fmt: skip
     """The result of a search or a training; None on ranks that report nothing."""
+    from rnnnas.config.plain import from_plain, merge, to_plain
+    from rnnnas.config.recipes import chosen
     from rnnnas.data.corpus import holds_images
     from rnnnas.engine.budget import Stopwatch
 
@@ -317,6 +308,10 @@ def _run(
         if ranks.leads and config.model.path == "fast" and not images:
             say_kernels(device, config.model.precision)
             say_cell(getattr(config, "cell_space", None) or config.network)
+        if not images and config.seconds:  # each process has measured what a recipe goes by
+            plain = to_plain(config)
+            merge(plain, ranks.broadcast(chosen(plain)))
+            config = from_plain(type(config), plain)
         result = run(
             config,
             corpus,
@@ -363,6 +358,11 @@ def _resolve(
         require_for(options["out"])  # before an operation or a method is unknown
     if flags.get("genotype") is not None:
         require_for(flags["genotype"])
+    passes = None
+    if seconds and not images:
+        passes = 0.0
+        if kind == "train" and not (kept or base or options["preset"] or file):
+            passes = _passes(corpus, seconds, options["device"])
     config = resolve_run(
         kind,
         preset=options["preset"],
@@ -371,8 +371,7 @@ def _resolve(
         flags={**flags, "seconds": seconds},
         images=images,
         base=base,
-        tokens=_tokens(corpus) if seconds else None,
-        share=share_of_time(),
+        passes=passes,
         kept=kept,
     )
     for key in without_effect(config, kind, file, settings, images):
@@ -386,12 +385,13 @@ def _resolve(
     return config
 
 
-def _tokens(corpus: str) -> int | None:
-    """Training tokens of a corpus of text; None for images."""
-    from rnnnas.data.corpus import Corpus, open_any
+def _passes(corpus: str, seconds: float, device: str) -> float:
+    """Passes over a text that a small network makes in the time given."""
+    from rnnnas.data.corpus import open_corpus
+    from rnnnas.training.passes import passes_in
 
-    opened = open_any(corpus)
-    return len(opened.splits["train"]) if isinstance(opened, Corpus) else None
+    with waiting("measuring how often the time lets a network read the text", quiet=not _speaks()):
+        return passes_in(seconds, open_corpus(corpus), pick_device(device))
 
 
 def _dry_run(job: Any, config: Any, seconds: Callable[[], float], options: Settings) -> None:

@@ -141,8 +141,13 @@ def to_toml(plain: Mapping[str, Any], prefix: str = "") -> str:
     return "".join(lines) + "".join(tables)
 
 
+_SHORT_FLOAT = re.compile(r"[+-]?(\d+\.|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # none to TOML
+
+
 def value_of(text: str) -> Any:
-    """What `--set` gives: a TOML value, or else the plain word."""
+    """What `--set` gives: a TOML value, a number as people write it (.5, 2.), or the plain word."""
+    if _SHORT_FLOAT.fullmatch(text.strip()):
+        return float(text)
     try:
         table = parse_toml(f"value = {text}")
     except RecursionError as error:

@@ -58,15 +58,14 @@ def resolve(
     settings: Iterable[str],
     flags: Mapping[str, Any],
     base: Mapping[str, Any] | None = None,
-    tokens: int | None = None,
-    share: float = 1.0,
+    passes: float | None = None,
     kept: Mapping[str, Any] | None = None,
 ) -> Any:
     """The configuration of a run of `kind`, one of `KINDS`.
 
     Args:
-        tokens: of the training text, for the recipe of a time budget where no preset is named.
-        share: of the machine's time that this process gets, for the recipe of a training.
+        passes: over the training text that a network of `recipes.REFERENCE_UNITS` makes in the
+            time given, about: for the recipe of a time budget where no preset is named.
         kept: what takes the recipe's place: what was chosen for the run that goes on.
         base: what takes the place of the default preset, where neither preset nor file is given.
         settings: 'dotted.key=value' texts; a value is read as TOML, or else as a plain word.
@@ -78,11 +77,10 @@ def resolve(
     cls = KINDS[kind]
     settings = list(settings)
     seconds = flags.get("seconds")
-    if seconds and tokens and base is None and not kind.startswith(IMAGE):
+    if seconds and passes is not None and base is None and not kind.startswith(IMAGE):
         base = {}
         merge(base, preset_table(DEFAULT_PRESET, kind))
-        part = share if kind == "train" else 1.0
-        merge(base, recipe(kind, tokens, part * seconds) if kept is None else dict(kept))
+        merge(base, recipe(kind, passes, seconds) if kept is None else dict(kept))
     table = compose(kind, preset=preset, file=file, settings=settings, flags=flags, base=base)
     _settle_length(table, kind, file, settings, flags)
     if "capture" in table and kind.startswith(IMAGE):

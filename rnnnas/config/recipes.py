@@ -6,19 +6,43 @@ The figures behind them are in benchmarks/recipes.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-TOKENS_A_SECOND = 15_000  # that two hundred units read, about, on two cores of today
-OFTEN = 10.0  # passes over a text, from which on a network learns it by heart
-LONG = 600.0  # seconds: from here on, a text that is read less often gains by more units
+# The LSTM in whose passes over the text a time is counted.
+REFERENCE_UNITS, STREAMS, STEPS = 200, 16, 35
+LONG = 600.0  # seconds: from here on, a search gains by more units
 
 
-def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
+class Rung(NamedTuple):
+    """What a text is trained with that is read so often; the dropouts as of `NoiseConfig`."""
+
+    passes: float  # at the least, by a network of `REFERENCE_UNITS`
+    hidden: int
+    bptt: int
+    dropout: float
+    dropouti: float
+    dropoute: float
+    weightdrop: float
+    lr: float
+    clip: float
+
+
+# What is read twice is limited by steps: few units, short windows, steps of one length (the usual
+# ones are short while the loss is flat). What is read twenty times is learned by heart: there
+# more units pay, and every dropout there is.
+RUNGS = (
+    Rung(30.0, 400, 35, 0.5, 0.3, 0.1, 0.4, 20.0, 0.25),
+    Rung(10.0, 200, 35, 0.5, 0.3, 0.1, 0.0, 20.0, 0.25),
+    Rung(0.0, 100, 20, 0.1, 0.0, 0.0, 0.0, 60.0, 0.1),
+)
+
+
+def recipe(kind: str, passes: float, seconds: float) -> dict[str, Any]:
     """Settings over those of the default preset, for a run of `kind`, "search" or "train".
 
     Args:
-        tokens: of the training text. seconds: the budget; on a machine that gives this process a
-            part of its time, that part of the budget.
+        passes: over the training text that a network of `REFERENCE_UNITS` makes in that time.
+        seconds: the budget.
     """
     if kind == "search":
         # Many small steps: a network under search comes down by steps more than by tokens.
@@ -28,22 +52,25 @@ def recipe(kind: str, tokens: int, seconds: float) -> dict[str, Any]:
             "weights": {"lr": 10.0, "schedule": "cosine"},
             "alphas": {"lr": 1e-2},
         }
-    small = TOKENS_A_SECOND * seconds / max(tokens, 1) >= OFTEN
-    short = not small and seconds < LONG
-    dropout = 0.4 if small else 0.1 if short else 0.2
+    rung = next(rung for rung in RUNGS if passes >= rung.passes)
     return {
         "output_bias": "frequencies",
-        "model": {"hidden": 100 if short else 200},
-        "noise": {"dropout": dropout, "dropoutx": dropout / 2, "dropouth": dropout / 2},
-        "windows": {"streams": 16, "bptt": 35 if small else 20},
-        # Where time is short, steps of one length: the usual ones are short while the loss is flat.
-        "weights": {"lr": 60.0, "clip": 0.1} if short else {"lr": 20.0, "clip": 0.25},
+        "model": {"hidden": rung.hidden},
+        "noise": {
+            "dropout": rung.dropout,
+            "dropouti": rung.dropouti,
+            "dropoute": rung.dropoute,
+            "dropoutx": rung.dropout / 2,
+            "dropouth": rung.dropout / 2,
+        },
+        "windows": {"streams": STREAMS, "bptt": rung.bptt},
+        "weights": {"lr": rung.lr, "clip": rung.clip},
     }
 
 
-def chosen(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the nested settings of a run those that a recipe decides, as they are there."""
-    return _picked(recipe(kind, 1, 1.0), settings)
+def chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the nested settings of a training those that a recipe decides, as they are there."""
+    return _picked(recipe("train", 0.0, 1.0), settings)
 
 
 def _picked(keys: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

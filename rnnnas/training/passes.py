@@ -1,0 +1,51 @@
+"""How often a time budget lets a network read a text, measured before its size is chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnnas.config.recipes import REFERENCE_UNITS, STEPS, STREAMS, chosen
+from rnnnas.config.text import TrainConfig
+from rnnnas.data.corpus import Corpus
+from rnnnas.data.text_streams import WindowConfig
+from rnnnas.engine.budget import PLAN, measure_step, read_plan
+from rnnnas.lm.model import ModelConfig
+from rnnnas.runs.files import read_object
+from rnnnas.training.run import TrainJob
+
+SHARE = 0.01  # of the budget, that the measurement may take, about
+
+
+def passes_in(seconds: float, corpus: Corpus, device: torch.device) -> float:
+    """Passes over the training text that an LSTM of `REFERENCE_UNITS` units makes in `seconds`.
+
+    By steps that are timed, on a network that is thrown away: on a machine that others use, too,
+    they are fewer.
+    """
+    job = TrainJob(
+        TrainConfig(
+            corpus=corpus.name,
+            cell="lstm",
+            model=ModelConfig(hidden=REFERENCE_UNITS),
+            windows=WindowConfig(streams=STREAMS, bptt=STEPS),
+            capture="off",  # whose capturing would take longer than what is measured
+        ),
+        corpus,
+        device,
+    )
+    return seconds / (len(job.lengths(0)) * measure_step(job, SHARE * seconds))
+
+
+def kept(folder: Path) -> dict[str, Any] | None:
+    """What a recipe chose for the training with a budget in `folder`; None where there is none.
+
+    Raises:
+        CheckpointError: where its plan or its settings are damaged.
+    """
+    if not (folder / PLAN).exists() or read_plan(folder) is None:
+        return None
+    config = read_object(folder / "config.json").get("config")
+    return chosen(config) if isinstance(config, dict) else None

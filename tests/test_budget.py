@@ -15,7 +15,7 @@ from tiny_home import corpus, home  # noqa: F401  (fixtures)
 from rnnnas.cli import runs
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import resolve
-from rnnnas.config.recipes import recipe
+from rnnnas.config.recipes import RUNGS, recipe
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
 from rnnnas.distributed import ALONE
 from rnnnas.engine import budget
@@ -420,12 +420,14 @@ def test_a_budget_by_the_real_clock(corpus: Corpus, tmp_path: Path) -> None:  # 
 
 
 def test_a_text_that_is_read_oftener_gets_more_units_and_more_dropout() -> None:
-    rungs = [recipe("train", passes, 300.0) for passes in (1.0, 9.9, 10.0, 29.9, 30.0, 1e6)]
-    assert rungs[0] == rungs[1] != rungs[2] == rungs[3] != rungs[4] == rungs[5]
-    units = [rung["model"]["hidden"] for rung in rungs[::2]]
-    dropouts = [rung["noise"]["dropout"] for rung in rungs[::2]]
-    assert units == sorted(set(units))
-    assert dropouts == sorted(dropouts)
+    borders = [rung.passes for rung in RUNGS]
+    assert borders == sorted(set(borders), reverse=True) and borders[-1] == 0.0
+    rungs = [recipe("train", border, 300.0) for border in reversed(borders)]
+    below = [recipe("train", 0.99 * border, 300.0) for border in reversed(borders)]
+    assert below[1:] == rungs[:-1]
+    for quantity in (("model", "hidden"), ("noise", "dropout"), ("noise", "dropouti")):
+        values = [rung[quantity[0]][quantity[1]] for rung in rungs]
+        assert values == sorted(values) and values[0] < values[-1]
 
 
 def test_passes_are_those_of_timed_steps(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -182,7 +182,7 @@ def train(
     Raises:
         RnnnasError: with a cause and a remedy, as the command line would print them.
     """
-    from rnnnas.training.passes import kept, passes_in
+    from rnnnas.training.passes import kept
     from rnnnas.training.run import train as run
 
     opened = _opened(corpus)
@@ -192,15 +192,10 @@ def train(
     images = is_of_images(opened)
     called = str(genotype if isinstance(genotype, str | os.PathLike) else "cell")
     there = Path(out) if out is not None else run_folder("train", opened.name, called, seed or 1)
-    passes, before = None, None
-    timed = flags.get("seconds") and preset is None and config is None
-    if timed and isinstance(opened, corpora.Corpus):
-        before = None if fresh else kept(there)
-        passes = 0.0 if before else passes_in(flags["seconds"], opened, pick_device(device))
-    resolved = resolve_run(
-        "train", preset=preset, file=config, flags=flags, images=images,
-        passes=passes, kept=before,
-    )  # fmt: skip
+    before = None if fresh or not flags.get("seconds") else kept(there)
+    resolved = resolve_train(
+        opened, device, preset=preset, file=config, flags=flags, images=images, kept=before
+    )
     if not images and not quiet:
         _say_cell(resolved.network)
     folder = Path(out) if out is not None else default_folder("train", resolved, called)
@@ -458,6 +453,30 @@ def resolve_run(
         passes=passes,
         kept=kept,
     )
+
+
+def resolve_train(
+    opened: AnyCorpus, device: str | torch.device, *, kept: Mapping[str, Any] | None, **given: Any
+) -> Any:
+    """The configuration of a training; where a time is given and neither preset nor file, with
+    the sizes that this device's speed allows.
+
+    Args:
+        kept: what was chosen for the run that goes on. given: other arguments of `resolve_run`.
+
+    Raises:
+        UsageError: as `resolve_run`.
+    """
+    from rnnnas.training.passes import passes_in
+
+    budget = given["flags"].get("seconds")
+    free = not (given.get("preset") or given.get("file") or given.get("base"))
+    if not (budget and free and isinstance(opened, corpora.Corpus)):
+        return resolve_run("train", **given)
+    resolved = resolve_run("train", passes=0.0, kept=kept, **given)
+    if kept is not None:
+        return resolved
+    return resolve_run("train", passes=passes_in(resolved, opened, pick_device(device)), **given)
 
 
 def without_effect(

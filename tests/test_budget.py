@@ -438,12 +438,13 @@ def test_passes_are_those_of_timed_steps(corpus: Corpus, monkeypatch: pytest.Mon
         return 0.05
 
     monkeypatch.setattr(passes, "measure_step", timed)
-    found = passes.passes_in(60.0, corpus, CPU)
-    (job,) = seen
-    assert (job.config.cell, job.config.model.hidden) == ("lstm", 200)
-    steps = len(job.task.lengths(0))  # of one pass over the training text
-    assert found == pytest.approx(60.0 / 0.05 / steps)
-    assert sum(job.task.lengths(0)) == (len(corpus.splits["train"]) - 16) // 16
+    for cell, genotype in (("lstm", "LSTM"), ("derived", CELL)):
+        config = train_config("model.hidden=7", seconds=60.0, genotype=genotype)
+        found = passes.passes_in(config, corpus, CPU)
+        job = seen.pop()
+        assert (job.config.cell, job.config.model.hidden) == (cell, 200)
+        assert sum(job.task.lengths(0)) == (len(corpus.splits["train"]) - 16) // 16  # a whole pass
+        assert found == pytest.approx(60.0 / 0.05 / len(job.task.lengths(0)))
 
 
 def test_a_run_that_goes_on_keeps_the_sizes_it_began_with(

@@ -106,7 +106,7 @@ def test_a_training_in_given_minutes_takes_the_sizes_that_fit(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "train", begins)
-    monkeypatch.setattr(passes, "passes_in", lambda seconds, text, device: seconds / 10)
+    monkeypatch.setattr(passes, "passes_in", lambda config, text, device: config.seconds / 10)
     for minutes in (0.1, 10.0):
         with pytest.raises(Begun) as begun:
             rnnnas.train(corpus, "LSTM", minutes=minutes, quiet=True, device="cpu")

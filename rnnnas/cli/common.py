@@ -115,6 +115,11 @@ def budget_seconds(minutes: float | None, seconds: float | None) -> float | None
     return seconds if minutes is None else 60.0 * minutes
 
 
+def compiling(quiet: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """Says what it waits for, where the kernels are not there yet."""
+    return waiting("compiling the kernels, once for this processor", quiet=quiet)
+
+
 def say_kernels(device: torch.device, precision: str = "auto") -> None:
     """One line where the recurrent cells have to do without their compiled kernels, and one where
     `precision` asks for what the processor can only imitate.
@@ -126,7 +131,7 @@ def say_kernels(device: torch.device, precision: str = "auto") -> None:
         echo(f"note: without kernels for CUDA, hence slower: {reason}", err=True)
     if device.type != "cpu":
         return
-    with waiting("compiling the kernels, once for this processor"):
+    with compiling():
         reason = built().reason
     if reason:
         echo(f"note: without compiled kernels, hence slower: {reason}", err=True)

@@ -13,6 +13,7 @@ from rnnnas.cli import complete
 from rnnnas.cli.common import (
     STARTED,
     budget_seconds,
+    compiling,
     device_option,
     duration,
     echo,
@@ -342,8 +343,8 @@ def _resolve(
         from rnnnas.config.catalogue import commented
         from rnnnas.config.plain import to_plain
         from rnnnas.config.presets import corpus_of
-        from rnnnas.data.corpus import holds_images
-        from rnnnas.door import resolve_run, without_effect
+        from rnnnas.data.corpus import holds_images, open_any
+        from rnnnas.door import resolve_run, resolve_train, without_effect
         from rnnnas.plugins.load import require_for
 
     noun = {"train": "training"}.get(kind, kind)
@@ -358,22 +359,19 @@ def _resolve(
         require_for(options["out"])  # before an operation or a method is unknown
     if flags.get("genotype") is not None:
         require_for(flags["genotype"])
-    passes = None
-    if seconds and not images:
-        passes = 0.0
-        if kind == "train" and not (kept or base or options["preset"] or file):
-            passes = _passes(corpus, seconds, options["device"])
-    config = resolve_run(
-        kind,
-        preset=options["preset"],
-        file=file,
-        settings=settings,
-        flags={**flags, "seconds": seconds},
-        images=images,
-        base=base,
-        passes=passes,
-        kept=kept,
-    )
+    given: Settings = {
+        "preset": options["preset"], "file": file, "settings": settings, "images": images,
+        "flags": {**flags, "seconds": seconds}, "base": base,
+    }  # fmt: skip
+    if kind == "train" and seconds and not images:
+        from rnnnas.lm.fast.cpu_library import built
+
+        with compiling(quiet=not _speaks()):
+            built()
+        with waiting("timing how often the text can be read", quiet=not _speaks()):
+            config = resolve_train(open_any(corpus), options["device"], kept=kept, **given)
+    else:
+        config = resolve_run(kind, passes=0.0 if seconds else None, **given)
     for key in without_effect(config, kind, file, settings, images):
         echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:
@@ -383,15 +381,6 @@ def _resolve(
             echo(commented(config), nl=False)
         return None
     return config
-
-
-def _passes(corpus: str, seconds: float, device: str) -> float:
-    """Passes over a text that a small network makes in the time given."""
-    from rnnnas.data.corpus import open_corpus
-    from rnnnas.training.passes import passes_in
-
-    with waiting("measuring how often the time lets a network read the text", quiet=not _speaks()):
-        return passes_in(seconds, open_corpus(corpus), pick_device(device))
 
 
 def _dry_run(job: Any, config: Any, seconds: Callable[[], float], options: Settings) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# The LSTM in whose passes over the text a time is counted.
+# The network in whose passes over the text a time is counted, in each cell's own.
 REFERENCE_UNITS, STREAMS, STEPS = 200, 16, 35
 LONG = 600.0  # seconds: from here on, a search gains by more units
 

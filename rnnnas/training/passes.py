@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,30 @@ import torch
 from rnnnas.config.recipes import REFERENCE_UNITS, STEPS, STREAMS, chosen
 from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus
-from rnnnas.data.text_streams import WindowConfig
 from rnnnas.engine.budget import PLAN, measure_step, read_plan
-from rnnnas.lm.model import ModelConfig
 from rnnnas.runs.files import read_object
 from rnnnas.training.run import TrainJob
 
 SHARE = 0.01  # of the budget, that the measurement may take, about
 
 
-def passes_in(seconds: float, corpus: Corpus, device: torch.device) -> float:
-    """Passes over the training text that an LSTM of `REFERENCE_UNITS` units makes in `seconds`.
+def passes_in(config: TrainConfig, corpus: Corpus, device: torch.device) -> float:
+    """Passes over the training text that the cell of `config` makes in its seconds, with
+    `REFERENCE_UNITS` units in one layer.
 
     By steps that are timed, on a network that is thrown away: on a machine that others use, too,
     they are fewer.
     """
-    job = TrainJob(
-        TrainConfig(
-            corpus=corpus.name,
-            cell="lstm",
-            model=ModelConfig(hidden=REFERENCE_UNITS),
-            windows=WindowConfig(streams=STREAMS, bptt=STEPS),
-            capture="off",  # whose capturing would take longer than what is measured
-        ),
-        corpus,
-        device,
+    timed = replace(
+        config,
+        seconds=0.0,
+        model=replace(config.model, hidden=REFERENCE_UNITS, layers=1),
+        windows=replace(config.windows, streams=STREAMS, bptt=STEPS, limit=0),
+        capture="off",  # whose capturing would take longer than what is measured
     )
-    return seconds / (len(job.lengths(0)) * measure_step(job, SHARE * seconds))
+    job = TrainJob(timed, corpus, device)
+    steps = len(job.lengths(0))  # of a pass
+    return config.seconds / (steps * measure_step(job, SHARE * config.seconds))
 
 
 def kept(folder: Path) -> dict[str, Any] | None:

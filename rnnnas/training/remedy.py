@@ -29,7 +29,8 @@ def remedy(folder: Path, hidden: int) -> str:
             return (
                 f"it knows its training text (perplexity {last['train_perplexity']:.1f}) far "
                 f"better than other text ({last['valid_perplexity']:.1f}): take more dropout with "
-                "--set noise.dropout=0.5, fewer units with --hidden N, or more text"
+                "--set noise.dropout=0.5 --set noise.dropouti=0.3 --set noise.dropoute=0.1, fewer "
+                "units with --hidden N, or more text"
             )
     more = ", and take more units with --hidden N" if hidden < FEW_UNITS else ""
     return f"train longer, with more --epochs N or --minutes N{more}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import IMAGE, given, resolve
+from rnnnas.config.recipes import Reading
 from rnnnas.config.text import WITHOUT_RESULT
 from rnnnas.data import corpus as corpora
 from rnnnas.engine.device import pick_device
@@ -149,7 +150,7 @@ def search(
     images = is_of_images(opened)
     resolved = resolve_run(
         "search", preset=preset, file=config, flags=flags, images=images,
-        passes=0.0 if flags.get("seconds") else None,
+        reading=Reading() if flags.get("seconds") else None,
     )  # fmt: skip
     folder = Path(out) if out is not None else default_folder("search", resolved)
     if not images and not quiet:
@@ -182,7 +183,7 @@ def train(
     Raises:
         RnnnasError: with a cause and a remedy, as the command line would print them.
     """
-    from rnnnas.training.passes import kept
+    from rnnnas.training.reading import kept
     from rnnnas.training.run import train as run
 
     opened = _opened(corpus)
@@ -435,7 +436,7 @@ def resolve_run(
     images: bool,
     settings: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
-    passes: float | None = None,
+    reading: Reading | None = None,
     kept: Mapping[str, Any] | None = None,
 ) -> Any:
     """The configuration of a "search" or a "train" run; arguments as of `presets.resolve`.
@@ -450,7 +451,7 @@ def resolve_run(
         settings=settings,
         flags=flags,
         base=base,
-        passes=passes,
+        reading=reading,
         kept=kept,
     )
 
@@ -467,16 +468,17 @@ def resolve_train(
     Raises:
         UsageError: as `resolve_run`.
     """
-    from rnnnas.training.passes import passes_in
+    from rnnnas.training.reading import reading_of
 
     budget = given["flags"].get("seconds")
     free = not (given.get("preset") or given.get("file") or given.get("base"))
     if not (budget and free and isinstance(opened, corpora.Corpus)):
         return resolve_run("train", **given)
-    resolved = resolve_run("train", passes=0.0, kept=kept, **given)
+    resolved = resolve_run("train", reading=Reading(), kept=kept, **given)
     if kept is not None:
         return resolved
-    return resolve_run("train", passes=passes_in(resolved, opened, pick_device(device)), **given)
+    allowed = reading_of(resolved, opened, pick_device(device))
+    return resolve_run("train", reading=allowed, **given)
 
 
 def without_effect(

@@ -15,7 +15,7 @@ from tiny_home import corpus, home  # noqa: F401  (fixtures)
 from rnnnas.cli import runs
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import resolve
-from rnnnas.config.recipes import RUNGS, recipe
+from rnnnas.config.recipes import LEAN_RUNGS, RUNGS, Reading, Rung, recipe
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
 from rnnnas.distributed import ALONE
 from rnnnas.engine import budget
@@ -28,7 +28,7 @@ from rnnnas.searching import run as searching
 from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.run import job_of, search
 from rnnnas.searching.supernet import SearchJob
-from rnnnas.training import passes
+from rnnnas.training import reading
 from rnnnas.training import run as training
 from rnnnas.training.run import TrainJob, train
 
@@ -402,13 +402,13 @@ def test_a_text_that_is_too_small_is_refused(
 def test_a_recipe_gives_way_to_what_is_said() -> None:
     def config(*settings: str, **more: Any) -> Any:
         flags = {"corpus": "book", "genotype": "LSTM", "seconds": 120.0}
-        options = {"preset": None, "file": None, "passes": 20.0, **more}
+        options = {"preset": None, "file": None, "reading": Reading(20.0), **more}
         return resolve("train", settings=settings, flags=flags, **options)
 
-    assert config().model.hidden == recipe("train", 20.0, 120.0)["model"]["hidden"]
+    assert config().model.hidden == recipe("train", Reading(20.0), 120.0)["model"]["hidden"]
     assert config("model.hidden=50").model.hidden == 50
     assert config(preset="ptb-medium").model.hidden == 256
-    assert config(passes=2.0) != config()
+    assert config(reading=Reading(2.0)) != config()
 
 
 @pytest.mark.slow
@@ -419,32 +419,39 @@ def test_a_budget_by_the_real_clock(corpus: Corpus, tmp_path: Path) -> None:  # 
     assert 14.0 < result["spent_seconds"] < 30.0
 
 
-def test_a_text_that_is_read_oftener_gets_more_units_and_more_dropout() -> None:
-    borders = [rung.passes for rung in RUNGS]
+@pytest.mark.parametrize(("rungs", "weights"), [(RUNGS, 1.0), (LEAN_RUNGS, 0.99)])
+def test_a_text_that_is_read_oftener_gets_more_units_and_more_dropout(
+    rungs: tuple[Rung, ...], weights: float
+) -> None:
+    borders = [rung.passes for rung in rungs]
     assert borders == sorted(set(borders), reverse=True) and borders[-1] == 0.0
-    rungs = [recipe("train", border, 300.0) for border in reversed(borders)]
-    below = [recipe("train", 0.99 * border, 300.0) for border in reversed(borders)]
-    assert below[1:] == rungs[:-1]
-    for quantity in (("model", "hidden"), ("noise", "dropout"), ("noise", "dropouti")):
-        values = [rung[quantity[0]][quantity[1]] for rung in rungs]
-        assert values == sorted(values) and values[0] < values[-1]
+    at = [recipe("train", Reading(border, weights), 300.0) for border in reversed(borders)]
+    below = [recipe("train", Reading(0.99 * b, weights), 300.0) for b in reversed(borders)]
+    assert below[1:] == at[:-1]
+    for group, key in (("model", "hidden"), ("noise", "dropout"), ("noise", "dropouti")):
+        values = [one[group][key] for one in at]
+        assert values == sorted(values)
+    assert at[0]["model"]["hidden"] < at[-1]["model"]["hidden"]
 
 
-def test_passes_are_those_of_timed_steps(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_reading_is_that_of_timed_steps(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     seen: list[TrainJob] = []
 
     def timed(job: Any, most: float) -> float:
         seen.append(job)
         return 0.05
 
-    monkeypatch.setattr(passes, "measure_step", timed)
+    monkeypatch.setattr(reading, "measure_step", timed)
     for cell, genotype in (("lstm", "LSTM"), ("derived", CELL)):
         config = train_config("model.hidden=7", seconds=60.0, genotype=genotype)
-        found = passes.passes_in(config, corpus, CPU)
+        found = reading.reading_of(config, corpus, CPU)
         job = seen.pop()
         assert (job.config.cell, job.config.model.hidden) == (cell, 200)
         assert sum(job.task.lengths(0)) == (len(corpus.splits["train"]) - 16) // 16  # a whole pass
-        assert found == pytest.approx(60.0 / 0.05 / len(job.task.lengths(0)))
+        assert found.passes == pytest.approx(60.0 / 0.05 / len(job.task.lengths(0)))
+        of_cell = 4 * (2 * 200 + 2) * 200 if cell == "lstm" else (2 + 3) * 2 * 200 * 200
+        words = len(corpus.vocab) * (200 + 1)
+        assert found.weights == (words + of_cell) / len(corpus.splits["train"])
 
 
 def test_a_run_that_goes_on_keeps_the_sizes_it_began_with(
@@ -456,19 +463,19 @@ def test_a_run_that_goes_on_keeps_the_sizes_it_began_with(
 
     def units(often: float, before: Any = None) -> int:
         options: Any = {"preset": None, "file": None, "settings": [], "kept": before}
-        return resolve("train", flags=flags, passes=often, **options).model.hidden  # type: ignore[no-any-return]
+        return resolve("train", flags=flags, reading=Reading(often), **options).model.hidden  # type: ignore[no-any-return]
 
     few, many = units(1.0), units(100.0)
     assert few < many
-    options: Any = {"preset": None, "file": None, "settings": [], "passes": 1.0}
+    options: Any = {"preset": None, "file": None, "settings": [], "reading": Reading(1.0)}
     first = resolve("train", flags=flags, **options)
-    monkeypatch.setattr(passes, "read_plan", lambda folder: "a plan")
+    monkeypatch.setattr(reading, "read_plan", lambda folder: "a plan")
     (tmp_path / budget.PLAN).write_text("{}", encoding="utf-8")
     write_json(tmp_path / "config.json", {"config": to_plain(first)})
-    before = passes.kept(tmp_path)
-    assert before == recipe("train", 1.0, 300.0)
+    before = reading.kept(tmp_path)
+    assert before == recipe("train", Reading(1.0), 300.0)
     assert units(100.0, before) == few
-    assert passes.kept(tmp_path / "nowhere") is None
+    assert reading.kept(tmp_path / "nowhere") is None
 
 
 def test_processes_take_the_recipe_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,7 +485,7 @@ def test_processes_take_the_recipe_of_the_first(monkeypatch: pytest.MonkeyPatch)
         leads, size = False, 2
 
         def broadcast(self, value: Any) -> Any:
-            return recipe("train", 100.0, 300.0)
+            return recipe("train", Reading(100.0), 300.0)
 
     @contextlib.contextmanager
     def joined(name: str) -> Iterator[Any]:
@@ -487,10 +494,10 @@ def test_processes_take_the_recipe_of_the_first(monkeypatch: pytest.MonkeyPatch)
     got: list[Any] = []
     monkeypatch.setattr(runs, "joined", joined)
     flags = {"corpus": "book", "genotype": "LSTM", "seconds": 300.0}
-    options: Any = {"preset": None, "file": None, "settings": [], "passes": 1.0}
+    options: Any = {"preset": None, "file": None, "settings": [], "reading": Reading(1.0)}
     own = resolve("train", flags=flags, **options)
     options = {"device": "cpu", "out": Path("run"), "fresh": False}
     runs._run(lambda config, *more, **rest: got.append(config), own, None, options, Path("run"))
-    assert got[0].model.hidden == recipe("train", 100.0, 300.0)["model"]["hidden"]
+    assert got[0].model.hidden == recipe("train", Reading(100.0), 300.0)["model"]["hidden"]
     assert own.model.hidden != got[0].model.hidden
     assert got[0].genotype == own.genotype

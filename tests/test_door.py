@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import rnnnas
-from rnnnas.config.recipes import recipe
+from rnnnas.config.recipes import Reading, recipe
 from rnnnas.data.corpus import Corpus
 from rnnnas.evaluation.image_model import ImageModel
 from rnnnas.evaluation.language_model import LanguageModel, draw_token
@@ -22,7 +22,7 @@ from rnnnas.nas import methods
 from rnnnas.nas.relax import base
 from rnnnas.searching import run as searching
 from rnnnas.studies import execute
-from rnnnas.training import passes
+from rnnnas.training import reading
 from rnnnas.training import run as training
 from rnnnas.training.result import TrainResult
 
@@ -106,13 +106,15 @@ def test_a_training_in_given_minutes_takes_the_sizes_that_fit(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "train", begins)
-    monkeypatch.setattr(passes, "passes_in", lambda config, text, device: config.seconds / 10)
+    monkeypatch.setattr(
+        reading, "reading_of", lambda config, text, device: Reading(config.seconds / 10)
+    )
     for minutes in (0.1, 10.0):
         with pytest.raises(Begun) as begun:
             rnnnas.train(corpus, "LSTM", minutes=minutes, quiet=True, device="cpu")
         config = begun.value.args[0]
         assert config.seconds == 60 * minutes
-        assert config.model.hidden == recipe("train", 6 * minutes, 60.0)["model"]["hidden"]
+        assert config.model.hidden == recipe("train", Reading(6 * minutes), 60.0)["model"]["hidden"]
     with pytest.raises(Begun) as begun:
         rnnnas.train(corpus, "LSTM", minutes=1, preset="ptb-medium", quiet=True, device="cpu")
     assert begun.value.args[0].model.hidden == 256
@@ -129,7 +131,7 @@ def test_a_search_and_a_study_in_given_minutes(
         rnnnas.search(corpus, minutes=11, quiet=True, device="cpu")
     config = begun.value.args[0]
     assert config.seconds == 660.0
-    assert config.model.hidden == recipe("search", 0.0, 660.0)["model"]["hidden"]
+    assert config.model.hidden == recipe("search", Reading(), 660.0)["model"]["hidden"]
     with pytest.raises(Begun) as begun:
         rnnnas.study(corpus, preset="study-quick", methods=["random"], minutes=20, quiet=True)
     config, rest = begun.value.args

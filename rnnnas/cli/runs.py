@@ -183,7 +183,7 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
     flags = {"corpus": options["corpus"], "seed": options["seed"], "genotype": genotype}
     there = options["out"] or _train_folder(options, genotype, start)
     with waiting("starting PyTorch", quiet=not _speaks()):
-        from rnnnas.training.passes import kept
+        from rnnnas.training.reading import kept
     before = None if options["fresh"] else kept(there)
     config = _resolve("train", options, flags, base, before)
     if config is None or _shared_out(options, config):
@@ -343,6 +343,7 @@ def _resolve(
         from rnnnas.config.catalogue import commented
         from rnnnas.config.plain import to_plain
         from rnnnas.config.presets import corpus_of
+        from rnnnas.config.recipes import Reading
         from rnnnas.data.corpus import holds_images, open_any
         from rnnnas.door import resolve_run, resolve_train, without_effect
         from rnnnas.plugins.load import require_for
@@ -371,7 +372,7 @@ def _resolve(
         with waiting("timing how often the text can be read", quiet=not _speaks()):
             config = resolve_train(open_any(corpus), options["device"], kept=kept, **given)
     else:
-        config = resolve_run(kind, passes=0.0 if seconds else None, **given)
+        config = resolve_run(kind, reading=Reading() if seconds else None, **given)
     for key in without_effect(config, kind, file, settings, images):
         echo(f"warning: {key} has no effect on this {noun}", err=True)
     if options["print_config"]:

@@ -24,7 +24,7 @@ from rnnnas.config.preset_files import preset_names as preset_names
 from rnnnas.config.preset_files import preset_table as preset_table
 from rnnnas.config.preset_files import preset_tables as preset_tables
 from rnnnas.config.preset_files import preset_text as preset_text
-from rnnnas.config.recipes import recipe
+from rnnnas.config.recipes import Reading, recipe
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
@@ -58,14 +58,14 @@ def resolve(
     settings: Iterable[str],
     flags: Mapping[str, Any],
     base: Mapping[str, Any] | None = None,
-    passes: float | None = None,
+    reading: Reading | None = None,
     kept: Mapping[str, Any] | None = None,
 ) -> Any:
     """The configuration of a run of `kind`, one of `KINDS`.
 
     Args:
-        passes: over the training text that a network of `recipes.REFERENCE_UNITS` makes in the
-            time given, about: for the recipe of a time budget where no preset is named.
+        reading: what the time given allows, for the recipe of a time budget where no preset is
+            named.
         kept: what takes the recipe's place: what was chosen for the run that goes on.
         base: what takes the place of the default preset, where neither preset nor file is given.
         settings: 'dotted.key=value' texts; a value is read as TOML, or else as a plain word.
@@ -77,10 +77,10 @@ def resolve(
     cls = KINDS[kind]
     settings = list(settings)
     seconds = flags.get("seconds")
-    if seconds and passes is not None and base is None and not kind.startswith(IMAGE):
+    if seconds and reading is not None and base is None and not kind.startswith(IMAGE):
         base = {}
         merge(base, preset_table(DEFAULT_PRESET, kind))
-        merge(base, recipe(kind, passes, seconds) if kept is None else dict(kept))
+        merge(base, recipe(kind, reading, seconds) if kept is None else dict(kept))
     table = compose(kind, preset=preset, file=file, settings=settings, flags=flags, base=base)
     _settle_length(table, kind, file, settings, flags)
     if "capture" in table and kind.startswith(IMAGE):

@@ -13,6 +13,16 @@ REFERENCE_UNITS, STREAMS, STEPS = 200, 16, 35
 LONG = 600.0  # seconds: from here on, a search gains by more units
 
 
+class Reading(NamedTuple):
+    """How a network of `REFERENCE_UNITS` would read a text in the time that is given.
+
+    passes: over the training text. weights: of the network, a token of that text.
+    """
+
+    passes: float = 0.0
+    weights: float = 1.0
+
+
 class Rung(NamedTuple):
     """What a text is trained with that is read so often; the dropouts as of `NoiseConfig`."""
 
@@ -35,14 +45,16 @@ RUNGS = (
     Rung(3.0, 200, 35, 0.2, 0.0, 0.0, 20.0, 0.25),
     Rung(0.0, 100, 20, 0.1, 0.0, 0.0, 60.0, 0.1),
 )
+# With fewer weights than tokens, as of a text in bytes, little is learned by heart.
+FEW_WEIGHTS = 1.0
+LEAN_RUNGS = (Rung(15.0, 400, 35, 0.2, 0.0, 0.0, 20.0, 0.25), *RUNGS[2:])
 
 
-def recipe(kind: str, passes: float, seconds: float) -> dict[str, Any]:
+def recipe(kind: str, reading: Reading, seconds: float) -> dict[str, Any]:
     """Settings over those of the default preset, for a run of `kind`, "search" or "train".
 
     Args:
-        passes: over the training text that a network of `REFERENCE_UNITS` makes in that time.
-        seconds: the budget.
+        reading: decides a training's. seconds: the budget, which decides a search's.
     """
     if kind == "search":
         # Many small steps: a network under search comes down by steps more than by tokens.
@@ -52,7 +64,8 @@ def recipe(kind: str, passes: float, seconds: float) -> dict[str, Any]:
             "weights": {"lr": 10.0, "schedule": "cosine"},
             "alphas": {"lr": 1e-2},
         }
-    rung = next(rung for rung in RUNGS if passes >= rung.passes)
+    rungs = LEAN_RUNGS if reading.weights < FEW_WEIGHTS else RUNGS
+    rung = next(rung for rung in rungs if reading.passes >= rung.passes)
     return {
         "output_bias": "frequencies",
         "model": {"hidden": rung.hidden},
@@ -60,8 +73,8 @@ def recipe(kind: str, passes: float, seconds: float) -> dict[str, Any]:
             "dropout": rung.dropout,
             "dropouti": rung.dropouti,
             "dropoute": rung.dropoute,
-            "dropoutx": rung.dropout / 2,
-            "dropouth": rung.dropout / 2,
+            "dropoutx": 0.0,  # inside a cell: an LSTM has none, and ours lost by it
+            "dropouth": 0.0,
         },
         "windows": {"streams": STREAMS, "bptt": rung.bptt},
         "weights": {"lr": rung.lr, "clip": rung.clip},
@@ -70,7 +83,7 @@ def recipe(kind: str, passes: float, seconds: float) -> dict[str, Any]:
 
 def chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of the nested settings of a training those that a recipe decides, as they are there."""
-    return _picked(recipe("train", 0.0, 1.0), settings)
+    return _picked(recipe("train", Reading(), 1.0), settings)
 
 
 def _picked(keys: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

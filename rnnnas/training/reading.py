@@ -1,4 +1,4 @@
-"""How often a time budget lets a network read a text, measured before its size is chosen."""
+"""How a time budget lets a network read a text, measured before its size is chosen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rnnnas.config.recipes import REFERENCE_UNITS, STEPS, STREAMS, chosen
+from rnnnas.config.recipes import REFERENCE_UNITS, STEPS, STREAMS, Reading, chosen
 from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus
 from rnnnas.engine.budget import PLAN, measure_step, read_plan
@@ -18,9 +18,9 @@ from rnnnas.training.run import TrainJob
 SHARE = 0.01  # of the budget, that the measurement may take, about
 
 
-def passes_in(config: TrainConfig, corpus: Corpus, device: torch.device) -> float:
-    """Passes over the training text that the cell of `config` makes in its seconds, with
-    `REFERENCE_UNITS` units in one layer.
+def reading_of(config: TrainConfig, corpus: Corpus, device: torch.device) -> Reading:
+    """How the cell of `config` reads the training text in its seconds, with `REFERENCE_UNITS`
+    units in one layer.
 
     By steps that are timed, on a network that is thrown away: on a machine that others use, too,
     they are fewer.
@@ -34,7 +34,9 @@ def passes_in(config: TrainConfig, corpus: Corpus, device: torch.device) -> floa
     )
     job = TrainJob(timed, corpus, device)
     steps = len(job.lengths(0))  # of a pass
-    return config.seconds / (steps * measure_step(job, SHARE * config.seconds))
+    passes = config.seconds / (steps * measure_step(job, SHARE * config.seconds))
+    weights = sum(weight.numel() for weight in job.net.parameters())
+    return Reading(passes, weights / len(corpus.splits["train"]))
 
 
 def kept(folder: Path) -> dict[str, Any] | None:

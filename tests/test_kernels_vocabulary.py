@@ -50,7 +50,7 @@ def exact(tensors: list[Tensor], targets: Tensor) -> list[Tensor]:
 
 SIZES = [
     (1, 1, 2), (5, 7, 13), (16, 32, 256), (33, 100, 1000), (561, 33, 257), (31, 200, 2049),
-    (1100, 64, 300), (9000, 3, 70),
+    (1025, 40, 333), (1100, 64, 300), (2050, 33, 100), (9000, 3, 70),
 ]  # fmt: skip
 
 
@@ -91,8 +91,9 @@ def test_a_factor_of_the_loss_reaches_the_gradients_each_time() -> None:
         assert leaf.grad is not None and torch.equal(leaf.grad, one)
 
 
-def test_gradients_only_where_they_are_wanted() -> None:
-    tensors, targets = case(50, 20, 300)
+@pytest.mark.parametrize("rows", [50, 1100])
+def test_gradients_only_where_they_are_wanted(rows: int) -> None:
+    tensors, targets = case(rows, 20, 300)
     whole = all_of(tensors, targets)
     for place in range(3):
         some = [t.clone().requires_grad_(i == place) for i, t in enumerate(tensors)]
@@ -112,7 +113,7 @@ def test_what_is_no_number_stays_none(which: int) -> None:
     assert bool(grads[1].isnan().any())
 
 
-@pytest.mark.parametrize("size", [(1, 3, 20), (561, 33, 2100)])
+@pytest.mark.parametrize("size", [(1, 3, 20), (561, 33, 2100), (1500, 33, 300)])
 def test_the_number_of_threads_changes_no_bit(size: tuple[int, int, int], threads: None) -> None:
     tensors, targets = case(*size)
     found = []

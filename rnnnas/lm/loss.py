@@ -97,7 +97,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
         if low and cpu_library.usable(outputs, weight, bias, low=True) and cpu_library.tiled():
             ctx.at_hand = True
-            nats, grads = _by_tiles(outputs, weight, bias, targets, any(ctx.present))
+            nats, grads = _by_tiles(outputs, weight, bias, targets, ctx.present)
             # Without gradients there is nothing to choose from.
             present = zip(grads, ctx.present, strict=False)
             ctx.save_for_backward(*(grad for grad, need in present if need))
@@ -215,9 +215,11 @@ def nats_and_gradients(
 
 
 def _by_tiles(
-    outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, wanted: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The nats of all rows, (M,) in float64, and the gradients of their mean where `wanted`.
+    outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """The nats of all rows, (M,) in float64, and the gradients of their mean, as far as they are
+    `wanted` and perhaps further: none, that of the outputs, or all three.
 
     By one kernel, which never has more logits than its cache holds; products alone are rounded.
     Raises IndexError for a target that is no word.
@@ -227,10 +229,11 @@ def _by_tiles(
     weight = weight.contiguous()
     bias, targets = cpu_library.dense(bias, words), _words(targets, rows, words)
     nats = torch.empty(rows, dtype=torch.float64)
-    grads = tuple(torch.empty_like(t) for t in (outputs, weight, bias)) if wanted else ()
-    places = (grad.data_ptr() for grad in grads) if wanted else (0, 0, 0)
+    formed = (outputs, weight, bias)[: 3 if any(wanted[1:]) else int(wanted[0])]
+    grads = tuple(torch.empty_like(of) for of in formed)
+    places = [*(grad.data_ptr() for grad in grads), 0, 0, 0][:3]
     cpu_library.function("vocabulary", torch.bfloat16)(
-        rows, words, hidden, wanted, outputs.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+        rows, words, hidden, any(wanted), outputs.data_ptr(), weight.data_ptr(), bias.data_ptr(),
         targets.data_ptr(), 1.0 / rows, nats.data_ptr(), *places, torch.get_num_threads(),
     )  # fmt: skip
     return nats, grads

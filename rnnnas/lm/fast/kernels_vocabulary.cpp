@@ -5,7 +5,8 @@
 // sum of exponentials, then the gradients. Logits lie words by rows, so that the lanes of a vector
 // are rows and a sum over words needs no shuffling.
 //
-// Words are shared out in PARTS whatever the number of threads is, which so changes no sum.
+// Words are shared out in PARTS whatever the number of threads is, which so changes no sum. Rows are
+// taken CHUNK at a time: what is multiplied with every block of words has to stay in the cache, too.
 
 #include "kernels_tiles.h"
 
@@ -13,7 +14,7 @@
 
 namespace {
 
-enum { LANES = 16, PARTS = 8, WIDEST = 256, TOGETHER = 1 << 18 };  // gradients of a block, about
+enum { LANES = 16, PARTS = 8, WIDEST = 256, CHUNK = 1024, TOGETHER = 1 << 18 };  // of a block
 
 const float LOWEST = -3e38f;  // a sum of nothing: infinity less infinity is no number
 
@@ -243,7 +244,8 @@ void form_gradients(Block &block, int64_t row, const Row *rows) {
     }
 }
 
-void losses(const Loss &loss, bool wanted, double *nats, float *grad_x, float *grad_w,
+// grad_w, by_word: null where they are not wanted. add: to what they hold of other rows.
+void losses(const Loss &loss, bool wanted, bool add, double *nats, float *grad_x, float *grad_w,
             float *by_word, int threads) {
     const int64_t all = loss.all(), wide = loss.wide(), hidden = loss.hidden;
     int64_t most = WIDEST;
@@ -251,16 +253,8 @@ void losses(const Loss &loss, bool wanted, double *nats, float *grad_x, float *g
     const int64_t blocks = padded(loss.words, most) / most;
     // x as a right factor: its units the inner index of logits, its rows that of the weights'
     // gradients; of both, pairs lie side by side.
-    bf16 *by_units = scratch<bf16>(0, all * wide), *by_rows = scratch<bf16>(1, all * wide);
-    std::memset(by_units, 0, all * wide * sizeof(bf16));
-    std::memset(by_rows, 0, all * wide * sizeof(bf16));
-    for (int64_t b = 0; b < loss.rows; b++)
-        for (int64_t k = 0; k < hidden; k++) {
-            bf16 value;
-            narrow(loss.x[b * hidden + k], value);
-            by_units[b / 16 * 16 * wide + k / 2 * 32 + b % 16 * 2 + k % 2] = value;
-            by_rows[k / 16 * 16 * all + b / 2 * 32 + k % 16 * 2 + b % 2] = value;
-        }
+    bf16 *by_units = scratch<bf16>(0, all * wide);
+    bf16 *by_rows = scratch<bf16>(1, grad_w ? all * wide : 0);
     Row *rows = scratch<Row>(2, PARTS * all);
     float *parts = scratch<float>(3, wanted ? PARTS * wide * all : 0);  // of x's gradient, turned
 #pragma omp parallel num_threads(threads)
@@ -268,6 +262,16 @@ void losses(const Loss &loss, bool wanted, double *nats, float *grad_x, float *g
         Tiled::Scope scope;
         Block block(loss, most, wanted);
         std::vector<float> line(32 * 32);
+#pragma omp for schedule(static)
+        for (int64_t panel = 0; panel < all; panel += LANES)
+            for (int64_t b = panel; b < panel + LANES; b++)
+                for (int64_t k = 0; k < wide; k++) {
+                    bf16 value = {0};
+                    if (b < loss.rows && k < hidden) narrow(loss.x[b * hidden + k], value);
+                    by_units[panel * wide + k / 2 * 32 + b % 16 * 2 + k % 2] = value;
+                    if (!grad_w) continue;
+                    by_rows[k / 16 * 16 * all + b / 2 * 32 + k % 16 * 2 + b % 2] = value;
+                }
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < PARTS; part++) {
             Row *own = rows + part * all;
@@ -309,10 +313,11 @@ void losses(const Loss &loss, bool wanted, double *nats, float *grad_x, float *g
                     }
                     multiply(wide, most, block.turned, most, all / LANES, block.paired, own, all,
                              at > start);
+                    if (!grad_w) continue;
                     for (int64_t v = 0; v < block.count; v++) {
-                        float sum = 0;
+                        float sum = 0, &to = by_word[block.first + v];
                         for (int u = 0; u < LANES; u++) sum += block.by_word[v * LANES + u];
-                        by_word[block.first + v] = sum;
+                        to = add ? to + sum : sum;
                     }
                     for (int64_t k = 0; k < hidden; k += 32)
                         for (int64_t v = 0; v < block.count; v += 32) {
@@ -322,13 +327,15 @@ void losses(const Loss &loss, bool wanted, double *nats, float *grad_x, float *g
                             int64_t width = std::min<int64_t>(32, hidden - k);
                             int64_t many = std::min<int64_t>(32, block.count - v);
                             if (width == 32 && many == 32) {
-                                multiply(32, all, left, all, 2, right, to, hidden, false);
+                                multiply(32, all, left, all, 2, right, to, hidden, add);
                                 continue;
                             }
                             multiply(32, all, left, all, 2, right, line.data(), 32, false);
                             for (int64_t u = 0; u < many; u++)
-                                std::memcpy(to + u * hidden, line.data() + 32 * u,
-                                            width * sizeof(float));
+                                for (int64_t j = 0; j < width; j++) {
+                                    float &sum = to[u * hidden + j], own = line[32 * u + j];
+                                    sum = add ? sum + own : own;
+                                }
                         }
                 }
             }
@@ -353,8 +360,14 @@ extern "C" void vocabulary_bfloat16(int64_t rows, int64_t words, int64_t hidden,
                                     const float *x, const float *w, const float *bias,
                                     const int64_t *targets, double scale, double *nats,
                                     float *grad_x, float *grad_w, float *by_word, int threads) {
-    Loss loss{rows, words, hidden, x, w, bias, targets, float(scale)};
-    losses(loss, wanted, nats, grad_x, grad_w, by_word, threads);
+    const int64_t chunks = (rows + CHUNK - 1) / CHUNK;
+    const int64_t chunk = chunks ? padded((rows + chunks - 1) / chunks, 32) : 32;
+    for (int64_t at = 0; at < rows; at += chunk) {
+        Loss loss{std::min(chunk, rows - at), words, hidden, x + at * hidden, w, bias,
+                  targets + at, float(scale)};
+        losses(loss, wanted, at > 0, nats + at, wanted ? grad_x + at * hidden : nullptr, grad_w,
+               by_word, threads);
+    }
 }
 
 #endif

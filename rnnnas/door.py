@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from rnnnas.studies.result import StudyResult
 
 Paths = str | os.PathLike[str]
-# Settings that have a short name of their own, as `--hidden` on the command line.
 JOB_START = 4.0  # seconds that the process of a study's job takes to start, about
+# Settings that have a short name of their own, as `--hidden` on the command line.
 SHORT = {"hidden": "model.hidden", "layers": "model.layers", "lr": "weights.lr"}
 
 

@@ -309,7 +309,8 @@ def _run(
         if ranks.leads and config.model.path == "fast" and not images:
             say_kernels(device, config.model.precision)
             say_cell(getattr(config, "cell_space", None) or config.network)
-        if not images and config.seconds:  # each process has measured what a recipe goes by
+        # Each process has timed what a recipe goes by, and not alike.
+        if ranks.size > 1 and not images and config.seconds:
             plain = to_plain(config)
             merge(plain, ranks.broadcast(chosen(plain)))
             config = from_plain(type(config), plain)

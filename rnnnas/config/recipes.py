@@ -1,4 +1,4 @@
-"""What a time budget trains where nothing else is said, by the length of text and time.
+"""What a time budget trains where nothing else is said, by how often it lets the text be read.
 
 The figures behind them are in benchmarks/recipes.md.
 """

@@ -73,7 +73,7 @@ def recipe(kind: str, reading: Reading, seconds: float) -> dict[str, Any]:
             "dropout": rung.dropout,
             "dropouti": rung.dropouti,
             "dropoute": rung.dropoute,
-            "dropoutx": 0.0,  # inside a cell: an LSTM has none, and ours lost by it
+            "dropoutx": 0.0,  # inside a cell: an LSTM has none, and ours did worse by it
             "dropouth": 0.0,
         },
         "windows": {"streams": STREAMS, "bptt": rung.bptt},

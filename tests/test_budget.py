@@ -469,8 +469,7 @@ def test_a_run_that_goes_on_keeps_the_sizes_it_began_with(
     assert few < many
     options: Any = {"preset": None, "file": None, "settings": [], "reading": Reading(1.0)}
     first = resolve("train", flags=flags, **options)
-    monkeypatch.setattr(reading, "read_plan", lambda folder: "a plan")
-    (tmp_path / budget.PLAN).write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(reading, "read_plan", lambda folder: folder == tmp_path or None)
     write_json(tmp_path / "config.json", {"config": to_plain(first)})
     before = reading.kept(tmp_path)
     assert before == recipe("train", Reading(1.0), 300.0)

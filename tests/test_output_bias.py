@@ -13,6 +13,7 @@ import torch
 from tiny_home import corpus, home  # noqa: F401  (fixtures)
 
 from rnnnas.config.presets import resolve
+from rnnnas.config.recipes import Reading
 from rnnnas.data.corpus import Corpus
 from rnnnas.data.ngrams import unigram_perplexity
 from rnnnas.engine.steps import evaluate
@@ -62,5 +63,5 @@ def test_what_it_starts_from_keeps_its_bias(corpus: Corpus, tmp_path: Path) -> N
 
 def test_a_time_budget_takes_it() -> None:
     flags = {"corpus": "book", "genotype": "LSTM", "seconds": 60.0}
-    made = resolve("train", preset=None, file=None, settings=[], flags=flags, tokens=100_000)
+    made = resolve("train", preset=None, file=None, settings=[], flags=flags, reading=Reading())
     assert made.output_bias == "frequencies"

@@ -20,6 +20,7 @@ from tiny_home import home as home
 from rnnnas.cli import main
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import preset_names, resolve
+from rnnnas.config.recipes import Reading
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus
 from rnnnas.data.text_streams import Streams
@@ -477,7 +478,9 @@ def test_short_searches_do_not_trust_alphas_alone(preset: str | None) -> None:
         flags = {"corpus": "tiny", "method": method}
         assert resolve("search", preset=preset, file=None, settings=[], flags=flags).races
     timed = {"corpus": "tiny", "method": "darts-1st", "seconds": 60.0}
-    assert resolve("search", preset=None, file=None, settings=[], flags=timed, tokens=10_000).races
+    assert resolve(
+        "search", preset=None, file=None, settings=[], flags=timed, reading=Reading()
+    ).races
 
 
 def test_a_collapsed_search_says_so() -> None:

@@ -11,7 +11,7 @@ import torch
 from rnnnas.config.recipes import REFERENCE_UNITS, STEPS, STREAMS, Reading, chosen
 from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus
-from rnnnas.engine.budget import PLAN, measure_step, read_plan
+from rnnnas.engine.budget import measure_step, read_plan
 from rnnnas.runs.files import read_object
 from rnnnas.training.run import TrainJob
 
@@ -45,7 +45,7 @@ def kept(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: where its plan or its settings are damaged.
     """
-    if not (folder / PLAN).exists() or read_plan(folder) is None:
+    if read_plan(folder) is None:
         return None
     config = read_object(folder / "config.json").get("config")
     return chosen(config) if isinstance(config, dict) else None

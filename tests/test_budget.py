@@ -15,7 +15,7 @@ from tiny_home import corpus, home  # noqa: F401  (fixtures)
 from rnnnas.cli import runs
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import resolve
-from rnnnas.config.recipes import LEAN_RUNGS, RUNGS, Reading, Rung, recipe
+from rnnnas.config.recipes import LEAN_RECIPES, RECIPES, Reading, Recipe, recipe
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
 from rnnnas.distributed import ALONE
 from rnnnas.engine import budget
@@ -419,11 +419,11 @@ def test_a_budget_by_the_real_clock(corpus: Corpus, tmp_path: Path) -> None:  # 
     assert 14.0 < result["spent_seconds"] < 30.0
 
 
-@pytest.mark.parametrize(("rungs", "weights"), [(RUNGS, 1.0), (LEAN_RUNGS, 0.99)])
+@pytest.mark.parametrize(("recipes", "weights"), [(RECIPES, 1.0), (LEAN_RECIPES, 0.99)])
 def test_a_text_that_is_read_oftener_gets_more_units_and_more_dropout(
-    rungs: tuple[Rung, ...], weights: float
+    recipes: tuple[Recipe, ...], weights: float
 ) -> None:
-    borders = [rung.passes for rung in rungs]
+    borders = [one.passes for one in recipes]
     assert borders == sorted(set(borders), reverse=True) and borders[-1] == 0.0
     at = [recipe("train", Reading(border, weights), 300.0) for border in reversed(borders)]
     below = [recipe("train", Reading(0.99 * b, weights), 300.0) for b in reversed(borders)]

@@ -253,6 +253,8 @@ def test_a_rank_that_dies_before_it_reaches_the_others_is_noticed_on_its_machine
 
 
 WAITS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 import torch
 from rnnnas import distributed
 from rnnnas.ranks import presence, rendezvous

@@ -14,6 +14,8 @@ import pytest
 from rnnnas.cli import processes
 
 WAITS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 import torch
 from rnnnas import distributed
 from rnnnas import processes

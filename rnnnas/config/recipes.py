@@ -23,7 +23,7 @@ class Reading(NamedTuple):
     weights: float = 1.0
 
 
-class Rung(NamedTuple):
+class Recipe(NamedTuple):
     """What a text is trained with that is read so often; the dropouts as of `NoiseConfig`."""
 
     passes: float  # at the least, by a network of `REFERENCE_UNITS`
@@ -39,15 +39,15 @@ class Rung(NamedTuple):
 # What is read twice is limited by steps: few units, short windows, steps of one length (the usual
 # ones are short while the loss is flat). What is read twenty times is learned by heart: there
 # dropout decides, and with it more units pay.
-RUNGS = (
-    Rung(40.0, 400, 35, 0.5, 0.3, 0.1, 20.0, 0.25),
-    Rung(9.0, 200, 35, 0.5, 0.3, 0.1, 20.0, 0.25),
-    Rung(3.0, 200, 35, 0.2, 0.0, 0.0, 20.0, 0.25),
-    Rung(0.0, 100, 20, 0.1, 0.0, 0.0, 60.0, 0.1),
+RECIPES = (
+    Recipe(40.0, 400, 35, 0.5, 0.3, 0.1, 20.0, 0.25),
+    Recipe(9.0, 200, 35, 0.5, 0.3, 0.1, 20.0, 0.25),
+    Recipe(3.0, 200, 35, 0.2, 0.0, 0.0, 20.0, 0.25),
+    Recipe(0.0, 100, 20, 0.1, 0.0, 0.0, 60.0, 0.1),
 )
 # With fewer weights than tokens, as of a text in bytes, little is learned by heart.
 FEW_WEIGHTS = 1.0
-LEAN_RUNGS = (Rung(15.0, 400, 35, 0.2, 0.0, 0.0, 20.0, 0.25), *RUNGS[2:])
+LEAN_RECIPES = (Recipe(15.0, 400, 35, 0.2, 0.0, 0.0, 20.0, 0.25), *RECIPES[2:])
 
 
 def recipe(kind: str, reading: Reading, seconds: float) -> dict[str, Any]:
@@ -64,20 +64,20 @@ def recipe(kind: str, reading: Reading, seconds: float) -> dict[str, Any]:
             "weights": {"lr": 10.0, "schedule": "cosine"},
             "alphas": {"lr": 1e-2},
         }
-    rungs = LEAN_RUNGS if reading.weights < FEW_WEIGHTS else RUNGS
-    rung = next(rung for rung in rungs if reading.passes >= rung.passes)
+    recipes = LEAN_RECIPES if reading.weights < FEW_WEIGHTS else RECIPES
+    own = next(one for one in recipes if reading.passes >= one.passes)
     return {
         "output_bias": "frequencies",
-        "model": {"hidden": rung.hidden},
+        "model": {"hidden": own.hidden},
         "noise": {
-            "dropout": rung.dropout,
-            "dropouti": rung.dropouti,
-            "dropoute": rung.dropoute,
+            "dropout": own.dropout,
+            "dropouti": own.dropouti,
+            "dropoute": own.dropoute,
             "dropoutx": 0.0,  # inside a cell: an LSTM has none, and ours did worse by it
             "dropouth": 0.0,
         },
-        "windows": {"streams": STREAMS, "bptt": rung.bptt},
-        "weights": {"lr": rung.lr, "clip": rung.clip},
+        "windows": {"streams": STREAMS, "bptt": own.bptt},
+        "weights": {"lr": own.lr, "clip": own.clip},
     }
 
 

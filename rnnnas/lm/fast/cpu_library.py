@@ -331,8 +331,8 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
         last argument is 1: scale times the gradient, in the logits' place, its sum over the rows
         added to by_word (V).
     vocabulary: M, V, H, whether gradients are wanted; x (M, H), weights (V, H), bias, targets,
-        scale, → nats (M) in float64 and, where wanted, scale times the gradients of x, weights and
-        bias. Where there are tiles only.
+        scale, → nats (M) in float64 and, where wanted, scale times the gradients of x and, unless
+        their addresses are null, of weights and bias. Where there are tiles only.
     multiply: address of a library's product with one thread (CBLAS, 64-bit integers), M, K, W;
         a (M, K): whether columns are dense, address, elements between rows or columns; b (K, W)
         likewise; what the former result counts, → result (M, W), elements between its rows; parts

@@ -14,7 +14,8 @@
 
 namespace {
 
-enum { LANES = 16, PARTS = 8, WIDEST = 256, CHUNK = 1024, TOGETHER = 1 << 18 };  // of a block
+enum { LANES = 16, PARTS = 8, WIDEST = 256, CHUNK = 1024 };
+enum { TOGETHER = 1 << 18 };  // gradients of a block, about
 
 const float LOWEST = -3e38f;  // a sum of nothing: infinity less infinity is no number
 

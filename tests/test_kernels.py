@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rnnnas.cli.common import say_kernels
 from rnnnas.lm.cell import unroll as reference
-from rnnnas.lm.fast import cpu_library, derived, derived_whole, matmul
+from rnnnas.lm.fast import cpu_library, derived, derived_whole, matmul, mixture, mixture_whole
 from rnnnas.lm.fast import triton_support as devices
 from rnnnas.lm.fast.matmul import SMALL, accumulate, multiply
 from rnnnas.lm.fast.mixture import unroll
@@ -65,6 +65,15 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["whole", "untiled", "stepwise"])
+def forms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How kernels compute a window: in one call, the same without tiles, or step by step."""
+    monkeypatch.setattr(mixture_whole, "suits", lambda *args, **low: request.param != "stepwise")
+    if request.param == "untiled":
+        monkeypatch.setattr(mixture_whole, "tiled", lambda: False)
+    return str(request.param)
+
+
 SIZES = [
     {}, {"mask": False}, {"streams": 37, "hidden": 150}, {"hidden": 8, "partial": 4},
     {"streams": 33, "hidden": 132, "partial": 2}, {"nodes": 1}, {"streams": 2, "hidden": 1},
@@ -72,6 +81,7 @@ SIZES = [
 
 
 @needed
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_with_and_without_kernels_the_cell_is_the_reference(
@@ -90,6 +100,7 @@ def test_with_and_without_kernels_the_cell_is_the_reference(
 
 
 @needed
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize("size", SIZES)
 def test_in_single_precision_kernels_are_as_near_as_torch(
     monkeypatch: pytest.MonkeyPatch, size: dict[str, Any]
@@ -105,6 +116,7 @@ def test_in_single_precision_kernels_are_as_near_as_torch(
 
 
 @needed
+@pytest.mark.usefixtures("forms")
 @pytest.mark.parametrize("partial", [1, 2])
 def test_rounded_products_change_kernels_no_more_than_torch(
     monkeypatch: pytest.MonkeyPatch, partial: int
@@ -121,6 +133,32 @@ def test_rounded_products_change_kernels_no_more_than_torch(
 
 
 @needed
+def test_cells_up_to_a_size_are_computed_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (cell(5, torch.float32, hidden=hidden, steps=1) for hidden in (20, 450))
+    with pytest.MonkeyPatch.context() as apart:
+        apart.setattr(mixture, "_MixedUnroll", None)
+        gradients(unroll, small)
+        with pytest.raises(AttributeError):  # nor are those of which a part is computed
+            gradients(unroll, cell(5, torch.float32, hidden=20, partial=2))
+    monkeypatch.setattr(mixture, "WholeMixed", None)
+    gradients(unroll, large)
+
+
+@needed
+@pytest.mark.usefixtures("forms")
+@pytest.mark.parametrize("streams", [1, 3, 31, 48, 65])
+def test_rounded_windows_of_any_shape(streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cell(6, torch.float32, streams=streams, hidden=50, steps=2, nodes=5)
+    paths = tuple((e, 1 + e % 4) for e in range(len(made[4].edges)) if e % 4 != 1)
+    compiled = gradients(unroll, made, low=True, paths=paths)
+    without_kernels(monkeypatch)
+    plain = gradients(unroll, made, low=True, paths=paths)
+    for got, other in zip(compiled, plain, strict=True):
+        assert float((got - other).norm()) <= 0.05 * float(other.norm()) + 1e-4
+
+
+@needed
+@pytest.mark.usefixtures("forms")
 def test_tensors_need_not_be_dense() -> None:
     made = cell(9, torch.float64, streams=6, hidden=4)
     wanted = gradients(unroll, made)
@@ -156,6 +194,7 @@ def test_a_loss_that_is_lost_stays_lost() -> None:
 
 
 @needed
+@pytest.mark.usefixtures("forms")
 def test_saturated_gates_and_large_candidates_stay_finite() -> None:
     made = cell(7, torch.float32, hidden=4)
     for scale in (1e2, 1e4, 1e8):
@@ -168,6 +207,7 @@ def test_saturated_gates_and_large_candidates_stay_finite() -> None:
 
 
 @needed
+@pytest.mark.usefixtures("forms")
 def test_the_number_of_threads_changes_no_sum(threads: None) -> None:
     made = cell(8, torch.float64, streams=37, hidden=70)
     rows = torch.randn(70, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -180,6 +220,7 @@ def test_the_number_of_threads_changes_no_sum(threads: None) -> None:
         nats = cross_entropy(rows, weight, bias, targets)
         bias_gradient = torch.autograd.grad(nats, bias)
         found.append([*gradients(unroll, made), nats.detach(), *bias_gradient])
+        found[-1] += gradients(unroll, cell(8, torch.float32, streams=37, hidden=70), low=True)
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 

@@ -36,7 +36,8 @@ SOURCES = tuple(
     for name in (
         "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_unroll.cpp",
         "kernels_rows.cpp", "kernels_products.cpp", "kernels_dynamic.cpp",
-        "kernels_tangent.cpp", "kernels_vocabulary.cpp", "kernels_tiles.h", "kernels.h",
+        "kernels_tangent.cpp", "kernels_vocabulary.cpp", "kernels_window.cpp",
+        "kernels_blocks.h", "kernels_tiles.h", "kernels.h",
     )
 )  # fmt: skip
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
@@ -59,6 +60,7 @@ _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of
     "dual_normalise": "iiiidppppppppp", "dual_normalise_back": "iiipppppppp",
     "dual_losses": "iipppppdp", "vocabulary": "iiiippppdpppp",
     "unroll": "iiiiiiippppppppppp", "unroll_back": "iiiiiipppppppppppppp",
+    "window": "iiiiiippppdppppppp", "window_back": "iiiiipppppppppppppppp",
     "multiply": "iiiiipiipidpii", "learn": "ipppdddp", "learn_rows": "iiippppdddpp",
 }  # fmt: skip
 # What ONEDNN_MAX_CPU_ISA says where it does not forbid tiles: they are forbidden here as there.
@@ -256,6 +258,13 @@ def tiled() -> bool:
     return allowed and library is not None and bool(library.has_tiles())
 
 
+def lanes(kind: torch.dtype) -> int:
+    """Units of a block of the kernels that make a whole window; only where there are kernels."""
+    library = built().library
+    assert library is not None
+    return int(getattr(library, f"lanes_{_NAMES[kind]}")())
+
+
 def dense(tensor: Tensor, *shape: int) -> Tensor:
     """The tensor as a kernel takes it.
 
@@ -282,6 +291,16 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     normalise: B, H, U, roll, epsilon, raw, mask or 0, → state, rstd (H), inner: the first U units
         times the mask. The state's units are rolled by `roll`, as torch.roll does.
     normalise_back: B, H, roll, gradient, state, rstd, → the gradient of raw.
+
+    window: T, B, H, N, whether states and products are kept, whether products are made of tiles;
+        the first edge of every state, s0 first, and the end; the edges' sources, addresses of the
+        matrices (H, 2H), shares, epsilon; from_x (T, B, 2H), h (B, H), mask or 0 → states (N+1, B,
+        H) and rstd (N+1, H) of every step, products (E+1, B, 2H) in their own order, and results
+        (T, B, H). H of these but the results is up to whole blocks of `lanes`. Edge 0 leads from
+        the step before to s0.
+    window_back: T, B, H, N, tiles; the tables, from_x, h and mask as before, states, rstd, results,
+        products, gradient of the results, → gradients of from_x, h and, unless 0, of the nodes'
+        matrices; dots (blocks, E+1, 5), as of `mix_back`.
 
     The same with tangents (`tangent_elementwise.py`), where d is the gradient of a tangent and dd
     that of a value, and every d. argument is the tangent or the dd of the one before it:

@@ -98,6 +98,13 @@ template <class S> inline void both(S z, S &sigmoid, S &tanh) {
 
 enum { MASS, TANH, RELU, SIGMOID, IDENTITY, COLUMNS };  // of an edge's shares
 
+// The sum of p f(z) over the operations f.
+template <class S> inline S mixed(const S *p, S z, S sigmoid, S tanh) {
+    S kept = p[IDENTITY] != 0 ? p[IDENTITY] * z : S(0);  // an infinity times zero is no number
+    kept += p[RELU] != 0 ? p[RELU] * (z > 0 ? z : z != z ? z : S(0)) : S(0);
+    return kept + p[TANH] * tanh + p[SIGMOID] * sigmoid;
+}
+
 template <int OP, class S> inline S value_of(S z) {
     if (OP == TANH) return tanh_of(z);
     if (OP == SIGMOID) return S(1) / (S(1) + power(-z));

@@ -5,12 +5,6 @@
 
 namespace {
 
-template <class S> inline S mixed(const S *p, S z, S sigmoid, S tanh) {
-    S kept = p[IDENTITY] != 0 ? p[IDENTITY] * z : S(0);  // an infinity times zero is no number
-    kept += p[RELU] != 0 ? p[RELU] * (z > 0 ? z : z != z ? z : S(0)) : S(0);
-    return kept + p[TANH] * tanh + p[SIGMOID] * sigmoid;
-}
-
 template <class S, class P>
 void mix(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int64_t *source,
          const S *shares, const P *product, const S *states, S *total, int threads) {

@@ -19,41 +19,6 @@ enum { TOGETHER = 1 << 18 };  // gradients of a block, about
 
 const float LOWEST = -3e38f;  // a sum of nothing: infinity less infinity is no number
 
-// out (16 A, 16 B) (+)= a (16 A, size) times B panels (size, 16); size counts in 32s.
-template <int A, int B>
-void tiles(int64_t size, const bf16 *a, int64_t lead, const bf16 *const *panels, float *out,
-           int64_t row, bool add) {
-    if (add) {
-        _tile_loadd(0, out, row * 4);
-        if (B > 1) _tile_loadd(1, out + LANES, row * 4);
-        if (A > 1) _tile_loadd(2, out + 16 * row, row * 4);
-        if (A > 1 && B > 1) _tile_loadd(3, out + 16 * row + LANES, row * 4);
-    } else {
-        _tile_zero(0);
-        if (B > 1) _tile_zero(1);
-        if (A > 1) _tile_zero(2);
-        if (A > 1 && B > 1) _tile_zero(3);
-    }
-    for (int64_t k = 0; k < size; k += 32) {
-        _tile_loadd(4, a + k, lead * 2);
-        _tile_loadd(6, panels[0] + k * LANES, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        if (B > 1) {
-            _tile_loadd(7, panels[1] + k * LANES, 64);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if (A > 1) {
-            _tile_loadd(5, a + 16 * lead + k, lead * 2);
-            _tile_dpbf16ps(2, 5, 6);
-            if (B > 1) _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, out, row * 4);
-    if (B > 1) _tile_stored(1, out + LANES, row * 4);
-    if (A > 1) _tile_stored(2, out + 16 * row, row * 4);
-    if (A > 1 && B > 1) _tile_stored(3, out + 16 * row + LANES, row * 4);
-}
-
 // out (rows, 16 many) (+)= a (rows, size) times `many` panels, one after the other; rows count in
 // 32s.
 void multiply(int64_t rows, int64_t size, const bf16 *a, int64_t lead, int64_t many,
@@ -62,8 +27,9 @@ void multiply(int64_t rows, int64_t size, const bf16 *a, int64_t lead, int64_t m
         for (int64_t r = 0; r < rows; r += 32) {
             const bf16 *pair[2] = {panels + n * size * LANES, panels + (n + 1) * size * LANES};
             float *to = out + r * row + n * LANES;
-            if (n + 1 < many) tiles<2, 2>(size, a + r * lead, lead, pair, to, row, add);
-            else tiles<2, 1>(size, a + r * lead, lead, pair, to, row, add);
+            if (n + 1 < many)
+                Tiled::block<2, 2>(size, a + r * lead, lead, 32, pair, to, row, add);
+            else Tiled::block<2, 1>(size, a + r * lead, lead, 32, pair, to, row, add);
         }
 }
 

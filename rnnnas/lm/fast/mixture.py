@@ -19,13 +19,14 @@ from torch.autograd.function import once_differentiable
 
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.lm.cell import masked
-from rnnnas.lm.fast import mixture_cuda, triton_support
+from rnnnas.lm.fast import mixture_cuda, mixture_whole, triton_support
 from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.cpu_library import usable
 from rnnnas.lm.fast.matmul import accumulate, multiply, project
 from rnnnas.lm.fast.mixture_cpu import Compiled, Elementwise
 from rnnnas.lm.fast.mixture_cuda import DeviceMixed
 from rnnnas.lm.fast.mixture_plan import Node, plan_of, start_of, taken
+from rnnnas.lm.fast.mixture_whole import WholeMixed
 from rnnnas.lm.search_cell import Paths, Route, routes
 from rnnnas.nas.space import CellSpace
 
@@ -70,9 +71,20 @@ def unroll(
     if ranks.size == 1 and len(h) <= mixture_cuda.STREAMS and triton_support.usable(*tensors):
         with triton_support.current(h):
             outputs = DeviceMixed.apply(*tensors, space, ways, keep, low)  # type: ignore[no-untyped-call]
+    elif _whole(tensors, ranks, low):
+        outputs = WholeMixed.apply(*tensors, space, ways, keep, low)  # type: ignore[no-untyped-call]
     else:
         outputs = _MixedUnroll.apply(*tensors, space, ways, keep, low, ranks)  # type: ignore[no-untyped-call]
     return outputs
+
+
+def _whole(tensors: tuple[Tensor, ...], ranks: Ranks, low: bool) -> bool:
+    """Whether one call of kernels computes the window."""
+    _, h, from_h, nodes, *_ = tensors
+    count, units, _ = nodes.shape
+    if ranks.size > 1 or units < h.shape[1] or not usable(*tensors, low=low):
+        return False
+    return mixture_whole.suits(units, count, low=low)
 
 
 class _Window:

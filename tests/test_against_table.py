@@ -67,7 +67,9 @@ def test_better_searches_rank_better() -> None:
         ranks = [truth.rank(Replay(table, s, budget).find(method).cell) for s in range(12)]
         return sum(ranks) / len(ranks)
 
-    assert mean("halving", 16) < 4 < 20 < mean("random", 16)
+    assert mean("halving", 16) < mean("random", 16)
+    # From 20 trainings on there are children.
+    assert mean("halving", 22) < 4 < mean("halving", 19)
     assert mean("evolution", 48) < mean("random", 48)
 
 

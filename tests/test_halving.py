@@ -56,7 +56,7 @@ def raced(race: Race, loss: Loss = honest) -> list[Trial]:
 @pytest.mark.parametrize("budget", [2, 3, 4, 6, 8, 10, 12, 16, 24, 40])
 def test_a_plan_spends_its_budget_and_no_more(budget: float) -> None:
     plan = plan_of(budget, 500)
-    assert budget - 0.5 <= plan.cost <= budget + 1e-9
+    assert budget - 0.7 <= plan.cost <= budget + 1e-9  # a cell more costs up to 1 T
     race = Race(SPACES, 1, plan)
     trials = raced(race)
     assert sum(t.stop - t.start for t in trials) == plan.total_steps == race.steps
@@ -64,15 +64,20 @@ def test_a_plan_spends_its_budget_and_no_more(budget: float) -> None:
 
 
 def test_the_plan_of_16_full_trainings_is_the_measured_one() -> None:
-    start, children, again = plan_of(16, 500).rounds
-    kept = [(r.stop, r.keep, r.by) for r in start.rungs]
-    assert start.cells == 24
-    assert kept == [(100, 6, "train"), (250, 3, "heldout"), (500, 1, "heldout")]
-    kept = [(r.stop, r.keep, r.by) for r in children.rungs]
-    assert children.cells == 18
-    assert kept == [(100, 4, "train"), (250, 2, "heldout"), (500, 1, "heldout")]
+    start, again = plan_of(16, 500).rounds
+    assert start.cells == 29
+    assert [(r.stop, r.keep, r.by) for r in start.rungs] == [(150, 7, "train"), (500, 1, "heldout")]
     assert (again.what, again.cells, again.rungs[0].stop) == ("again", 2, 500)
-    assert plan_of(16, 500).lines()[0] == "24 cells to step 100, 6 on to 250, 3 on to 500"
+    assert plan_of(16, 500).lines()[0] == "29 cells to step 150, 7 on to 500"
+
+
+def test_children_come_into_larger_budgets() -> None:
+    assert [each.what for each in plan_of(9, 500).rounds] == ["start"]
+    start, children, again = plan_of(22, 500).rounds
+    assert (start.cells, children.cells, again.cells) == (29, 12, 2)
+    kept = [(r.stop, r.keep, r.by) for r in children.rungs]
+    assert kept == [(150, 3, "train"), (500, 1, "heldout")]
+    assert [each.what for each in plan_of(30, 500).rounds].count("children") == 2
 
 
 @pytest.mark.parametrize("budget", [2, 4, 6, 9, 10, 11, 16, 30])
@@ -98,7 +103,7 @@ def test_a_small_space_limits_the_first_round() -> None:
     assert len({repr(e.genotype) for e in race.entrants}) == 4
     # More are planned than there are: what there is takes part.
     assert len(Race(tiny, 1, plan_of(4, 500)).entrants) == 4
-    raced(Race(tiny, 1, plan_of(16, 500)))  # and there are no children left
+    raced(Race(tiny, 1, plan_of(22, 500)))  # and there are no children left
 
 
 def test_too_small_a_budget_is_refused() -> None:
@@ -156,7 +161,7 @@ def test_a_diverged_cell_has_an_infinite_loss_and_goes_nowhere() -> None:
     plan = plan_of(4, 500)
     for bad in (math.inf, math.nan):
         race = Race(SPACES, 1, plan)
-        best = min(range(12), key=lambda n: worth(race.entrants[n].genotype))
+        best = min(range(plan.cells), key=lambda n: worth(race.entrants[n].genotype))
 
         def loss(trial: Trial, bad: float = bad, best: int = best) -> Outcome:
             fine = honest(trial)
@@ -216,15 +221,15 @@ def test_neighbours_are_all_cells_with_one_other_gene() -> None:
 
 
 def test_children_are_new_and_of_the_three_best() -> None:
-    race = Race(SPACES, 1, plan_of(16, 500))
+    race = Race(SPACES, 1, plan_of(22, 500))
     raced(race)
     children = [e for e in race.entrants if e.parent is not None]
-    assert len(children) == 18
-    assert len({repr(e.genotype) for e in race.entrants}) == 42
+    assert len(children) == 12
+    assert len({repr(e.genotype) for e in race.entrants}) == 41
     before = [s for s in race.standings if s.stop == 500 and s.entrant.parent is None]
     best = sorted((s for s in before if not s.draw), key=lambda s: s.outcome.heldout or 0)[:3]
     parents = [child.parent for child in children]
-    assert {n: parents.count(n) for n in parents} == {s.entrant.number: 6 for s in best}
+    assert {n: parents.count(n) for n in parents} == {s.entrant.number: 4 for s in best}
     for child in children:
         assert child.parent is not None
         nodes = race.entrants[child.parent].genotype.recurrent.nodes
@@ -236,7 +241,7 @@ def test_structure_puts_the_likelier_children_first() -> None:
     """Where sigmoids are what is bad, children with fewer of them are tried."""
     better = 0
     for seed in range(8):
-        race = Race(SPACES, seed, plan_of(16, 500))
+        race = Race(SPACES, seed, plan_of(22, 500))
         raced(race)
         children = [e for e in race.entrants if e.parent is not None]
         gains = []
@@ -251,7 +256,7 @@ def test_structure_puts_the_likelier_children_first() -> None:
         ]
         better += np.mean(gains) < np.mean(drawn)
         assert race.winner is not None
-        assert worth(race.winner.genotype) <= min(worth(e.genotype) for e in race.entrants[:24])
+        assert worth(race.winner.genotype) <= min(worth(e.genotype) for e in race.entrants[:29])
     assert better == 8
 
 
@@ -289,13 +294,13 @@ def test_proposals_race_beside_guards() -> None:
     proposed = [Proposal(cell, f"epoch {i}") for i, cell in enumerate([*cells, cells[0]])]
     race = Race(SPACES, 1, plan_of(6, 500), proposed, guards=6)
     origins = [entrant.origin for entrant in race.entrants]
-    assert len(origins) == 18 and origins.count("random") == 6
-    assert origins[0] == "epoch 0" and origins[11] == "epoch 29"
+    assert len(origins) == 13 and origins.count("random") == 6
+    assert origins[0] == "epoch 0" and origins[6] == "epoch 29"
     few = Race(SPACES, 1, plan_of(6, 500), proposed[:2], guards=6)
-    assert [e.origin for e in few.entrants] == ["epoch 0", "epoch 1", *["random"] * 16]
+    assert [e.origin for e in few.entrants] == ["epoch 0", "epoch 1", *["random"] * 11]
     # A published cell of other size races as well.
     odd = Race(SPACES, 1, plan_of(4, 500), [Proposal(ZOO["ENAS"].genotype, "ENAS")])
-    assert len(odd.entrants) == 12 and odd.entrants[0].origin == "ENAS"
+    assert len(odd.entrants) == 8 and odd.entrants[0].origin == "ENAS"
 
 
 # State

@@ -13,7 +13,7 @@ from test_study import Fake
 
 from rnnnas.errors import UsageError
 from rnnnas.studies.execute import Execution
-from rnnnas.studies.paired import holm, paired, wilcoxon
+from rnnnas.studies.paired import holm, paired, rank_sum, unpaired, wilcoxon
 from rnnnas.studies.paired_table import paired_table
 from rnnnas.studies.plan import RANDOM, Sizes, StudyConfig, resolve_study
 from rnnnas.studies.record import Record
@@ -56,6 +56,43 @@ def test_students_t_of_differences() -> None:
     assert (own.low, own.high) == pytest.approx((-2.4598858, -0.7001142), abs=1e-6)
     assert paired([1.0]).t_p is None and paired([]).mean is None
     assert paired([0.0, 0.0]).t_p == 1 and paired([2.0, 2.0]).t_p == 0
+
+
+def test_welchs_t_of_two_samples() -> None:
+    own, other = [1.0, 2, 4, 7], [3.0, 5, 6, 8, 9, 11]
+    found = unpaired(own, other)
+    assert found.n == 4 and found.mean == pytest.approx(3.5 - 7.0)
+    parts = (21 / 3) / 4, (42 / 5) / 6  # sums of squares over degrees, over sizes
+    error = math.sqrt(sum(parts))
+    assert 7 < sum(parts) ** 2 / (parts[0] ** 2 / 3 + parts[1] ** 2 / 5) < 8
+    # Of t with 7 degrees: 2.364624 holds 95 %, and the integral of its density in closed form.
+    assert (found.low, found.high) == pytest.approx(
+        (-3.5 - 2.364624 * error, -3.5 + 2.364624 * error), abs=1e-5
+    )
+    a = math.atan(3.5 / error / math.sqrt(7))
+    sums = math.cos(a) + 2 / 3 * math.cos(a) ** 3 + 8 / 15 * math.cos(a) ** 5
+    assert found.t_p == pytest.approx(1 - 2 / math.pi * (a + math.sin(a) * sums))
+    assert unpaired([1.0], [2.0]).t_p is None and unpaired([], [2.0]).mean is None
+    assert unpaired([1.0, 1.0], [1.0, 1.0]).t_p == 1
+
+
+def test_rank_sums_over_all_choices() -> None:
+    rng = random.Random(3)
+    for n, m in ((1, 3), (3, 4), (5, 6)):
+        for _ in range(4):
+            own = [round(rng.gauss(0, 1), 1) for _ in range(n)]
+            other = [round(rng.gauss(0.7, 1), 1) for _ in range(m)]
+            pooled = own + other
+            rank = [
+                (sum(y < x for y in pooled) + 1 + sum(y <= x for y in pooled)) / 2 for x in pooled
+            ]
+            sums = [
+                sum(rank[i] for i in chosen) for chosen in itertools.combinations(range(n + m), n)
+            ]
+            seen = sum(rank[:n])
+            tails = [sum(s <= seen + 1e-9 for s in sums), sum(s >= seen - 1e-9 for s in sums)]
+            assert rank_sum(own, other) == pytest.approx(min(1.0, 2 * min(tails) / len(sums)))
+    assert rank_sum([1.0], []) is None
 
 
 def test_holm_by_hand() -> None:
@@ -102,6 +139,14 @@ def test_every_found_cell_gets_its_final_trainings(tmp_path: Path) -> None:
     }  # fmt: skip
     assert tests["random@2", "random@4"]["mean"] == pytest.approx(0.1)
     assert tests["random@4", RANDOM]["mean"] == pytest.approx(-0.3)
+    # Random cells belong to no search: not what differs pair by pair counts, but both spreads.
+    spread_of_three = math.sqrt(2 * 0.01**2 / 3)
+    low, high = (tests["random@4", RANDOM][key] for key in ("low", "high"))
+    assert (high - low) / 2 == pytest.approx(2.776445 * spread_of_three, rel=1e-4)
+    # Over the methods that are held against the same thing.
+    for key in ("t_p", "wilcoxon_p"):
+        ps = [tests[name, RANDOM][key] for name in ("random@2", "random@4")]
+        assert [tests[name, RANDOM][f"{key}_holm"] for name in ("random@2", "random@4")] == holm(ps)
     assert tests["random@4", "LSTM"]["mean"] == pytest.approx(-0.2 + 0.02)
     assert all(t["n"] == 3 for t in tests.values())
     text = paired_table(result)

@@ -85,16 +85,16 @@ def test_a_race_ends_in_its_time_whatever_the_load(
 
 
 def test_a_plan_that_fits_stands() -> None:
-    plan = plan_of(16.0, 500)
+    plan = plan_of(22.0, 500)
     after = plan.rounds[1:]
     rungs = plan.rounds[0].rungs[1:]
-    there = Prospect(6, rungs, after, 100, 0)
+    there = Prospect(7, rungs, after, 150, 0)
     whole = 1.0 * plan.total_steps
-    left = time_of(6, rungs, 100, 1) + sum(time_of(r.cells, r.rungs, 0, 1) for r in after)
+    left = time_of(7, rungs, 150, 1) + sum(time_of(r.cells, r.rungs, 0, 1) for r in after)
     children = children_of(500, 100)
     assert decide(there, left + 1.0, whole=whole, workers=1, children=children) is None
-    less = decide(there, 0.5 * left, whole=whole, workers=1, children=children)
-    assert less is not None and less.cells == 6  # children are what goes first
+    less = decide(there, 0.6 * left, whole=whole, workers=1, children=children)
+    assert less is not None and less.cells == 7  # children are what goes first
     assert sum(r.cells for r in less.rounds) < sum(r.cells for r in after)
     least = decide(there, 0.0, whole=whole, workers=1, children=children)
     assert least is not None and (least.cells, least.rounds) == (1, ())

@@ -55,7 +55,7 @@ SMALL = [
     "epochs=1",
 ]
 SMALL += ["windows.limit=6", "weights.schedule=cosine"]
-HALVING = ["method=halving", "blackbox.windows=10", "blackbox.budget=11", "blackbox.rung=2"]
+HALVING = ["method=halving", "blackbox.windows=10", "blackbox.budget=20", "blackbox.rung=2"]
 SHORT = ["method=halving", "blackbox.windows=8", "blackbox.budget=4", "blackbox.rung=2"]
 RACE = [
     "select.by=race",
@@ -211,14 +211,14 @@ def test_rungs_are_stops_of_one_training(corpus: Corpus, tmp_path: Path) -> None
     course = Course(settings, corpus, CPU)
     alone = whole_training(course, Genotype.from_plain(result["genotype"]))
     rungs = [line for line in lines_of(tmp_path, "rung") if line["cell"] == result["cell"]]
-    assert [line["step"] for line in rungs if not line["draw"]] == [2, 5, 10]
+    assert [line["step"] for line in rungs if not line["draw"]] == [3, 10]
     begin = 0
-    for line in rungs[:3]:
+    for line in rungs[:2]:
         half = alone.nats[begin + (line["step"] - begin) // 2 : line["step"]]
         assert line["train_loss"] == pytest.approx(sum(half) / len(half), rel=1e-12)
         begin = line["step"]
     score = evaluate(alone.net, course.held_out, {}, alone.average)
-    assert rungs[2]["heldout_loss"] == pytest.approx(score.loss, rel=1e-12)
+    assert rungs[1]["heldout_loss"] == pytest.approx(score.loss, rel=1e-12)
     score = evaluate(alone.net, course.valid, {}, alone.average)
     assert result["valid_perplexity"] == pytest.approx(score.perplexity, rel=1e-12)
 
@@ -321,7 +321,7 @@ def test_a_diverged_cell_leaves_the_race(
 
 def test_a_race_whose_cells_all_diverge_fails(corpus: Corpus, tmp_path: Path) -> None:
     settings = config(*HALVING, "weights.lr=1e30", "weights.clip=0")
-    with pytest.raises(DivergedError, match="all 15 cells") as error:
+    with pytest.raises(DivergedError, match="all 26 cells") as error:
         search(settings, corpus, tmp_path, device=CPU, quiet=True)
     assert error.value.exit_code == 6
     assert not (tmp_path / "result.json").exists()
@@ -338,7 +338,7 @@ def test_every_rung_and_every_candidate_is_logged(corpus: Corpus, tmp_path: Path
     fields = {"kind", "step", "rung", "number", "cell", "origin", "draw", "train_loss"}
     assert set(rungs[0]) == fields | {"heldout_loss", "kept", "parent"}
     assert len([row for row in rungs if row["rung"] == 0]) == len(race.entrants)
-    assert all((row["heldout_loss"] is None) == (row["step"] == 2) for row in rungs)
+    assert all((row["heldout_loss"] is None) == (row["step"] == 3) for row in rungs)
     cells = {row["number"]: row for row in rungs}
     names = {name for line in curves for name in line if name.startswith("cell_")}
     again = {f"cell_{row['number']:03}_draw1" for row in rungs if row["draw"]}
@@ -360,19 +360,19 @@ def test_the_command_says_its_plan_and_its_table(corpus: Corpus, tmp_path: Path)
         words += ["--set", setting]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
-    assert "plan: 25 cells, 108 steps, the cost of 10.8 full trainings of 10 steps" in done.stderr
-    assert "15 cells to step 2, 4 on to 5, 2 on to 10" in done.stderr
+    assert "plan: 38 cells, 197 steps, the cost of 19.7 full trainings of 10 steps" in done.stderr
+    assert "26 cells to step 3, 6 on to 10" in done.stderr
     assert done.stderr.count("winner") == 1
     assert "of the best cell, briefly trained" in done.stdout
     shown = CliRunner().invoke(main, [*words, "--dry-run"])
     assert shown.exit_code == 0, shown.output
-    assert "10 steps a cell, 25 cells" in shown.stdout
+    assert "10 steps a cell, 38 cells" in shown.stdout
     sized = CliRunner().invoke(main, [*words, "--dry-run", "--json"])
-    assert json.loads(sized.stdout)["cells"] == 25
+    assert json.loads(sized.stdout)["cells"] == 38
 
 
 def test_a_study_counts_the_steps_of_a_race(corpus: Corpus) -> None:
-    assert Sizes(corpus.splits).steps(config(*HALVING)) == 108
+    assert Sizes(corpus.splits).steps(config(*HALVING)) == 197
     both = config("method=darts-1st", *RACE)
     steps = Sizes(corpus.splits).steps(both)
     assert steps == 6 + HalvingJob(race_config(both), corpus, CPU).plan.total_steps

@@ -29,7 +29,8 @@ class TableConfig:
     seeds: of the trainings of every cell; -; whole numbers from 0, each once; three, to tell cells
         from chance
     stretches: parts of equal length that a training's curve is told in, each by the mean train
-        loss of its second half; parts; 1 or more; five, as a search by halving looks at it
+        loss of its second half; parts; 1 or more; ten, among which is the first rung of a search
+        by halving
     train: settings of the trainings, over their preset; -; a table; a training of a few seconds
     """
 
@@ -37,7 +38,7 @@ class TableConfig:
     nodes: int = 3
     ops: tuple[str, ...] = tuple(op for op in RECURRENT_OPS if op != NONE)
     seeds: tuple[int, ...] = (1, 2, 3)
-    stretches: int = 5
+    stretches: int = 10
     train: dict[str, Any] = field(default_factory=_preset)
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class SelectConfig:
         of cells that the search proposes, published ones and random ones; so that no search returns
         a cell that it can see to be worse than chance. The other settings are of the race
     budget: what all trainings of the race cost together; full trainings of `windows` weight steps
-        each; 2 or more; two cells of a dozen then get a full one
+        each; 2 or more; three cells of a dozen then get a full one
     windows: weight steps of a full training; steps; 0 or more, 0 for as many as the search's own;
         500 tell cells of 100 units apart
     rung: weight steps of the race's first rung, at least; steps; 1 or more; below, the train loss

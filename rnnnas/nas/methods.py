@@ -83,7 +83,7 @@ METHODS: dict[str, Method] = {
     ),
     "halving": Method(
         "uniform.Uniform",
-        "successive halving of random cells, then of one-gene children of the best",
+        "successive halving of random cells, with more budget of children of the best too",
         alphas="none",
         derive="halving",
         weights="scratch",

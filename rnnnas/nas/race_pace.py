@@ -52,15 +52,14 @@ def decide(
     spare = room - total_time(planned, there.done, workers)
     if abs(spare) <= SLACK * whole:
         return None
-    steps = children.rungs[-1].stop
-    best: Decision | None = None
+    best = planned
     if spare < 0:
-        for choice in _less(planned):
-            best = choice
-            if total_time(choice, there.done, workers) <= room + SLACK * whole:
+        for best in _less(planned):
+            spare = room - total_time(best, there.done, workers)
+            if spare >= -SLACK * whole:
                 break
-    else:
-        for choice in _more(planned, children, there.finished, workers, steps):
+    if spare > SLACK * whole:  # what was left out may leave room for something smaller
+        for choice in _more(best, children, there.finished, workers):
             over = total_time(choice, there.done, workers) - room
             if over <= OVER * whole and abs(over) < abs(spare):
                 best, spare = choice, -over
@@ -89,9 +88,7 @@ def _less(there: Decision) -> Iterator[Decision]:
         yield there._replace(cells=1, rungs=_fewer(there.rungs, 1))
 
 
-def _more(
-    there: Decision, children: Round, finished: int, workers: int, steps: int
-) -> Iterator[Decision]:
+def _more(there: Decision, children: Round, finished: int, workers: int) -> Iterator[Decision]:
     """What can be added, a little more each time."""
     places = [k for k, each in enumerate(there.rounds) if each.what == "children"]
     again = next((k for k, each in enumerate(there.rounds) if each.what == "again"), None)

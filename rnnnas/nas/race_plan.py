@@ -11,13 +11,14 @@ from typing import Literal
 
 from rnnnas.errors import UsageError
 
-FIRST, MIDDLE = 0.2, 0.5  # of T: where the first two rungs end
+FIRST = 0.3  # of T: where the first rung ends; ranks at 0.2 T were too often not those at T
+KEPT = 4  # one of so many cells goes on from there (benchmarks/halving.md)
 LEAST = 2  # cells that a rung sends on: the best of a short training is too often not the best
-GENERATION = 5.8  # T that a round of children costs: 18 to 0.2 T, 4 on to 0.5 T, 2 on to T
-START = 8.1  # T of the first round that stands before it: 24 to 0.2 T, 6 on to 0.5 T, 3 on to T
+GENERATION = 5.8  # T that a round of children costs: 12 to 0.3 T, 3 on to T
+START = 12.0  # T of the first round that stands before it: 25 to 0.3 T, 6 on to T
 AGAIN = 2  # cells that are trained once more with fresh draws; each costs T
-THREE = 6.0  # T: from here on there is a rung between the first and the last
-CHILDREN_FROM = 10.0  # T: a smaller budget is spent on more cells instead
+AGAIN_FROM = 10.0  # T: a smaller budget is spent on more cells instead
+CHILDREN_FROM = 20.0  # T: below, more random cells were worth more than children of the best
 SHORTEST = 3  # times the first rung's least steps: a full training in a given time, at least
 MOST = 22.0  # T: a larger budget is better spent on longer trainings
 
@@ -108,10 +109,9 @@ _NOUNS = {"start": "cells", "children": "one-gene children", "again": "with fres
 def plan_of(budget: float, steps: int, *, least: int = 100, cells: int = 0) -> Plan:
     """The plan that spends `budget` full trainings of `steps` weight steps each.
 
-    Up to 6 T: as many cells as fit are trained to 0.2 T, two of them on to T. Up to 10 T there is
-    a rung at 0.5 T between. From then on about 0.6 of it goes to the first round, 0.4 to one-gene
-    children of the best, and 2 T to training the best two again; from 20 T on there are more
-    rounds of children instead of more first cells.
+    As many cells as fit are trained to 0.3 T, a quarter of them on to T. From 10 T on, 2 T go to
+    training the best two again; from 20 T on, about 6 T to one-gene children of the best, and of
+    what is more to more rounds of children instead of more first cells.
 
     Args:
         least: steps of the first rung, at least, as far as T has so many.
@@ -126,15 +126,12 @@ def plan_of(budget: float, steps: int, *, least: int = 100, cells: int = 0) -> P
             f"halving trains at least {LEAST} cells in full",
             "raise blackbox.budget, or lower blackbox.windows",
         )
-    if budget < CHILDREN_FROM:
-        return Plan(
-            steps=steps, rounds=(_round("start", budget, steps, least, cells, budget >= THREE),)
-        )
+    if budget < AGAIN_FROM:
+        return Plan(steps=steps, rounds=(_round("start", budget, steps, least, cells),))
     left = budget - AGAIN
-    generations = max(1, round((left - START) / GENERATION))
-    share = min(GENERATION, left * GENERATION / (START + GENERATION))
-    rounds = [_round("start", left - generations * share, steps, least, cells)]
-    rounds += [_round("children", share, steps, least)] * generations
+    generations = max(1, int((left - START) / GENERATION)) if budget >= CHILDREN_FROM else 0
+    rounds = [_round("start", left - generations * GENERATION, steps, least, cells)]
+    rounds += [_round("children", GENERATION, steps, least)] * generations
     final = Rung(stop=steps, keep=1, by="heldout")
     rounds.append(Round(what="again", cells=AGAIN, rungs=(final,)))
     return Plan(steps=steps, rounds=tuple(rounds))
@@ -179,42 +176,24 @@ def plan_for(
 
 
 def _round(
-    what: Literal["start", "children"],
-    budget: float,
-    steps: int,
-    least: int,
-    limit: int = 0,
-    three: bool = True,
+    what: Literal["start", "children"], budget: float, steps: int, least: int, limit: int = 0
 ) -> Round:
-    """The round of the most cells that costs at most `budget`; of two where even they cost more.
-
-    three: whether there is a rung at 0.5 T between the first and the last.
-    """
-    found = _with(what, LEAST, three, steps, least)
+    """The round of the most cells that costs at most `budget`; of two where even they cost more."""
+    found = _with(what, LEAST, steps, least)
     count = LEAST + 1
     while not limit or count <= limit:
-        wider = _with(what, count, three, steps, least)
+        wider = _with(what, count, steps, least)
         if wider.steps > budget * steps + 0.5:
             break
         found, count = wider, count + 1
     return found
 
 
-def _with(
-    what: Literal["start", "children"], cells: int, three: bool, steps: int, least: int
-) -> Round:
+def _with(what: Literal["start", "children"], cells: int, steps: int, least: int) -> Round:
     first = min(steps, max(math.ceil(FIRST * steps), least))
-    middle = math.ceil(MIDDLE * steps)
-    quarter, eighth = max(LEAST, round(cells / 4)), max(LEAST, round(cells / 8))
-    if first == steps:  # so short that the first rung is all
-        rungs = [Rung(stop=steps, keep=1, by="heldout")]
-    else:
-        rungs = [Rung(stop=first, keep=eighth, by="train"), Rung(stop=steps, keep=1, by="heldout")]
-        if three and first < middle < steps and quarter > eighth:
-            rungs[0] = Rung(stop=first, keep=quarter, by="train")
-            rungs.insert(1, Rung(stop=middle, keep=eighth, by="heldout"))
-        elif not three:
-            rungs[0] = Rung(stop=first, keep=LEAST, by="train")
+    rungs = [Rung(stop=steps, keep=1, by="heldout")]
+    if first < steps:  # else so short that the first rung is all
+        rungs.insert(0, Rung(stop=first, keep=max(LEAST, round(cells / KEPT)), by="train"))
     return Round(what=what, cells=cells, rungs=tuple(rungs))
 
 

@@ -1,4 +1,4 @@
-"""Paired comparisons: Student's t, Wilcoxon's signed ranks, and Holm's correction.
+"""Comparisons of two samples, paired or independent: t tests, Wilcoxon's tests, Holm's correction.
 
 Numbers in, numbers out; a difference below 0 favours the first of two things.
 """
@@ -9,13 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rnnnas.studies.statistics import spread, t_within
+from rnnnas.studies.statistics import spread, t_quantile, t_within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
     """A sample of n differences: mean, ends of the 95 % interval of the mean by Student's t, and
     two-sided p values that the mean, or the centre of symmetry, is 0. None where n is too small.
+
+    Of independent samples (`unpaired`): n of the first, and the difference of the two means.
     """
 
     n: int
@@ -44,6 +46,54 @@ def paired(differences: Sequence[float]) -> Paired:
         t_p=t_p,
         wilcoxon_p=wilcoxon(differences),
     )
+
+
+def unpaired(own: Sequence[float], other: Sequence[float]) -> Paired:
+    """Both tests of two independent samples: Welch's t, its degrees of freedom rounded down
+    (Welch 1947), and Wilcoxon's rank sums.
+    """
+    first, second = spread(own), spread(other)
+    if first.mean is None or second.mean is None:
+        return Paired(n=first.n, mean=None, low=None, high=None, t_p=None, wilcoxon_p=None)
+    mean = first.mean - second.mean
+    low = high = t_p = None
+    if first.sd is not None and second.sd is not None:
+        parts = [one.sd**2 / one.n for one in (first, second) if one.sd is not None]
+        error = math.sqrt(math.fsum(parts))
+        if error > 0:
+            below = parts[0] ** 2 / (first.n - 1) + parts[1] ** 2 / (second.n - 1)
+            degrees = max(1, int(math.fsum(parts) ** 2 / below + 1e-9))
+            t_p = 1 - t_within(abs(mean) / error, degrees)
+            half = t_quantile(degrees) * error
+            low, high = mean - half, mean + half
+        else:
+            t_p, low, high = (1.0 if mean == 0 else 0.0), mean, mean
+    return Paired(
+        n=first.n, mean=mean, low=low, high=high, t_p=t_p, wilcoxon_p=rank_sum(own, other)
+    )
+
+
+def rank_sum(own: Sequence[float], other: Sequence[float]) -> float | None:
+    """The exact two-sided p value of Wilcoxon's rank-sum test (Wilcoxon 1945; Mann, Whitney 1947).
+
+    Equal values share the mean of their ranks. None where a sample is empty.
+    """
+    if not own or not other:
+        return None
+    pooled = sorted((*own, *other))
+    # Doubled, so that means of two ranks are whole: the first place of a value and its last.
+    doubled = {x: 2 * pooled.index(x) + 1 + pooled.count(x) for x in pooled}
+    ranks = [doubled[x] for x in pooled]
+    counts = [{0: 1}, *({} for _ in own)]  # of choices of k values, by the sum of their ranks
+    for rank in ranks:
+        for k in range(len(own), 0, -1):
+            for total, count in counts[k - 1].items():
+                counts[k][total + rank] = counts[k].get(total + rank, 0) + count
+    observed = sum(doubled[x] for x in own)
+    every = counts[len(own)]
+    below = sum(count for total, count in every.items() if total <= observed)
+    above = sum(count for total, count in every.items() if total >= observed)
+    return min(1.0, 2 * min(below, above) / math.comb(len(pooled), len(own)))
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:

@@ -11,7 +11,7 @@ from rnnnas.runs.files import json_plain
 from rnnnas.studies.costs import cost_of, cost_text
 from rnnnas.studies.formats import Sheet, rendered
 from rnnnas.studies.measure import Measure, loss_of, measure_of
-from rnnnas.studies.paired import holm, paired
+from rnnnas.studies.paired import holm, paired, unpaired
 from rnnnas.studies.plan import RANDOM, Job, StudyConfig
 from rnnnas.studies.record import Record
 from rnnnas.studies.statistics import spread
@@ -25,8 +25,9 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
     rows: by what was trained (a method, a fixed cell, the random cells): n cells, mean test
     perplexity (of the cells' geometric means over training seeds), its spread over cells, and what
     the searches cost in steps and seconds. tests: every method against the random cells, each
-    fixed cell, and the methods of the same budget, in log perplexity, paired by search seed (the
-    random cells by their number) and by training seed; p values corrected by Holm over all.
+    fixed cell, and the other methods, in log perplexity, paired by search seed and by training
+    seed; the random cells, which belong to no search, are an independent sample. p values are
+    corrected by Holm over the methods that are held against the same thing.
     """
     config = record.config
     measure = measure_of(results.values())
@@ -55,11 +56,16 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
     for name in config.methods:
         for other in rows_of(config):
             if other != name and not (other in config.methods and _after(other, name, config)):
-                differences = _differences(logs[name], logs[other], other in config.fixed)
-                tests.append({"method": name, "against": other, **asdict(paired(differences))})
-    for key in ("t_p", "wilcoxon_p"):
-        for test, value in zip(tests, holm([test[key] for test in tests]), strict=True):
-            test[f"{key}_holm"] = value
+                if other == RANDOM:
+                    found = unpaired(*(_means(logs[one]) for one in (name, other)))
+                else:
+                    found = paired(_differences(logs[name], logs[other], other in config.fixed))
+                tests.append({"method": name, "against": other, **asdict(found)})
+    for other in rows_of(config):
+        family = [test for test in tests if test["against"] == other]
+        for key in ("t_p", "wilcoxon_p"):
+            for test, value in zip(family, holm([test[key] for test in family]), strict=True):
+                test[f"{key}_holm"] = value
     failed = [
         {"job": job.name, **record.job(job.name)}
         for job in jobs
@@ -152,6 +158,12 @@ def _differences(
     return found
 
 
+def _means(cells: Mapping[int, Mapping[int, float]]) -> list[float]:
+    """Of every cell the mean over its training seeds, which are the same for all."""
+    means = [_mean(list(cell.values())) for cell in cells.values()]
+    return [mean for mean in means if math.isfinite(mean)]
+
+
 def _cell(name: str, seed: int, jobs: Sequence[Job], results: Results) -> str | None:
     for job in jobs:
         if job.method == name and job.seed == seed:
@@ -209,7 +221,7 @@ def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
     names = ("", "against", "difference", "95 % interval", "t: p", "Wilcoxon: p")
     return [
         Sheet(title=f"study on {result['corpus']}", head=head, rows=lines),
-        Sheet(title="paired tests", head=names, rows=tests),
+        Sheet(title="tests", head=names, rows=tests),
     ]
 
 
@@ -222,8 +234,8 @@ def paired_notes(result: Mapping[str, Any]) -> list[str]:
         f"{what}, lower is better: mean ± standard deviation over cells, each the geometric "
         f"mean of {finals} final training{'s' if finals > 1 else ''}",
         f"with seeds that no search used. Differences in {measure}, paired by search seed and by "
-        "training seed; p values, two-sided,",
-        "are corrected by Holm over all rows of their table.",
+        "training seed; from random cells, which belong to no search, by Welch's t and rank sums;",
+        "p values, two-sided, are corrected by Holm over the methods held against the same thing.",
     ]
     if all("cost" in row for row in result["rows"].values()):
         notes.append(

@@ -82,8 +82,8 @@ class Replay:
         return self.table.by_cell()
 
     def _halving(self) -> Found:
-        """A race by its own plan. Its rungs are read off the curve: the train loss of the second
-        half of the last stretch that is over at a rung, in place of held-out loss on the way, too;
+        """A race by its own plan. Its rungs are read off the curve: the mean train loss of
+        the parts in a rung's second half, in place of held-out loss on the way, too;
         at the end, the validation loss.
         """
         space = self.table.space
@@ -103,9 +103,14 @@ class Replay:
 
     def _outcome(self, trial: Trial) -> Outcome:
         row = self._row(trial.genotype, trial.draw)
-        stretches = self.table.about["stretches"]
-        over = max(1, int(trial.stop * stretches / _FINE + 1e-9))
-        train = row.curve[over - 1] if len(row.curve) >= over else math.inf
+        parts = self.table.about["stretches"]
+        # Every part tells of its own second half, which has to lie in that of the rung.
+        over = max(1, int(trial.stop * parts / _FINE + 1e-9))
+        middle = (trial.start + trial.stop) / 2 / _FINE
+        own = [part for part in range(1, over + 1) if (part - 0.5) / parts >= middle - 1e-9]
+        known = [row.curve[part - 1] for part in own or [over] if part <= len(row.curve)]
+        complete = len(known) == len(own or [over])
+        train = math.fsum(known) / len(known) if complete else math.inf
         heldout = _loss(row) if trial.stop == _FINE else train
         if row.diverged and trial.stop == _FINE:
             train = heldout = math.inf

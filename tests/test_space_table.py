@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 HOME_TEXT = even_text(20, 400)
 SMALL = ["nodes=1", "seeds=[1,2]", "train.model.hidden=6", "train.model.precision=float32"]
 SMALL += ["train.windows.streams=6", "train.valid_streams=4", "train.test_streams=4"]
-SMALL += ["train.windows.limit=6", "train.weights.lr=5"]
+SMALL += ["train.windows.limit=6", "train.weights.lr=5", "stretches=5"]
 
 
 def config(*settings: str) -> TableConfig:

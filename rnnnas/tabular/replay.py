@@ -82,9 +82,9 @@ class Replay:
         return self.table.by_cell()
 
     def _halving(self) -> Found:
-        """A race by its own plan. Its rungs are read off the curve: the mean train loss of
-        the parts in a rung's second half, in place of held-out loss on the way, too;
-        at the end, the validation loss.
+        """A race by its own plan. Its rungs are read off the curve: the mean train loss of the
+        parts in a rung's second half, in place of held-out loss on the way, too; at the end, the
+        validation loss.
         """
         space = self.table.space
         plan = plan_of(self.budget, _FINE, least=math.ceil(FIRST * _FINE), cells=space.count())
@@ -108,9 +108,9 @@ class Replay:
         over = max(1, int(trial.stop * parts / _FINE + 1e-9))
         middle = (trial.start + trial.stop) / 2 / _FINE
         own = [part for part in range(1, over + 1) if (part - 0.5) / parts >= middle - 1e-9]
-        known = [row.curve[part - 1] for part in own or [over] if part <= len(row.curve)]
-        complete = len(known) == len(own or [over])
-        train = math.fsum(known) / len(known) if complete else math.inf
+        own = own or [over]
+        whole = own[-1] <= len(row.curve)
+        train = math.fsum(row.curve[k - 1] for k in own) / len(own) if whole else math.inf
         heldout = _loss(row) if trial.stop == _FINE else train
         if row.diverged and trial.stop == _FINE:
             train = heldout = math.inf

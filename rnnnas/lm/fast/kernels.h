@@ -1,4 +1,4 @@
-// What all files of kernels need. They are compiled on the user's machine by kernels.py, which says
+// What all files of kernels need. cpu_library.py compiles them on the user's machine, and says
 // what every exported function computes.
 //
 // Legend: B streams (rows), H hidden units, U of them computed, n computed edges of a node.
@@ -131,7 +131,7 @@ template <class F> inline void by_op(int64_t op, F f) {
 }
 
 #ifndef PART
-#error "kernels.py says what PART is"
+#error "cpu_library.py says what PART is"
 #endif
 
 }  // namespace

@@ -7,8 +7,8 @@
 // the edge's source. Between two kinds all threads wait. No sum depends on the number of threads.
 //
 // What only these kernels read lies block by block, (blocks, streams, L) with L units of a block: rows
-// of the whole width would be read a line here and a line there. Units beyond the last are zero
-// throughout: their weights are, and so then are states and gradients.
+// of the whole width would be read a line here and a line there. What units beyond the
+// last hold meets weights of zero alone, and their gradients are zero.
 
 #include "kernels_blocks.h"
 

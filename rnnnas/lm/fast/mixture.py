@@ -2,11 +2,13 @@
 
 Legend: T steps, B streams, H hidden, N nodes, E edges, O operations; U units computed (H, or
 H/K of a partial cell), n computed predecessors of a node, m of one block. Same values and
-gradients as `search_cell.unroll_reference`, which is the oracle. What makes it fast: one product a
-node over all its computed predecessors; only the products are kept, in the precision they were made
-in, and their gradients take their places on the way back; what is element-wise is computed
-again, a few edges at a time, so that it stays in the cache; large buffers are reused from window
-to window, since fresh pages cost as much as the arithmetic on them.
+gradients as `search_cell.unroll_reference`, which is the oracle. Where there are kernels and all
+units are computed, `mixture_whole.py` does the same in one call, but for very large cells. What
+makes the form here fast: one product a node over all its computed predecessors; only the products
+are kept, in the precision they were made in, and their gradients take their places on the way
+back; what is element-wise is computed again, a few edges at a time, so that it stays in the cache;
+large buffers are reused from window to window, since fresh pages cost as much as the arithmetic
+on them.
 """
 
 from __future__ import annotations

@@ -269,6 +269,24 @@ def test_what_a_killed_preparation_left_goes_at_the_next(tmp_path: Path) -> None
     assert left_behind() == [f".own.{alive}.partial", "own"]
 
 
+@pytest.mark.parametrize(("owner", "after"), [(os, "mkdir"), (Path, "write_text")])
+def test_a_signal_at_any_moment_leaves_nothing(
+    owner: Any, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's exception may come between the making of a folder and the next statement."""
+    made = getattr(owner, after)
+
+    def interrupted(path: str | Path, *args: Any, **kwargs: Any) -> None:
+        made(path, *args, **kwargs)
+        if ".partial" in str(path):
+            raise SystemExit(143)
+
+    monkeypatch.setattr(owner, after, interrupted)
+    with pytest.raises(SystemExit), folders.hidden_sibling(tmp_path / "big"):
+        pass
+    assert not list(tmp_path.glob(".big*"))
+
+
 @pytest.mark.slow
 def test_what_is_known_of_the_generated_corpus_is_so() -> None:
     corpus = open_corpus("hmm")

@@ -17,8 +17,8 @@ import os
 import shlex
 import shutil
 import socket
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -64,8 +64,10 @@ def hidden_sibling(folder: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if not (left / _OLD).exists() and _is_over(left):
                 shutil.rmtree(left)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    # Named before it is made: a signal's exception in between finds what to remove.
+    hidden = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
     try:
+        hidden.mkdir(mode=0o700)
         (hidden / MARK).write_text(f"{hidden.name}\n{socket.gethostname()}\n{os.getpid()}\n")
         inner = hidden / _INNER
         inner.mkdir(mode=0o755)

@@ -39,7 +39,7 @@ from rnnnas.searching.halving import HalvingJob
 from rnnnas.searching.run import search
 from rnnnas.searching.selection import proposals, race_config, sample
 from rnnnas.searching.supernet import SearchJob
-from rnnnas.studies.demo import demo
+from rnnnas.studies.demo import demo, share_of_steps, shortened, usual_steps
 from rnnnas.studies.estimate import search_seconds
 from rnnnas.studies.plan import Sizes
 
@@ -527,6 +527,7 @@ def test_the_demo_compares_what_was_trained_the_same_way(
     monkeypatch.setattr("rnnnas.studies.demo.resolve", small)
     said: list[str] = []
     result = demo("tiny", tmp_path, seed=2, device=CPU, say=said.append)
+    seen = seen[-5:]  # before them, one whose steps were counted
     assert [cell["cell"] for cell in seen] == ["derived", "lstm", *["derived"] * 3]
     for settings in seen:
         assert {k: v for k, v in settings.items() if k not in ("cell", "genotype")} == {
@@ -543,3 +544,27 @@ def test_the_demo_compares_what_was_trained_the_same_way(
         assert math.isfinite(result[key])
     again = demo("tiny", tmp_path, seed=2, device=CPU, say=said.append)
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(10.0, 1.0), (200.0, 0.65), (1e9, 0.05)])
+def test_a_demo_takes_the_steps_that_the_machine_does_in_three_minutes(
+    seconds: float, share: float, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Race and trainings together; what was begun goes on with its own share."""
+    config = resolve("search", preset="demo", file=None, settings=(), flags={"corpus": "tiny"})
+    job = HalvingJob(config, corpus, CPU)
+    steps, epochs = usual_steps(corpus)
+    rounds = math.ceil(5 / job.workers)
+    trainings = rounds * job.workers * steps * epochs / job.plan.total_steps
+    monkeypatch.setattr("rnnnas.studies.demo.race_seconds", lambda job: seconds / (1 + trainings))
+    assert share_of_steps(config, corpus, tmp_path, "demo", CPU) == share
+    short, settings = shortened(config, corpus, share)
+    assert short.blackbox.windows == round(500 * share)
+    trained = resolve(
+        "train", preset="demo", file=None, settings=settings,
+        flags={"corpus": "tiny", "genotype": "LSTM"},
+    )  # fmt: skip
+    taken = trained.epochs * (trained.windows.limit or steps)
+    assert taken == pytest.approx(share * steps * epochs, abs=trained.epochs)
+    (tmp_path / "demo-30pc-search").mkdir()
+    assert share_of_steps(config, corpus, tmp_path, "demo", CPU) == 0.3

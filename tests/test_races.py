@@ -7,6 +7,7 @@ import math
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import preset_names, resolve
 from rnnnas.config.recipes import Reading
 from rnnnas.config.text import SearchConfig
-from rnnnas.data.corpus import Corpus
+from rnnnas.data.corpus import Corpus, corpus_info
 from rnnnas.data.text_streams import Streams
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import evaluate
@@ -39,7 +40,7 @@ from rnnnas.searching.halving import HalvingJob
 from rnnnas.searching.run import search
 from rnnnas.searching.selection import proposals, race_config, sample
 from rnnnas.searching.supernet import SearchJob
-from rnnnas.studies.demo import demo, share_of_steps, shortened, usual_steps
+from rnnnas.studies.demo import demo, shortened_race, shortened_trainings
 from rnnnas.studies.estimate import search_seconds
 from rnnnas.studies.plan import Sizes
 
@@ -546,25 +547,51 @@ def test_the_demo_compares_what_was_trained_the_same_way(
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
 
 
-@pytest.mark.parametrize(("seconds", "share"), [(10.0, 1.0), (200.0, 0.65), (1e9, 0.05)])
-def test_a_demo_takes_the_steps_that_the_machine_does_in_three_minutes(
-    seconds: float, share: float, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("takes", "windows"), [(10.0, 500), (100.0, 350), (1e9, 25)])
+def test_a_demos_race_fits_the_machine(
+    takes: float, windows: int, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Race and trainings together; what was begun goes on with its own share."""
+    said: list[str] = []
     config = resolve("search", preset="demo", file=None, settings=(), flags={"corpus": "tiny"})
-    job = HalvingJob(config, corpus, CPU)
-    steps, epochs = usual_steps(corpus)
-    rounds = math.ceil(5 / job.workers)
-    trainings = rounds * job.workers * steps * epochs / job.plan.total_steps
-    monkeypatch.setattr("rnnnas.studies.demo.race_seconds", lambda job: seconds / (1 + trainings))
-    assert share_of_steps(config, corpus, tmp_path, "demo", CPU) == share
-    short, settings = shortened(config, corpus, share)
-    assert short.blackbox.windows == round(500 * share)
-    trained = resolve(
-        "train", preset="demo", file=None, settings=settings,
-        flags={"corpus": "tiny", "genotype": "LSTM"},
-    )  # fmt: skip
-    taken = trained.epochs * (trained.windows.limit or steps)
-    assert taken == pytest.approx(share * steps * epochs, abs=trained.epochs)
-    (tmp_path / "demo-30pc-search").mkdir()
-    assert share_of_steps(config, corpus, tmp_path, "demo", CPU) == 0.3
+    monkeypatch.setattr("rnnnas.studies.demo.race_seconds", lambda job: takes)
+    short = shortened_race(config, corpus, tmp_path, CPU, said.append)
+    assert short.blackbox.windows == windows
+    assert short == replace(config, blackbox=replace(config.blackbox, windows=windows))
+    assert [f"{windows} steps a training instead of 500" in line for line in said] == [True] * (
+        windows < 500
+    )
+    # What was begun goes on with its steps, however fast the machine is now.
+    begun = {"config": {"blackbox": {"windows": 321}}}
+    (tmp_path / "config.json").write_text(json.dumps(begun))
+    kept = shortened_race(config, corpus, tmp_path, CPU, said.append)
+    assert kept.blackbox.windows == 321
+
+
+@pytest.mark.parametrize(
+    ("room", "share"), [(3.0, None), (2.9, 0.9), (2.0, 0.9), (1.0, 0.5), (0.7, 0.3), (0.0, 0.05)]
+)
+def test_a_demos_trainings_fit_what_the_race_left(
+    room: float, share: float | None, corpus: Corpus, tmp_path: Path
+) -> None:
+    """On two cores five trainings are three rounds, and four are two."""
+
+    def taken(settings: tuple[str, ...]) -> tuple[int, int]:
+        flags = {"corpus": "tiny", "genotype": "LSTM"}
+        found = resolve("train", preset="demo", file=None, settings=settings, flags=flags)
+        return found.epochs, found.epochs * (found.windows.limit or a_pass)
+
+    said: list[str] = []
+    a_pass = corpus_info(corpus)["train"] // (16 * 15)
+    usual = 2 * a_pass
+    settings = shortened_trainings(corpus, tmp_path, room * usual, 2, said.append)
+    if share is None:
+        assert settings == () and not said
+        return
+    assert "steps a training instead of" in said[0]
+    assert taken(settings)[1] == pytest.approx(max(1, share * usual), abs=2)
+    assert taken(settings)[1] * 2 <= max(2, room * usual) + 2  # two rounds
+    epochs = taken(settings)[0]
+    limit = int(settings[1].split("=")[1])
+    begun = {"config": {"epochs": epochs, "windows": {"limit": limit}}}
+    (tmp_path / "config.json").write_text(json.dumps(begun))
+    assert shortened_trainings(corpus, tmp_path, 1e9, 2, said.append) == settings

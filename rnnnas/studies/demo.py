@@ -15,7 +15,8 @@ from rnnnas.config.presets import resolve
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.corpus import Corpus, corpus_info, open_corpus
 from rnnnas.errors import Interrupted, RnnnasError
-from rnnnas.runs.sealed import read_result
+from rnnnas.runs.files import read_object
+from rnnnas.runs.sealed import CONFIG, read_result
 from rnnnas.runs.signals import StopRequest
 from rnnnas.searching.halving import HalvingJob
 from rnnnas.searching.race_budget import race_seconds
@@ -25,11 +26,15 @@ from rnnnas.training.run import train
 
 PRESET = "demo"
 SEARCHING = 0.45  # of a time budget
-# Seconds of trainings, the race's and the last ones, that leave a demo within three
-# minutes. A slower machine, or a longer text, gets one of these shares of the preset's steps.
-SECONDS = 140.0
-SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
-RANDOMS = 3  # random cells that are trained to the end, the first that the race met
+# Seconds from which a race on this machine is shortened, and by which the trainings are to end:
+# with the start before and the tests after, a demo is within three minutes. A slower machine, or a
+# longer text, gets one of these shares of the preset's steps.
+RACE_SECONDS, END_SECONDS = 75.0, 160.0
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
+# Random cells that are trained to the end, the first that the race met; and where trainings are
+# shortened: two with the found cell and an LSTM make two rounds on two cores.
+RANDOMS, FEWER_RANDOMS = 3, 2
+SHORT, LONGER = "to stay within three minutes:", "(--minutes N gives more)"
 
 
 def demo(
@@ -62,25 +67,25 @@ def demo(
     if seconds is not None:
         flags["seconds"] = SEARCHING * seconds
     config = resolve("search", preset=PRESET, file=None, settings=(), flags=flags)
-    settings: tuple[str, ...] = ()  # of the trainings, beside the preset's
     if seconds is None:
-        share = share_of_steps(config, corpus, folder, name, device)
-        if share < 1:
-            name += f"-{100 * share:g}pc"
-            config, settings = shortened(config, corpus, share)
-            say(
-                f"to stay within three minutes: {100 * share:g} % of the usual steps "
-                "(--minutes N gives them more time)"
-            )
+        config = shortened_race(config, corpus, folder / f"{name}-search", device, say)
     say("1/2 searching a cell: many are trained a little, the best of them further")
     found = search(config, corpus, folder / f"{name}-search", device=device)
     say(f"    found: {found['cell']}")
-    randoms = found["random_cells"][:RANDOMS]
+    settings: tuple[str, ...] = ()  # of the trainings, beside the preset's
+    if seconds is None:
+        job = HalvingJob(config, corpus, device)
+        step = float(found["seconds"]) * job.workers / job.plan.total_steps
+        left = END_SECONDS - (time.perf_counter() - began)
+        settings = shortened_trainings(
+            corpus, folder / f"{name}-found", left / step, job.workers, say
+        )
+    randoms = found["random_cells"][: FEWER_RANDOMS if settings else RANDOMS]
     cells = {"found": found["cell"], "lstm": "lstm"}
     cells |= {f"random-{number}": cell for number, cell in enumerate(randoms, 1)}
     say(f"2/2 training it, an LSTM and {len(randoms)} random cells of the race, all the same way")
-    left = None if seconds is None else (1 - SEARCHING) * seconds
-    results = _trained(cells, corpus, folder, name, seed, device, say, left, settings)
+    given = None if seconds is None else (1 - SEARCHING) * seconds
+    results = _trained(cells, corpus, folder, name, seed, device, say, given, settings)
     tests = {which: float(result["test_perplexity"]) for which, result in results.items()}
     random_cells = [
         {"cell": cells[which], "test_perplexity": tests[which]}
@@ -103,44 +108,71 @@ def demo(
     }
 
 
-def share_of_steps(
-    config: SearchConfig, corpus: Corpus, folder: Path, name: str, device: torch.device
-) -> float:
-    """The share of the preset's steps that `SECONDS` hold, or that a demo begun here has."""
-    for share in SHARES:
-        kept = name if share == 1 else f"{name}-{100 * share:g}pc"
-        if (folder / f"{kept}-search").exists():
-            return share
-    job = HalvingJob(config, corpus, device)
-    steps, epochs = usual_steps(corpus)
-    rounds = math.ceil((RANDOMS + 2) / job.workers)
-    race = race_seconds(job)
-    # A race's steps are of the trainings' size, two at a time as well.
-    trainings = race * rounds * job.workers * epochs * steps / job.plan.total_steps
-    return next((share for share in SHARES if share * (race + trainings) <= SECONDS), SHARES[-1])
+def shortened_race(
+    config: SearchConfig,
+    corpus: Corpus,
+    folder: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> SearchConfig:
+    """The search with as many steps a training as the machine does in time.
+
+    Args:
+        folder: of the search; one that was begun there keeps its steps.
+    """
+    usual = config.blackbox.windows
+    if (begun := _begun(folder)) is not None:
+        windows = int(begun["blackbox"]["windows"])
+    else:
+        takes = race_seconds(HalvingJob(config, corpus, device))
+        windows = round(_share(RACE_SECONDS / takes) * usual)
+    if windows < usual:
+        say(f"{SHORT} in the search {windows} steps a training instead of {usual} {LONGER}")
+    return replace(config, blackbox=replace(config.blackbox, windows=windows))
 
 
-def usual_steps(corpus: Corpus) -> tuple[int, int]:
-    """About how many steps a pass of the preset's trainings has, and how many passes they are."""
+def shortened_trainings(
+    corpus: Corpus, folder: Path, steps: float, workers: int, say: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Settings of the trainings where they cannot have all of the preset's steps; else none.
+
+    Args:
+        folder: of the found cell's training; one that was begun there keeps its steps.
+        steps: that one process does in the time that is left. workers: processes.
+    """
     config: TrainConfig = resolve(
         "train", preset=PRESET, file=None, settings=(),
         flags={"corpus": corpus.name, "genotype": "LSTM"},
     )  # fmt: skip
-    tokens = corpus_info(corpus)["train"]
-    return max(1, tokens // (config.windows.streams * config.windows.bptt)), config.epochs
+    windows = config.windows
+    a_pass = max(1, corpus_info(corpus)["train"] // (windows.streams * windows.bptt))
+    usual = config.epochs * a_pass
+    if (begun := _begun(folder)) is not None:
+        epochs, limit = int(begun["epochs"]), int(begun["windows"]["limit"])
+    else:
+        epochs, limit = config.epochs, windows.limit
+        if math.ceil((RANDOMS + 2) / workers) * usual > steps:
+            rounds = math.ceil((FEWER_RANDOMS + 2) / workers)
+            share = _share(min(SHARES[1], steps / (rounds * usual)))
+            epochs = math.ceil(share * config.epochs)
+            limit = max(1, round(share * usual / epochs)) if share * config.epochs < epochs else 0
+    if (epochs, limit) == (config.epochs, windows.limit):
+        return ()
+    say(f"{SHORT} {epochs * (limit or a_pass):,} steps a training instead of {usual:,} {LONGER}")
+    return f"epochs={epochs}", f"windows.limit={limit}"
 
 
-def shortened(
-    config: SearchConfig, corpus: Corpus, share: float
-) -> tuple[SearchConfig, tuple[str, ...]]:
-    """The search and the trainings' settings with a share of the steps."""
-    steps, epochs = usual_steps(corpus)
-    black = replace(config.blackbox, windows=max(20, round(share * config.blackbox.windows)))
-    passes = math.ceil(share * epochs)
-    settings = [f"epochs={passes}"]
-    if share * epochs < passes:
-        settings.append(f"windows.limit={max(1, round(share * epochs / passes * steps))}")
-    return replace(config, blackbox=black), tuple(settings)
+def _share(most: float) -> float:
+    """The largest of `SHARES` that is not above `most`, or the least of them."""
+    return next((share for share in SHARES if share <= most), SHARES[-1])
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """The settings of a run that was begun."""
+    if not (folder / CONFIG).exists():
+        return None
+    kept: dict[str, Any] = read_object(folder / CONFIG)["config"]
+    return kept
 
 
 def _trained(

@@ -26,10 +26,11 @@ from rnnnas.training.run import train
 
 PRESET = "demo"
 SEARCHING = 0.45  # of a time budget
-# Seconds from which a race on this machine is shortened, and by which the trainings are to end:
-# with the start before and the tests after, a demo is within three minutes. A slower machine, or a
-# longer text, gets one of these shares of the preset's steps.
-RACE_SECONDS, END_SECONDS = 75.0, 160.0
+# Seconds that a race and the trainings may take together, by what a timed step lets expect: with the
+# start before and the tests after, a demo is within three minutes. On a slower machine, or with a
+# longer text, the race gets the share of the preset's steps that takes so long, and the trainings
+# the share that ends by then.
+WHOLE_SECONDS, RACE_SECONDS, END_SECONDS = 150.0, 40.0, 160.0
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
 # Random cells that are trained to the end, the first that the race met; and where trainings are
 # shortened: two with the found cell and an LSTM make two rounds on two cores.
@@ -120,15 +121,23 @@ def shortened_race(
     Args:
         folder: of the search; one that was begun there keeps its steps.
     """
-    usual = config.blackbox.windows
+    usual, windows = config.blackbox.windows, config.blackbox.windows
     if (begun := _begun(folder)) is not None:
         windows = int(begun["blackbox"]["windows"])
     else:
-        takes = race_seconds(HalvingJob(config, corpus, device))
-        windows = round(_share(RACE_SECONDS / takes) * usual)
-    if windows < usual:
-        say(f"{SHORT} in the search {windows} steps a training instead of {usual} {LONGER}")
-    return replace(config, blackbox=replace(config.blackbox, windows=windows))
+        job = HalvingJob(config, corpus, device)
+        takes = race_seconds(job)
+        trained, a_pass = _preset(corpus)
+        # Steps of the same size, a process a core as well.
+        rounds = math.ceil((RANDOMS + 2) / job.workers)
+        trainings = takes * job.workers * rounds * trained.epochs * a_pass / job.plan.total_steps
+        if takes + trainings > WHOLE_SECONDS:
+            windows = round(_share(RACE_SECONDS / takes) * usual)
+    if windows == usual:
+        return config
+    say(f"{SHORT} in the search {windows} steps a training instead of {usual} {LONGER}")
+    rung = min(config.blackbox.rung, round(0.3 * windows))
+    return replace(config, blackbox=replace(config.blackbox, windows=windows, rung=rung))
 
 
 def shortened_trainings(
@@ -140,26 +149,31 @@ def shortened_trainings(
         folder: of the found cell's training; one that was begun there keeps its steps.
         steps: that one process does in the time that is left. workers: processes.
     """
-    config: TrainConfig = resolve(
-        "train", preset=PRESET, file=None, settings=(),
-        flags={"corpus": corpus.name, "genotype": "LSTM"},
-    )  # fmt: skip
-    windows = config.windows
-    a_pass = max(1, corpus_info(corpus)["train"] // (windows.streams * windows.bptt))
+    config, a_pass = _preset(corpus)
     usual = config.epochs * a_pass
     if (begun := _begun(folder)) is not None:
         epochs, limit = int(begun["epochs"]), int(begun["windows"]["limit"])
     else:
-        epochs, limit = config.epochs, windows.limit
+        epochs, limit = config.epochs, config.windows.limit
         if math.ceil((RANDOMS + 2) / workers) * usual > steps:
             rounds = math.ceil((FEWER_RANDOMS + 2) / workers)
             share = _share(min(SHARES[1], steps / (rounds * usual)))
             epochs = math.ceil(share * config.epochs)
             limit = max(1, round(share * usual / epochs)) if share * config.epochs < epochs else 0
-    if (epochs, limit) == (config.epochs, windows.limit):
+    if (epochs, limit) == (config.epochs, config.windows.limit):
         return ()
     say(f"{SHORT} {epochs * (limit or a_pass):,} steps a training instead of {usual:,} {LONGER}")
     return f"epochs={epochs}", f"windows.limit={limit}"
+
+
+def _preset(corpus: Corpus) -> tuple[TrainConfig, int]:
+    """The preset's training, and about how many steps a pass over the text has."""
+    config: TrainConfig = resolve(
+        "train", preset=PRESET, file=None, settings=(),
+        flags={"corpus": corpus.name, "genotype": "LSTM"},
+    )  # fmt: skip
+    window = config.windows.streams * config.windows.bptt
+    return config, max(1, corpus_info(corpus)["train"] // window)
 
 
 def _share(most: float) -> float:

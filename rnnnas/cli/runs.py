@@ -457,7 +457,10 @@ def demo(
         print_json(result)
         return
     echo("\n" + as_text(Genotype.from_plain(result["genotype"]), "the cell that was found"))
-    echo(f"test perplexity on {corpus}, lower is better, networks trained the same way:")
+    echo(
+        f"test perplexity on {corpus}, lower is better, networks trained the same way\n"
+        "(of the race's two best, the searched cell is the one with the better validation):"
+    )
     for label, key in {
         "the searched cell": "test_perplexity",
         f"the mean of {len(result['random_cells'])} random cells": "random_mean_test_perplexity",
@@ -476,7 +479,7 @@ def demo(
         "`rnnnas presets list` has longer ones.\nWhere to look next:\n"
         f"  rnnnas report {folder} --open   the search as one page\n"
         f"  rnnnas board                              curves, alphas and cells in TensorBoard\n"
-        f"  rnnnas show {folder} --format svg --out cell.svg\n"
+        f"  rnnnas show {found} --format svg --out cell.svg\n"
         f'  rnnnas sample --checkpoint {found} --prompt "The"\n'
         f"  rnnnas corpus add mine --from story.txt   your own text"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -348,6 +349,15 @@ class HalvingJob:
         while entrant.parent is not None:
             entrant = self.race.entrants[entrant.parent]
         return f"child of {entrant.origin}" if child else entrant.origin
+
+    def runner_up(self) -> str | None:
+        """The second among the cells that were trained in full the most often, if there is one."""
+        race, winner = self.race, self._winner()
+        rest = [number for number in race.finished() if number != winner.number]
+        ranked = sorted(
+            rest, key=lambda n: (-len(race.scores(n)), statistics.fmean(race.scores(n)), n)
+        )
+        return cell_text(race.entrants[ranked[0]].genotype) if ranked else None
 
     def random_cells(self) -> list[str]:
         """The random cells of the race, in the order they were drawn in."""

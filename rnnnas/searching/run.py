@@ -189,8 +189,8 @@ def search(
     weights, or of all cells that were trained from scratch with their losses); where latency has a
     price, latency_us, predicted of the cell; where the search was stopped early, stopped_at_epoch
     and genotype_epoch, the one whose cell it is; where a race decided, origin, what proposed the
-    cell, and random_cells, those that took part; valid_perplexity is then of that cell after its
-    short training.
+    cell, runner_up, the cell that came second, or None, and random_cells, those that took part;
+    valid_perplexity is then of the found cell after its short training.
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -252,11 +252,11 @@ def search(
             seconds = race.run(cast(Run, run), title=title, quiet=quiet)
             genotype, measured = race.genotype(), race.measured()
             outcome |= race.outcome()
-            origin = {"origin": race.origin(), "random_cells": race.random_cells()}
+            origin = _of_race(race)
             if not quiet:
                 print(visible(f"the cell that won the race: {origin['origin']}"), file=sys.stderr)
         elif isinstance(job, HalvingJob):
-            origin = {"origin": job.origin(), "random_cells": job.random_cells()}
+            origin = _of_race(job)
         elif not quiet and ranks.leads:
             _say_collapse(job, genotype, measured, beside)
         check_finite(measured, job.epochs)
@@ -286,6 +286,15 @@ def search(
         result = ranks.broadcast(result)  # the seconds differ
         run.finish(result, computed_by(job, ranks.size))
         return result
+
+
+def _of_race(race: HalvingJob) -> dict[str, Any]:
+    """What the result says of a race's cells."""
+    return {
+        "origin": race.origin(),
+        "runner_up": race.runner_up(),
+        "random_cells": race.random_cells(),
+    }
 
 
 def check_finite(measured: Mapping[str, float], epochs: int) -> None:

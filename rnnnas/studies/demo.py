@@ -15,6 +15,7 @@ from rnnnas.config.presets import resolve
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.data.corpus import Corpus, corpus_info, open_corpus
 from rnnnas.errors import Interrupted, RnnnasError
+from rnnnas.nas.genotype import Genotype
 from rnnnas.runs.files import read_object
 from rnnnas.runs.sealed import CONFIG, read_result
 from rnnnas.runs.signals import StopRequest
@@ -26,15 +27,14 @@ from rnnnas.training.run import train
 
 PRESET = "demo"
 SEARCHING = 0.45  # of a time budget
-# Seconds that a race and the trainings may take together, by what a timed step lets expect: with the
-# start before and the tests after, a demo is within three minutes. On a slower machine, or with a
-# longer text, the race gets the share of the preset's steps that takes so long, and the trainings
+# Seconds that a race and the trainings may take together, by what a timed step lets expect: with
+# the start before and the tests after, a demo is within three minutes. On a slower machine, or with
+# a longer text, the race gets the share of the preset's steps that takes so long, and the trainings
 # the share that ends by then.
-WHOLE_SECONDS, RACE_SECONDS, END_SECONDS = 150.0, 40.0, 160.0
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
-# Random cells that are trained to the end, the first that the race met; and where trainings are
-# shortened: two with the found cell and an LSTM make two rounds on two cores.
-RANDOMS, FEWER_RANDOMS = 3, 2
+WHOLE_SECONDS, RACE_SECONDS, END_SECONDS = 150.0, 40.0, 165.0
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
+RANDOMS = 3  # random cells that are trained to the end, the first that the race met
+TRAINED = RANDOMS + 3  # with them the race's two best, and an LSTM: three rounds on two cores
 SHORT, LONGER = "to stay within three minutes:", "(--minutes N gives more)"
 
 
@@ -42,7 +42,10 @@ def demo(
     corpus_name: str, folder: Path, *, seed: int, device: torch.device,
     say: Callable[[str], None], seconds: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Search on a corpus; train the found cell, random ones and an LSTM the same way; compare.
+    """Search on a corpus; train the race's two best cells, random ones and an LSTM the same way.
+
+    Of the two best the found cell is the one that its whole training left the better on the
+    validation text; all are compared on the test text.
 
     Args:
         folder: takes the run folders; what is finished there is not done again.
@@ -51,7 +54,8 @@ def demo(
             machine does in three minutes.
 
     Returns:
-        genotype, cell (its short text), test_perplexity of the found cell, random_cells (of each
+        genotype, cell (its short text), test_perplexity and valid_perplexity of the found cell,
+        other_finalist (its cell and both perplexities) unless there was none, random_cells (of each
         cell and test_perplexity) and random_mean_test_perplexity, lstm_test_perplexity,
         bigram_perplexity and unigram_perplexity, all on the same test text, runs (folders),
         parameters (of the trained networks), seconds (of this call).
@@ -79,32 +83,45 @@ def demo(
         step = float(found["seconds"]) * job.workers / job.plan.total_steps
         left = END_SECONDS - (time.perf_counter() - began)
         settings = shortened_trainings(
-            corpus, folder / f"{name}-found", left / step, job.workers, say
+            corpus, folder / f"{name}-finalist-1", left / step, job.workers, say
         )
-    randoms = found["random_cells"][: FEWER_RANDOMS if settings else RANDOMS]
-    cells = {"found": found["cell"], "lstm": "lstm"}
+    randoms = found["random_cells"][:RANDOMS]
+    finalists = [cell for cell in (found["cell"], found["runner_up"]) if cell is not None]
+    cells = {f"finalist-{number}": cell for number, cell in enumerate(finalists, 1)}
+    cells["lstm"] = "lstm"
     cells |= {f"random-{number}": cell for number, cell in enumerate(randoms, 1)}
-    say(f"2/2 training it, an LSTM and {len(randoms)} random cells of the race, all the same way")
+    say(
+        f"2/2 training the best {len(finalists)}, an LSTM and {len(randoms)} random cells of the "
+        "race, all the same way"
+    )
     given = None if seconds is None else (1 - SEARCHING) * seconds
     results = _trained(cells, corpus, folder, name, seed, device, say, given, settings)
-    tests = {which: float(result["test_perplexity"]) for which, result in results.items()}
-    random_cells = [
-        {"cell": cells[which], "test_perplexity": tests[which]}
-        for which in cells
-        if which.startswith("random")
-    ]
+    measured = {
+        which: {
+            "cell": cells[which],
+            **{key: float(result[key]) for key in ("valid_perplexity", "test_perplexity")},
+        }
+        for which, result in results.items()
+    }
+    tried = [which for which in cells if which.startswith("finalist")]
+    best, *others = sorted(tried, key=lambda which: measured[which]["valid_perplexity"])
+    random_cells = [measured[which] for which in cells if which.startswith("random")]
     return {
-        "genotype": found["genotype"],
-        "cell": found["cell"],
-        "test_perplexity": tests["found"],
+        "genotype": Genotype.from_text(cells[best]).to_plain(),
+        **measured[best],
+        **({"other_finalist": measured[others[0]]} if others else {}),
         "random_cells": random_cells,
         "random_mean_test_perplexity": math.fsum(c["test_perplexity"] for c in random_cells)
         / len(random_cells),
-        "lstm_test_perplexity": tests["lstm"],
+        "lstm_test_perplexity": measured["lstm"]["test_perplexity"],
         "bigram_perplexity": described["bigram_perplexity"],
         "unigram_perplexity": described["unigram_perplexity"],
-        "parameters": results["found"]["parameters"],
-        "runs": {"search": found["run"], **{w: r["run"] for w, r in results.items()}},
+        "parameters": results[best]["parameters"],
+        "runs": {
+            "search": found["run"],
+            "found": results[best]["run"],
+            **{which: result["run"] for which, result in results.items()},
+        },
         "seconds": round(time.perf_counter() - began, 3),
     }
 
@@ -129,7 +146,7 @@ def shortened_race(
         takes = race_seconds(job)
         trained, a_pass = _preset(corpus)
         # Steps of the same size, a process a core as well.
-        rounds = math.ceil((RANDOMS + 2) / job.workers)
+        rounds = math.ceil(TRAINED / job.workers)
         trainings = takes * job.workers * rounds * trained.epochs * a_pass / job.plan.total_steps
         if takes + trainings > WHOLE_SECONDS:
             windows = round(_share(RACE_SECONDS / takes) * usual)
@@ -146,7 +163,7 @@ def shortened_trainings(
     """Settings of the trainings where they cannot have all of the preset's steps; else none.
 
     Args:
-        folder: of the found cell's training; one that was begun there keeps its steps.
+        folder: of the winner's training; one that was begun there keeps its steps.
         steps: that one process does in the time that is left. workers: processes.
     """
     config, a_pass = _preset(corpus)
@@ -155,9 +172,8 @@ def shortened_trainings(
         epochs, limit = int(begun["epochs"]), int(begun["windows"]["limit"])
     else:
         epochs, limit = config.epochs, config.windows.limit
-        if math.ceil((RANDOMS + 2) / workers) * usual > steps:
-            rounds = math.ceil((FEWER_RANDOMS + 2) / workers)
-            share = _share(min(SHARES[1], steps / (rounds * usual)))
+        share = _share(steps / (math.ceil(TRAINED / workers) * usual))
+        if share < 1:
             epochs = math.ceil(share * config.epochs)
             limit = max(1, round(share * usual / epochs)) if share * config.epochs < epochs else 0
     if (epochs, limit) == (config.epochs, config.windows.limit):

@@ -29,14 +29,10 @@ PRESET = "demo"
 SEARCHING = 0.45  # of a time budget
 # Seconds that a race and the trainings may take together, by what a timed step lets expect: with
 # the start before and the tests after, a demo is within three minutes. On a slower machine, or with
-# a longer text, networks are smaller, the race gets the share of the preset's steps that takes so
-# long, and the trainings the share that ends by then.
+# a longer text, the race gets the share of the preset's steps that takes so long, and the trainings
+# the share that ends by then.
 WHOLE_SECONDS, RACE_SECONDS, END_SECONDS = 150.0, 40.0, 165.0
-START_SECONDS = 4.0  # of a training's process, and of its test
-# Two passes of 48 units take the time of 1.2 of 64 there, and come to 108 instead of 123 (`pydocs`).
-FEWER_UNITS = 48
-# None between a pass and one and a half, which would read the beginning of the text twice.
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.45, 0.4, 0.35, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
 RANDOMS = 3  # random cells that are trained to the end, the first that the race met
 TRAINED = RANDOMS + 3  # with them the race's two best, and an LSTM: three rounds on two cores
 SHORT, LONGER = "to stay within three minutes:", "(--minutes N gives more)"
@@ -86,9 +82,9 @@ def demo(
         job = HalvingJob(config, corpus, device)
         step = float(found["seconds"]) * job.workers / job.plan.total_steps
         left = END_SECONDS - (time.perf_counter() - began)
-        place = folder / f"{name}-finalist-1"
-        hidden = config.model.hidden
-        settings = shortened_trainings(corpus, place, hidden, step, left, job.workers, say)
+        settings = shortened_trainings(
+            corpus, folder / f"{name}-finalist-1", left / step, job.workers, say
+        )
     randoms = found["random_cells"][:RANDOMS]
     finalists = [cell for cell in (found["cell"], found["runner_up"]) if cell is not None]
     cells = {f"finalist-{number}": cell for number, cell in enumerate(finalists, 1)}
@@ -143,49 +139,32 @@ def shortened_race(
         folder: of the search; one that was begun there keeps its steps.
     """
     usual, windows = config.blackbox.windows, config.blackbox.windows
-    hidden = config.model.hidden
     if (begun := _begun(folder)) is not None:
-        windows, hidden = int(begun["blackbox"]["windows"]), int(begun["model"]["hidden"])
-    elif _takes(config, corpus, device)[1] > WHOLE_SECONDS:
-        hidden = FEWER_UNITS
-        smaller = replace(config, model=replace(config.model, hidden=hidden))
-        windows = round(_share(RACE_SECONDS / _takes(smaller, corpus, device)[0]) * usual)
-    if (hidden, windows) == (config.model.hidden, usual):
+        windows = int(begun["blackbox"]["windows"])
+    else:
+        job = HalvingJob(config, corpus, device)
+        takes = race_seconds(job)
+        trained, a_pass = _preset(corpus)
+        # Steps of the same size, a process a core as well.
+        rounds = math.ceil(TRAINED / job.workers)
+        trainings = takes * job.workers * rounds * trained.epochs * a_pass / job.plan.total_steps
+        if takes + trainings > WHOLE_SECONDS:
+            windows = round(_share(RACE_SECONDS / takes) * usual)
+    if windows == usual:
         return config
-    say(
-        f"{SHORT} {hidden} units, and in the search {windows} steps a training instead of {usual} "
-        f"{LONGER}"
-    )
+    say(f"{SHORT} in the search {windows} steps a training instead of {usual} {LONGER}")
     rung = min(config.blackbox.rung, round(0.3 * windows))
-    black = replace(config.blackbox, windows=windows, rung=rung)
-    return replace(config, blackbox=black, model=replace(config.model, hidden=hidden))
-
-
-def _takes(config: SearchConfig, corpus: Corpus, device: torch.device) -> tuple[float, float]:
-    """About what the race takes in seconds, and what it takes together with the trainings."""
-    job = HalvingJob(config, corpus, device)
-    race = race_seconds(job)
-    trained, a_pass = _preset(corpus)
-    # Steps of the same size, a process a core as well.
-    rounds = math.ceil(TRAINED / job.workers)
-    steps = job.workers * rounds * trained.epochs * a_pass
-    return race, race + race * steps / job.plan.total_steps
+    return replace(config, blackbox=replace(config.blackbox, windows=windows, rung=rung))
 
 
 def shortened_trainings(
-    corpus: Corpus,
-    folder: Path,
-    hidden: int,
-    step: float,
-    left: float,
-    workers: int,
-    say: Callable[[str], None],
+    corpus: Corpus, folder: Path, steps: float, workers: int, say: Callable[[str], None]
 ) -> tuple[str, ...]:
     """Settings of the trainings where they cannot have all of the preset's steps; else none.
 
     Args:
         folder: of the winner's training; one that was begun there keeps its steps.
-        hidden: units. step: seconds that it takes. left: seconds that are. workers: processes.
+        steps: that one process does in the time that is left. workers: processes.
     """
     config, a_pass = _preset(corpus)
     usual = config.epochs * a_pass
@@ -193,16 +172,14 @@ def shortened_trainings(
         epochs, limit = int(begun["epochs"]), int(begun["windows"]["limit"])
     else:
         epochs, limit = config.epochs, config.windows.limit
-        each = left / math.ceil(TRAINED / workers) - START_SECONDS
-        share = _share(each / (usual * step))
+        share = _share(steps / (math.ceil(TRAINED / workers) * usual))
         if share < 1:
             epochs = math.ceil(share * config.epochs)
             limit = max(1, round(share * usual / epochs)) if share * config.epochs < epochs else 0
-    settings = () if hidden == config.model.hidden else (f"model.hidden={hidden}",)
     if (epochs, limit) == (config.epochs, config.windows.limit):
-        return settings
+        return ()
     say(f"{SHORT} {epochs * (limit or a_pass):,} steps a training instead of {usual:,} {LONGER}")
-    return *settings, f"epochs={epochs}", f"windows.limit={limit}"
+    return f"epochs={epochs}", f"windows.limit={limit}"
 
 
 def _preset(corpus: Corpus) -> tuple[TrainConfig, int]:

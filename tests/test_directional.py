@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from plain_torch import off
 from torch import Tensor
 from torch.func import functional_call
 
-from rnnnas.lm.fast import cpu_library, tangent_mixture
+from rnnnas.lm.fast import cpu_library, mixture_whole, tangent_mixture, tangent_whole
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
 from rnnnas.lm.noise import NoiseConfig
@@ -21,12 +23,9 @@ from rnnnas.types import Batch
 DOUBLE = torch.float64
 NOISE = {"dropout": 0.3, "dropoutx": 0.2, "dropouth": 0.2, "dropouti": 0.1, "dropoute": 0.2}
 WORDS = 13
-compiled = pytest.param(
-    True,
-    marks=pytest.mark.skipif(
-        cpu_library.built().library is None, reason=cpu_library.built().reason
-    ),
-)
+needed = pytest.mark.skipif(cpu_library.built().library is None, reason=cpu_library.built().reason)
+# How a window is computed: in one call of kernels, the same without tiles, step by step, by torch.
+FORMS = [*(pytest.param(form, marks=needed) for form in ("whole", "untiled", "stepwise")), "torch"]
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"noise": {}},
     "masks": {},
@@ -99,6 +98,16 @@ def oracle(case: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     return moved.detach(), torch.autograd.grad(moved, table)[0]
 
 
+@contextmanager
+def computed(form: str) -> Iterator[None]:
+    """Within it windows are computed in one of `FORMS`."""
+    with off(form == "torch"), pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(mixture_whole, "suits", lambda *args, **low: form != "stepwise")
+        if form == "untiled":
+            monkeypatch.setattr(tangent_whole, "tiled", lambda: False)
+        yield
+
+
 def found(case: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     net, weights, vector, batch, hidden_state, mixture, masks = case
     table = mixture.weights.clone().requires_grad_()
@@ -107,55 +116,85 @@ def found(case: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     return moved.detach(), torch.autograd.grad(moved, table)[0]
 
 
-@pytest.mark.parametrize("kernel", [compiled, False])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_double_backward(name: str, kernel: bool) -> None:
+def test_it_is_double_backward(name: str, form: str) -> None:
     case = network(**CASES[name])
     value, gradient = oracle(case)
     assert float(gradient.norm()) > 1e-3
-    with off(not kernel):
+    with computed(form):
         moved, got = found(case)
     torch.testing.assert_close(moved, value, rtol=1e-9, atol=1e-10)
     assert float((got - gradient).norm() / gradient.norm()) < 1e-9
 
 
-@pytest.mark.parametrize("kernel", [compiled, False])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("seed", range(2, 5))
-def test_whatever_the_draw(seed: int, kernel: bool) -> None:
+def test_whatever_the_draw(seed: int, form: str) -> None:
     case = network(seed=seed, ar=0.1, tar=0.2, nodes=4, paths=seed == 3)
     value, gradient = oracle(case)
-    with off(not kernel):
+    with computed(form):
         moved, got = found(case)
     torch.testing.assert_close(moved, value, rtol=1e-9, atol=1e-10)
     assert float((got - gradient).norm() / gradient.norm()) < 1e-9
 
 
-@pytest.mark.parametrize("kernel", [compiled, False])
-def test_a_direction_counts_linearly(kernel: bool) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_a_direction_counts_linearly(form: str) -> None:
     """A difference of gradients would not: this one has no small step."""
     net, weights, vector, *rest = network(tar=0.2)
-    with off(not kernel):
+    with computed(form):
         once = found((net, weights, vector, *rest))
         often = found((net, weights, {n: 1e8 * v for n, v in vector.items()}, *rest))
     for one, other in zip(once, often, strict=True):
         torch.testing.assert_close(other, 1e8 * one, rtol=1e-10, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", [compiled, False])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-4), ("bfloat16", 0.06)])
-def test_its_error_in_single_precision(precision: str, bound: float, kernel: bool) -> None:
+def test_its_error_in_single_precision(precision: str, bound: float, form: str) -> None:
     size = {"hidden": 32, "streams": 16, "steps": 8, "scale": 4.0}
     _, gradient = oracle(network(**size))
-    with off(not kernel):
+    with computed(form):
         _, got = found(network(**size, dtype=torch.float32, precision=precision))
     error = float((got.double() - gradient).norm() / gradient.norm())
     assert 0 < error < bound
 
 
-@pytest.mark.skipif(cpu_library.built().library is None, reason=cpu_library.built().reason)
-def test_the_kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@needed
+@pytest.mark.parametrize("form", ["whole", "stepwise"])
+def test_the_kernels_are_used(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tangent_mixture, "Elementwise", None)
-    found(network())
+    if form == "whole":
+        monkeypatch.setattr(tangent_mixture, "_DualUnroll", None)
+    with computed(form):
+        found(network())
+
+
+@needed
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_nothing(dtype: torch.dtype, precision: str) -> None:
+    case = {"hidden": 40, "streams": 70, "tar": 0.2, "dtype": dtype}
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(found(network(**case, precision=precision)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needed
+def test_small_cells_alone_are_one_call() -> None:
+    """What is larger, and what computes a part of its units, goes step by step."""
+    assert mixture_whole.suits(100, 8) and not mixture_whole.suits(2000, 8)
+    case = network(partial=2)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tangent_mixture, "WholeDual", None)
+        found(case)
 
 
 def test_it_goes_back_once_and_keeps_nothing_without_gradients() -> None:

@@ -584,7 +584,7 @@ def test_a_demos_race_fits_the_machine(
 
 
 @pytest.mark.parametrize(
-    ("room", "share"), [(3.0, None), (2.9, 0.9), (2.0, 0.6), (1.5, 0.5), (0.7, 0.2), (0.0, 0.05)]
+    ("room", "share"), [(3.0, None), (2.9, 0.9), (2.0, 0.5), (1.5, 0.5), (0.7, 0.2), (0.0, 0.05)]
 )
 def test_a_demos_trainings_fit_what_the_race_left(
     room: float, share: float | None, corpus: Corpus, tmp_path: Path

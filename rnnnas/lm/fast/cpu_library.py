@@ -37,7 +37,8 @@ SOURCES = tuple(
         "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_unroll.cpp",
         "kernels_rows.cpp", "kernels_products.cpp", "kernels_dynamic.cpp",
         "kernels_tangent.cpp", "kernels_vocabulary.cpp", "kernels_window.cpp",
-        "kernels_blocks.h", "kernels_tiles.h", "kernels.h",
+        "kernels_window_tangent.cpp", "kernels_window.h", "kernels_blocks.h", "kernels_tiles.h",
+        "kernels.h",
     )
 )  # fmt: skip
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
@@ -61,6 +62,8 @@ _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of
     "dual_losses": "iipppppdp", "vocabulary": "iiiippppdpppp",
     "unroll": "iiiiiiippppppppppp", "unroll_back": "iiiiiipppppppppppppp",
     "window": "iiiiiippppdppppppp", "window_back": "iiiiipppppppppppppppp",
+    "dual_window": "iiiiiipppppdpppppppppppp",
+    "dual_window_back": "iiiiipppppppppppppppppppppp",
     "multiply": "iiiiipiipidpii", "learn": "ipppdddp", "learn_rows": "iiippppdddpp",
 }  # fmt: skip
 # What ONEDNN_MAX_CPU_ISA says where it does not forbid tiles: they are forbidden here as there.
@@ -312,6 +315,12 @@ def function(name: str, product: torch.dtype) -> Callable[..., None]:
     dual_normalise: B, H, U, roll, epsilon, raw, d., mask or 0, → state, d., rstd, slant (H), inner
         (B, U), pair (B, 2U): the tangent beside the state, both times the mask.
     dual_normalise_back: B, H, roll, d, dd, state, d., rstd, slant, → d and dd of raw.
+    dual_window: T, B, H, N, whether states and products are kept, tiles; the tables of `window`,
+        addresses of the matrices' directions, epsilon; from_x, h, mask or 0, d. of from_x → states,
+        d., rstd, slant, products, d., results, d.
+    dual_window_back: T, B, H, N, tiles; the tables and directions, from_x, h, mask and d. of from_x
+        as before, states, d., rstd, slant, results, d., products, d., gradients of the results and
+        of their d., → gradients of from_x and of its d.; dots (blocks, E+1, 5): dd of the shares.
     dual_losses: M, V, logits, d., bias, d., targets, scale, → the derivative of every row's nats
         (M) in float64; logits and d. become scale times d and dd of the logits.
 

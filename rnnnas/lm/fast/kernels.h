@@ -105,6 +105,24 @@ template <class S> inline S mixed(const S *p, S z, S sigmoid, S tanh) {
     return kept + p[TANH] * tanh + p[SIGMOID] * sigmoid;
 }
 
+// Of z under a mixture p: the sums of p f(z), p f'(z) and p f''(z).
+template <class S> struct Curve {
+    S sigmoid, tanh, relu, value, rise, bend;
+};
+template <class S> inline Curve<S> curve(const S *p, S z) {
+    Curve<S> m;
+    both(z, m.sigmoid, m.tanh);
+    m.relu = z > 0 ? z : z != z ? z : S(0);
+    S kept = p[IDENTITY] != 0 ? p[IDENTITY] * z : S(0);  // an infinity times zero is no number
+    kept += p[RELU] != 0 ? p[RELU] * m.relu : S(0);
+    S by_tanh = p[TANH] * (S(1) - m.tanh * m.tanh);
+    S by_sigmoid = p[SIGMOID] * m.sigmoid * (S(1) - m.sigmoid);
+    m.value = kept + p[TANH] * m.tanh + p[SIGMOID] * m.sigmoid;
+    m.rise = p[IDENTITY] + (z > 0 ? p[RELU] : S(0)) + by_tanh + by_sigmoid;
+    m.bend = by_sigmoid * (S(1) - S(2) * m.sigmoid) - S(2) * by_tanh * m.tanh;
+    return m;
+}
+
 template <int OP, class S> inline S value_of(S z) {
     if (OP == TANH) return tanh_of(z);
     if (OP == SIGMOID) return S(1) / (S(1) + power(-z));

@@ -5,24 +5,6 @@
 
 namespace {
 
-// Of z under a mixture p: the sums of p f(z), p f'(z) and p f''(z).
-template <class S> struct Mixed {
-    S sigmoid, tanh, relu, value, rise, bend;
-};
-template <class S> inline Mixed<S> mixed(const S *p, S z) {
-    Mixed<S> m;
-    both(z, m.sigmoid, m.tanh);
-    m.relu = z > 0 ? z : z != z ? z : S(0);
-    S kept = p[IDENTITY] != 0 ? p[IDENTITY] * z : S(0);  // an infinity times zero is no number
-    kept += p[RELU] != 0 ? p[RELU] * m.relu : S(0);
-    S by_tanh = p[TANH] * (S(1) - m.tanh * m.tanh);
-    S by_sigmoid = p[SIGMOID] * m.sigmoid * (S(1) - m.sigmoid);
-    m.value = kept + p[TANH] * m.tanh + p[SIGMOID] * m.sigmoid;
-    m.rise = p[IDENTITY] + (z > 0 ? p[RELU] : S(0)) + by_tanh + by_sigmoid;
-    m.bend = by_sigmoid * (S(1) - S(2) * m.sigmoid) - S(2) * by_tanh * m.tanh;
-    return m;
-}
-
 template <class S, class P>
 void dual_mix(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int64_t *source,
               const S *shares, const P *product, const P *dproduct, const S *states,
@@ -40,7 +22,7 @@ void dual_mix(int64_t n, int64_t rows, int64_t hidden, int64_t units, const int6
             std::copy(shares + e * COLUMNS, shares + (e + 1) * COLUMNS, p);
 #pragma omp simd
             for (int64_t u = 0; u < units; u++) {
-                Mixed<S> m = mixed(p, S(widen(z[u])));
+                Curve<S> m = curve(p, S(widen(z[u])));
                 S gate = S(1) / (S(1) + power(-S(widen(c[u]))));
                 S carried = p[MASS] * s[u], dcarried = p[MASS] * ds[u];
                 S gain = m.value - carried, dgain = m.rise * widen(dz[u]) - dcarried;
@@ -79,7 +61,7 @@ void dual_mix_back(int64_t n, int64_t rows, int64_t hidden, int64_t units, const
 #pragma omp simd reduction(+ : kept, by_tanh, by_relu, by_sigmoid, by_identity)
                 for (int64_t u = 0; u < units; u++) {
                     S value = widen(z[u]), tangent = widen(dz[u]);
-                    Mixed<S> m = mixed(p, value);
+                    Curve<S> m = curve(p, value);
                     S gate = S(1) / (S(1) + power(-S(widen(c[u]))));
                     S dgate = gate * (S(1) - gate) * widen(dc[u]);
                     S gain = m.value - p[MASS] * s[u], dgain = m.rise * tangent - p[MASS] * ds[u];

@@ -32,27 +32,28 @@ def suits(hidden: int, nodes: int, *, low: bool = False) -> bool:
     return 2 * (nodes + 1) * hidden * hidden <= most
 
 
-class _Cell:
+class MixedCell:
     """What forward and backward hand to the kernels: the cell's tables, its matrices and tensors.
 
     Edge 0 is the first state's, from the step before; the others are the computed ones, in order.
+    direction: of the matrices from_h and nodes, for kernels that have tangents.
     """
 
     def __init__(
         self, from_x: Tensor, h: Tensor, from_h: Tensor, nodes: Tensor, weights: Tensor,
         mask: Tensor, space: CellSpace, ways: tuple[Route, ...], low: bool,
+        direction: tuple[Tensor, Tensor] | None = None,
     ) -> None:  # fmt: skip
         steps, streams, double = from_x.shape
         hidden, count = double // 2, len(ways)
         self.type = torch.bfloat16 if low else h.dtype
         self.from_x, self.h = from_x.contiguous(), cpu_library.dense(h, streams, hidden)
         self.mask = mask.expand_as(h).contiguous() if mask.dim() else None
-        self._matrices = [
-            cpu_library.dense(from_h, hidden, double),
-            cpu_library.dense(nodes, count, hidden, double),
+        self._matrices: list[Tensor] = []  # kept while kernels read them
+        places = [
+            self._places(*pair, count, hidden)
+            for pair in ((from_h, nodes), *([] if direction is None else [direction]))
         ]
-        own, rest = self._matrices
-        places = [own.data_ptr(), *(matrix.data_ptr() for matrix in rest)]
         first, source = [0, 1], [0]
         shares = [[1.0 if name in ("mass", "tanh") else 0.0 for name in cpu_library.COLUMNS]]
         known = weights.tolist()
@@ -65,17 +66,25 @@ class _Cell:
                     row[cpu_library.COLUMNS.index(space.ops[o])] = known[edge][o]
                 shares.append(row)
             first.append(len(source))
-        self._tables = [torch.tensor(row, dtype=torch.int64) for row in (first, source, places)]
+        self._tables = [torch.tensor(row, dtype=torch.int64) for row in (first, source, *places)]
         self._shares = torch.tensor(shares, dtype=h.dtype)
         self.sizes = (steps, streams, hidden, count)
         self.edges = len(source)
         self.lanes = cpu_library.lanes(h.dtype)
         self.blocks = -(-hidden // self.lanes)
 
+    def _places(self, from_h: Tensor, nodes: Tensor, count: int, hidden: int) -> list[int]:
+        """Addresses of the matrices (H, 2H), the first state's first."""
+        own = cpu_library.dense(from_h, hidden, 2 * hidden)
+        rest = cpu_library.dense(nodes, count, hidden, 2 * hidden)
+        self._matrices += [own, rest]
+        return [own.data_ptr(), *(matrix.data_ptr() for matrix in rest)]
+
     @property
     def tables(self) -> tuple[int, ...]:
-        """Addresses of the tables and of the shares."""
-        return (*(table.data_ptr() for table in self._tables), self._shares.data_ptr())
+        """Addresses of the tables and of the shares, then of the directions where there are any."""
+        first, source, matrices, *directions = (table.data_ptr() for table in self._tables)
+        return first, source, matrices, self._shares.data_ptr(), *directions
 
     @property
     def tensors(self) -> tuple[int, ...]:
@@ -92,7 +101,7 @@ class WholeMixed(torch.autograd.Function):
         ctx: Any, from_x: Tensor, h: Tensor, from_h: Tensor, nodes: Tensor, weights: Tensor,
         mask: Tensor, space: CellSpace, ways: tuple[Route, ...], keep: bool, low: bool,
     ) -> Tensor:  # fmt: skip
-        cell = _Cell(from_x, h, from_h, nodes, weights, mask, space, ways, low)
+        cell = MixedCell(from_x, h, from_h, nodes, weights, mask, space, ways, low)
         keep = keep and any(ctx.needs_input_grad)
         steps, streams, hidden, count = cell.sizes
         slots = steps if keep else 1
@@ -122,7 +131,7 @@ class WholeMixed(torch.autograd.Function):
             raise RuntimeError("the fast cell's backward pass can run only once a forward pass")
         (states, rstd, product), ctx.buffers = ctx.buffers, None
         space, ways, low = ctx.known
-        cell = _Cell(from_x, h, from_h, nodes, weights, mask, space, ways, low)
+        cell = MixedCell(from_x, h, from_h, nodes, weights, mask, space, ways, low)
         gradient = cpu_library.dense(gradient, *outputs.shape)
         grad_x, grad_h = torch.empty_like(cell.from_x), torch.empty_like(cell.h)
         grad_nodes = nodes.new_empty(nodes.shape) if ctx.needs_input_grad[3] else None
@@ -141,11 +150,15 @@ class WholeMixed(torch.autograd.Function):
             left, right = (a.flatten(0, 1).to(cell.type) for a in (before, grad_x))
             grad_from_h = multiply(left.t(), right).to(from_h.dtype)
         if ctx.needs_input_grad[4]:
-            grad_weights = _of_mixture(dots.sum(0, dtype=torch.float64)[1:], space, ways, weights)
+            grad_weights = gradient_of_mixture(
+                dots.sum(0, dtype=torch.float64)[1:], space, ways, weights
+            )
         return grad_x, grad_h, grad_from_h, grad_nodes, grad_weights, *(None,) * 5
 
 
-def _of_mixture(sums: Tensor, space: CellSpace, ways: tuple[Route, ...], like: Tensor) -> Tensor:
+def gradient_of_mixture(
+    sums: Tensor, space: CellSpace, ways: tuple[Route, ...], like: Tensor
+) -> Tensor:
     """The gradient (E, O) of the mixture, zero where nothing was computed, of the kernels' sums."""
     rows = iter(sums.tolist())
     grad = [[0.0] * len(space.ops) for _ in space.edges]

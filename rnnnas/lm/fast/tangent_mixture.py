@@ -13,7 +13,8 @@ derivative of that one along V:
     ds = dp W^T,  ds' = dp' W^T + dp V^T = [dp' dp] [W V]^T
 
 so that a window takes 6 products a weight, 2 of which have their longer sides doubled. Nothing
-here is a small difference: products may be rounded as in any other pass.
+here is a small difference: products may be rounded as in any other pass. Where all units are
+computed, `tangent_whole.py` does the same in one call, but for very large cells.
 `mixed.unroll`, differentiated twice, is the oracle.
 """
 
@@ -27,11 +28,13 @@ from torch.autograd.function import once_differentiable
 
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.lm.cell import masked
+from rnnnas.lm.fast import mixture_whole
 from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.cpu_library import usable
 from rnnnas.lm.fast.matmul import multiply, project
 from rnnnas.lm.fast.mixture_plan import Node, plan_of, start_of, taken
 from rnnnas.lm.fast.tangent_elementwise import Compiled, Elementwise
+from rnnnas.lm.fast.tangent_whole import WholeDual
 from rnnnas.lm.search_cell import Paths, Route, routes
 from rnnnas.nas.space import CellSpace
 
@@ -69,13 +72,25 @@ def unroll(
     stacked = torch.cat([first.value[:width], first.tangent[:width]])
     from_dx = project(torch.cat([dx, x], -1), stacked, low)
     mask = h.new_ones(()) if mask_h is None else mask_h
+    tensors = (
+        from_x, from_dx, h, first.value[width:], first.tangent[width:], *nodes, weights, mask,
+    )  # fmt: skip
     outputs: Tensor
     tangents: Tensor
-    outputs, tangents = _DualUnroll.apply(  # type: ignore[no-untyped-call]
-        from_x, from_dx, h, first.value[width:], first.tangent[width:], *nodes, weights, mask,
-        space, ways, low, ranks,
-    )  # fmt: skip
+    if _whole(tensors, ranks, low):
+        outputs, tangents = WholeDual.apply(*tensors, space, ways, low)  # type: ignore[no-untyped-call]
+    else:
+        outputs, tangents = _DualUnroll.apply(*tensors, space, ways, low, ranks)  # type: ignore[no-untyped-call]
     return Dual(outputs, tangents)
+
+
+def _whole(tensors: tuple[Tensor, ...], ranks: Ranks, low: bool) -> bool:
+    """Whether one call of kernels computes the window."""
+    _, _, h, _, _, nodes, *_ = tensors
+    count, units, _ = nodes.shape
+    if ranks.size > 1 or units < h.shape[1] or not usable(*tensors, low=low):
+        return False
+    return mixture_whole.suits(units, count, low=low)
 
 
 class _Window:

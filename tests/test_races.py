@@ -7,7 +7,6 @@ import math
 import os
 import random
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from tiny_home import corpus as corpus
 from tiny_home import home as home
 
 from rnnnas.cli import main
-from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import preset_names, resolve
 from rnnnas.config.recipes import Reading
 from rnnnas.config.text import SearchConfig
-from rnnnas.data.corpus import Corpus, corpus_info
+from rnnnas.data.corpus import Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import evaluate
@@ -40,7 +38,6 @@ from rnnnas.searching.halving import HalvingJob
 from rnnnas.searching.run import search
 from rnnnas.searching.selection import proposals, race_config, sample
 from rnnnas.searching.supernet import SearchJob
-from rnnnas.studies.demo import demo, shortened_race, shortened_trainings
 from rnnnas.studies.estimate import search_seconds
 from rnnnas.studies.plan import Sizes
 
@@ -120,7 +117,7 @@ def test_a_race_resumes_exactly_wherever_it_dies(
     settings = config(*(HALVING if seconds else SHORT), f"save_seconds={seconds}")
     whole = search(settings, corpus, tmp_path / "whole", device=CPU, quiet=True)
     keys = {"run", "genotype", "cell", "seconds", "valid_perplexity", "arithmetic", "digest"}
-    beside = {"origin", "random_cells", "unigram_perplexity", "bigram_perplexity"}
+    beside = {"origin", "runner_up", "random_cells", "unigram_perplexity", "bigram_perplexity"}
     assert set(whole) == keys | beside
     assert math.isfinite(whole["valid_perplexity"])
     points = [1, 2, 3, 9, 30, 31, 60, 80, 95] if seconds else [1, 2, 9, 24, 30]
@@ -507,107 +504,3 @@ def test_a_search_on_text_notices_its_collapse(
     search(settings, corpus, tmp_path, device=CPU)
     said = [line for line in capsys.readouterr().err.splitlines() if "collapsed" in line]
     assert len(said) == 1 and "is above that of the words' frequencies" in said[0]
-
-
-# The demo
-
-
-def test_the_demo_compares_what_was_trained_the_same_way(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = resolve
-    seen: list[dict[str, Any]] = []
-
-    def small(kind: str, *, flags: dict[str, Any], **more: Any) -> Any:
-        settings = [*SMALL, *SHORT] if kind == "search" else TRAINED
-        resolved = original(kind, preset="smoke", file=None, settings=settings, flags=flags)
-        if kind == "train":
-            seen.append(to_plain(resolved))
-        return resolved
-
-    monkeypatch.setattr("rnnnas.studies.demo.resolve", small)
-    said: list[str] = []
-    result = demo("tiny", tmp_path, seed=2, device=CPU, say=said.append)
-    seen = seen[-6:]  # before them, those whose steps were counted
-    assert [cell["cell"] for cell in seen] == [*["derived"] * 2, "lstm", *["derived"] * 3]
-    for settings in seen:
-        assert {k: v for k, v in settings.items() if k not in ("cell", "genotype")} == {
-            k: v for k, v in seen[0].items() if k not in ("cell", "genotype")
-        }
-    tests = [cell["test_perplexity"] for cell in result["random_cells"]]
-    assert len(tests) == 3 and result["random_mean_test_perplexity"] == pytest.approx(
-        sum(tests) / 3
-    )
-    rungs = lines_of(tmp_path / "demo-tiny-s2-search", "rung")
-    met = [row["cell"] for row in rungs if row["rung"] == 0 and row["origin"] == "random"]
-    assert [cell["cell"] for cell in result["random_cells"]] == met[:3]
-    # Of the two of the least held-out loss, the better on the validation text.
-    whole = [row for row in rungs if row["heldout_loss"] is not None]
-    finals = sorted(whole, key=lambda row: row["heldout_loss"])[:2]
-    other = result["other_finalist"]
-    assert {result["cell"], other["cell"]} == {row["cell"] for row in finals}
-    assert result["valid_perplexity"] <= other["valid_perplexity"]
-    assert Genotype.from_plain(result["genotype"]) == Genotype.from_text(result["cell"])
-    for cell in (result, other, *result["random_cells"]):
-        kept = [
-            sealed
-            for folder in result["runs"].values()
-            if (sealed := json.loads((Path(folder) / "result.json").read_text()))
-            and sealed.get("test_perplexity") == cell["test_perplexity"]
-        ]
-        assert kept and kept[0]["valid_perplexity"] == cell["valid_perplexity"]
-    for key in ("test_perplexity", "lstm_test_perplexity", "bigram_perplexity", "seconds"):
-        assert math.isfinite(result[key])
-    again = demo("tiny", tmp_path, seed=2, device=CPU, say=said.append)
-    assert {**again, "seconds": 0} == {**result, "seconds": 0}
-
-
-@pytest.mark.parametrize(("takes", "windows"), [(10.0, 500), (160.0, 100), (1e9, 25)])
-def test_a_demos_race_fits_the_machine(
-    takes: float, windows: int, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    config = resolve("search", preset="demo", file=None, settings=(), flags={"corpus": "tiny"})
-    monkeypatch.setattr("rnnnas.studies.demo.race_seconds", lambda job: takes)
-    short = shortened_race(config, corpus, tmp_path, CPU, said.append)
-    assert short.blackbox.windows == windows
-    rung = min(100, round(0.3 * windows))
-    assert short == replace(config, blackbox=replace(config.blackbox, windows=windows, rung=rung))
-    assert [f"{windows} steps a training instead of 500" in line for line in said] == [True] * (
-        windows < 500
-    )
-    # What was begun goes on with its steps, however fast the machine is now.
-    begun = {"config": {"blackbox": {"windows": 321}}}
-    (tmp_path / "config.json").write_text(json.dumps(begun))
-    kept = shortened_race(config, corpus, tmp_path, CPU, said.append)
-    assert kept.blackbox.windows == 321
-
-
-@pytest.mark.parametrize(
-    ("room", "share"), [(3.0, None), (2.9, 0.9), (2.0, 0.5), (1.5, 0.5), (0.7, 0.2), (0.0, 0.05)]
-)
-def test_a_demos_trainings_fit_what_the_race_left(
-    room: float, share: float | None, corpus: Corpus, tmp_path: Path
-) -> None:
-    """On two cores six trainings are three rounds."""
-
-    def taken(settings: tuple[str, ...]) -> tuple[int, int]:
-        flags = {"corpus": "tiny", "genotype": "LSTM"}
-        found = resolve("train", preset="demo", file=None, settings=settings, flags=flags)
-        return found.epochs, found.epochs * (found.windows.limit or a_pass)
-
-    said: list[str] = []
-    a_pass = corpus_info(corpus)["train"] // (16 * 15)
-    usual = 2 * a_pass
-    settings = shortened_trainings(corpus, tmp_path, room * usual, 2, said.append)
-    if share is None:
-        assert settings == () and not said
-        return
-    assert "steps a training instead of" in said[0]
-    assert taken(settings)[1] == pytest.approx(max(1, share * usual), abs=2)
-    assert taken(settings)[1] * 3 <= max(0.05 * 3 * usual, room * usual) + 6
-    epochs = taken(settings)[0]
-    limit = int(settings[1].split("=")[1])
-    begun = {"config": {"epochs": epochs, "windows": {"limit": limit}}}
-    (tmp_path / "config.json").write_text(json.dumps(begun))
-    assert shortened_trainings(corpus, tmp_path, 1e9, 2, said.append) == settings

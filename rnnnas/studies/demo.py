@@ -87,7 +87,7 @@ def demo(
             corpus, folder / f"{name}-finalist-1", left / step, job.workers, say
         )
     randoms = found["random_cells"][:RANDOMS]
-    finalists = [cell for cell in (found["cell"], found["runner_up"]) if cell is not None]
+    finalists = [cell for cell in (found["cell"], found.get("runner_up")) if cell is not None]
     cells = {f"finalist-{number}": cell for number, cell in enumerate(finalists, 1)}
     cells["lstm"] = "lstm"
     cells |= {f"random-{number}": cell for number, cell in enumerate(randoms, 1)}

@@ -1,0 +1,136 @@
+"""The demo: what it compares, and how it keeps to three minutes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_work import zipf_text
+from tiny_home import corpus as corpus
+from tiny_home import home as home
+
+from rnnnas.config.plain import to_plain
+from rnnnas.config.presets import resolve
+from rnnnas.data.corpus import Corpus, corpus_info
+from rnnnas.nas.genotype import Genotype
+from rnnnas.studies.demo import demo, shortened_race, shortened_trainings
+
+HOME_TEXT = zipf_text(30, 400)
+CPU = torch.device("cpu")
+SEARCHED = [
+    "model.hidden=6", "model.precision=float32", "model.nodes=3", "windows.streams=6",
+    "valid_streams=6", "epochs=1", "windows.limit=6", "weights.schedule=cosine", "method=halving",
+    "blackbox.windows=8", "blackbox.budget=4", "blackbox.rung=2",
+]  # fmt: skip
+TRAINED = ["model.hidden=6", "epochs=1", "valid_streams=6", "test_streams=6"]
+
+
+def rungs_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for line in lines if (row := json.loads(line))["kind"] == "rung"]
+
+
+def test_the_demo_compares_what_was_trained_the_same_way(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = resolve
+    seen: list[dict[str, Any]] = []
+
+    def small(kind: str, *, flags: dict[str, Any], **more: Any) -> Any:
+        settings = SEARCHED if kind == "search" else TRAINED
+        resolved = original(kind, preset="smoke", file=None, settings=settings, flags=flags)
+        if kind == "train":
+            seen.append(to_plain(resolved))
+        return resolved
+
+    monkeypatch.setattr("rnnnas.studies.demo.resolve", small)
+    said: list[str] = []
+    result = demo("tiny", tmp_path, seed=2, device=CPU, say=said.append)
+    seen = seen[-6:]  # before them, those whose steps were counted
+    assert [cell["cell"] for cell in seen] == [*["derived"] * 2, "lstm", *["derived"] * 3]
+    for settings in seen:
+        assert {k: v for k, v in settings.items() if k not in ("cell", "genotype")} == {
+            k: v for k, v in seen[0].items() if k not in ("cell", "genotype")
+        }
+    tests = [cell["test_perplexity"] for cell in result["random_cells"]]
+    assert len(tests) == 3 and result["random_mean_test_perplexity"] == pytest.approx(
+        sum(tests) / 3
+    )
+    rungs = rungs_of(tmp_path / "demo-tiny-s2-search")
+    met = [row["cell"] for row in rungs if row["rung"] == 0 and row["origin"] == "random"]
+    assert [cell["cell"] for cell in result["random_cells"]] == met[:3]
+    # Of the two of the least held-out loss, the better on the validation text.
+    whole = [row for row in rungs if row["heldout_loss"] is not None]
+    finals = sorted(whole, key=lambda row: row["heldout_loss"])[:2]
+    other = result["other_finalist"]
+    assert {result["cell"], other["cell"]} == {row["cell"] for row in finals}
+    assert result["valid_perplexity"] <= other["valid_perplexity"]
+    assert Genotype.from_plain(result["genotype"]) == Genotype.from_text(result["cell"])
+    for cell in (result, other, *result["random_cells"]):
+        kept = [
+            sealed
+            for folder in result["runs"].values()
+            if (sealed := json.loads((Path(folder) / "result.json").read_text()))
+            and sealed.get("test_perplexity") == cell["test_perplexity"]
+        ]
+        assert kept and kept[0]["valid_perplexity"] == cell["valid_perplexity"]
+    for key in ("test_perplexity", "lstm_test_perplexity", "bigram_perplexity", "seconds"):
+        assert math.isfinite(result[key])
+    again = demo("tiny", tmp_path, seed=2, device=CPU, say=said.append)
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+@pytest.mark.parametrize(("takes", "windows"), [(10.0, 500), (160.0, 100), (1e9, 25)])
+def test_a_demos_race_fits_the_machine(
+    takes: float, windows: int, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    config = resolve("search", preset="demo", file=None, settings=(), flags={"corpus": "tiny"})
+    monkeypatch.setattr("rnnnas.studies.demo.race_seconds", lambda job: takes)
+    short = shortened_race(config, corpus, tmp_path, CPU, said.append)
+    assert short.blackbox.windows == windows
+    rung = min(100, round(0.3 * windows))
+    assert short == replace(config, blackbox=replace(config.blackbox, windows=windows, rung=rung))
+    assert [f"{windows} steps a training instead of 500" in line for line in said] == [True] * (
+        windows < 500
+    )
+    # What was begun goes on with its steps, however fast the machine is now.
+    begun = {"config": {"blackbox": {"windows": 321}}}
+    (tmp_path / "config.json").write_text(json.dumps(begun))
+    kept = shortened_race(config, corpus, tmp_path, CPU, said.append)
+    assert kept.blackbox.windows == 321
+
+
+@pytest.mark.parametrize(
+    ("room", "share"), [(3.0, None), (2.9, 0.9), (2.0, 0.5), (1.5, 0.5), (0.7, 0.2), (0.0, 0.05)]
+)
+def test_a_demos_trainings_fit_what_the_race_left(
+    room: float, share: float | None, corpus: Corpus, tmp_path: Path
+) -> None:
+    """On two cores six trainings are three rounds."""
+
+    def taken(settings: tuple[str, ...]) -> tuple[int, int]:
+        flags = {"corpus": "tiny", "genotype": "LSTM"}
+        found = resolve("train", preset="demo", file=None, settings=settings, flags=flags)
+        return found.epochs, found.epochs * (found.windows.limit or a_pass)
+
+    said: list[str] = []
+    a_pass = corpus_info(corpus)["train"] // (16 * 15)
+    usual = 2 * a_pass
+    settings = shortened_trainings(corpus, tmp_path, room * usual, 2, said.append)
+    if share is None:
+        assert settings == () and not said
+        return
+    assert "steps a training instead of" in said[0]
+    assert taken(settings)[1] == pytest.approx(max(1, share * usual), abs=2)
+    assert taken(settings)[1] * 3 <= max(0.05 * 3 * usual, room * usual) + 6
+    epochs = taken(settings)[0]
+    limit = int(settings[1].split("=")[1])
+    begun = {"config": {"epochs": epochs, "windows": {"limit": limit}}}
+    (tmp_path / "config.json").write_text(json.dumps(begun))
+    assert shortened_trainings(corpus, tmp_path, 1e9, 2, said.append) == settings

@@ -66,6 +66,26 @@ def test_a_compiler_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monk
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+def test_where_one_file_does_not_compile_the_other_compilers_end(tmp_path: Path) -> None:
+    compiler = tmp_path / "cc"
+    first = cpu_library.SOURCES[0].name
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f'case "$2" in */{first}) while [ ! -e {tmp_path}/there ]; do sleep 0.05; done\n'
+        "  echo no >&2; exit 1;; esac\n"
+        f"echo $$ > {tmp_path}/pid.$$; touch {tmp_path}/there; sleep 1000; true\n"
+    )
+    compiler.chmod(0o755)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        cpu_library._build([str(compiler)], tmp_path, tmp_path / "library.so")
+    assert failed.value.stderr == "no\n"
+    pids = [int(path.read_text()) for path in tmp_path.glob("pid.*") if path.read_text()]
+    assert pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def test_a_compiler_that_cannot_be_split_is_gone_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "g++ 'unclosed")
     monkeypatch.delenv(cpu_library.SWITCH, raising=False)

@@ -23,6 +23,8 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,22 +33,21 @@ from torch import Tensor
 
 from rnnnas.processes import clear_scratch, scratch_folder
 
-SOURCES = tuple(
+SOURCES = tuple(  # what takes a compiler the longest comes first
     Path(__file__).with_name(name)
     for name in (
-        "kernels_mixture.cpp", "kernels_derived.cpp", "kernels_unroll.cpp",
-        "kernels_rows.cpp", "kernels_products.cpp", "kernels_dynamic.cpp",
-        "kernels_tangent.cpp", "kernels_vocabulary.cpp", "kernels_window.cpp",
-        "kernels_window_tangent.cpp", "kernels_window.h", "kernels_blocks.h", "kernels_tiles.h",
-        "kernels.h",
+        "kernels_unroll.cpp", "kernels_window.cpp", "kernels_window_tangent.cpp",
+        "kernels_vocabulary.cpp", "kernels_derived.cpp", "kernels_tangent.cpp",
+        "kernels_mixture.cpp", "kernels_rows.cpp", "kernels_dynamic.cpp", "kernels_products.cpp",
+        "kernels_window.h", "kernels_blocks.h", "kernels_tiles.h", "kernels.h",
     )
 )  # fmt: skip
 SWITCH = "RNNNAS_KERNELS"  # "off" keeps them from being compiled and used
 # -fno-math-errno and -fno-trapping-math let roots and comparisons become vector instructions;
 # nothing here may reorder a sum but where the source says so, nor assume that there are no NaNs.
 FLAGS = (
-    "-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast",
-    "-fno-math-errno", "-fno-trapping-math",
+    "-O3", "-std=c++17", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno",
+    "-fno-trapping-math",
 )  # fmt: skip
 COLUMNS = ("mass", "tanh", "relu", "sigmoid", "identity")  # of an edge's shares and sums
 PART = 16  # streams, or rows of logits, whose sums are taken together
@@ -68,6 +69,7 @@ _SIGNATURES = {  # i: int64, p: pointer, d: double; each ends with the number of
 }  # fmt: skip
 # What ONEDNN_MAX_CPU_ISA says where it does not forbid tiles: they are forbidden here as there.
 _WITH_TILES = ("", "DEFAULT", "ALL", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512_AMX")
+_running: set[subprocess.Popen[str]] = set()  # compilers
 _TYPES = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
 
 
@@ -137,9 +139,9 @@ def _compiled(compiler: list[str], anew: bool = False) -> Path:
         subprocess.CalledProcessError: where it does not compile.
     """
     sources = [path.read_bytes() for path in SOURCES]
-    flags = [*FLAGS, f"-DPART={PART}", *_for_processor(), *_openmp()]
+    flags = [*FLAGS, f"-DPART={PART}", *_for_processor()]
     version = _run([*compiler, "--version"])
-    key = repr((sources, compiler, flags, version, _processor())).encode()
+    key = repr((sources, compiler, flags, _openmp(), version, _processor())).encode()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnnas"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     check_own(cache)
@@ -148,8 +150,7 @@ def _compiled(compiler: list[str], anew: bool = False) -> Path:
     if anew or not intact(target):
         with scratch_folder(cache) as folder:
             fresh = folder / target.name
-            units = (str(path) for path in SOURCES if path.suffix == ".cpp")
-            _run([*compiler, *units, "-o", str(fresh), *flags])
+            _build([*compiler, *flags], folder, fresh)
             digest = folder / "digest"
             digest.write_text(_digest(fresh))
             for path in (fresh, digest):
@@ -166,6 +167,30 @@ def _compiled(compiler: list[str], anew: bool = False) -> Path:
                 old.unlink(missing_ok=True)
                 _digest_path(old).unlink(missing_ok=True)
     return target
+
+
+def _build(compiler: list[str], folder: Path, target: Path) -> None:
+    """Compile and link: the files side by side, since a user waits for it at the first command."""
+    units = [path for path in SOURCES if path.suffix == ".cpp"]
+
+    def compiled(unit: Path) -> str:
+        made = str(folder / f"{unit.stem}.o")
+        _run([*compiler, "-c", str(unit), "-o", made])
+        return made
+
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        parts = [pool.submit(compiled, unit) for unit in units]
+        try:
+            objects = [part.result() for part in parts]
+        except BaseException:
+            for part in parts:
+                part.cancel()
+            while not all(part.done() for part in parts):  # some may be just about to start
+                for child in [*_running]:
+                    _end(child)
+                time.sleep(0.02)
+            raise
+    _run([*compiler, "-shared", *objects, "-o", str(target), *_openmp()])
 
 
 def check_own(folder: Path) -> None:
@@ -203,14 +228,23 @@ def _run(command: list[str]) -> str:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, errors="replace", start_new_session=True,
     ) as child:  # fmt: skip
+        _running.add(child)
         try:
             out, said = child.communicate(timeout=COMPILE_SECONDS)
         except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
+            _end(child)
             raise
+        finally:
+            _running.discard(child)
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command, out, said)
     return out
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End a compiler, and its own processes."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _processor() -> str:

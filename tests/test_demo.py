@@ -16,10 +16,9 @@ from tiny_home import home as home
 
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import resolve
-from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus, corpus_info
 from rnnnas.nas.genotype import Genotype
-from rnnnas.studies.demo import demo, seconds_of_training, shortened_race
+from rnnnas.studies.demo import demo, shortened_race, shortened_trainings
 
 HOME_TEXT = zipf_text(30, 400)
 CPU = torch.device("cpu")
@@ -86,7 +85,7 @@ def test_the_demo_compares_what_was_trained_the_same_way(
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
 
 
-@pytest.mark.parametrize(("takes", "windows"), [(10.0, 500), (160.0, 120), (1e9, 20)])
+@pytest.mark.parametrize(("takes", "windows"), [(10.0, 500), (160.0, 100), (1e9, 25)])
 def test_a_demos_race_fits_the_machine(
     takes: float, windows: int, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +93,7 @@ def test_a_demos_race_fits_the_machine(
     config = resolve("search", preset="demo", file=None, settings=(), flags={"corpus": "tiny"})
     monkeypatch.setattr("rnnnas.studies.demo.race_seconds", lambda job: takes)
     short = shortened_race(config, corpus, tmp_path, CPU, said.append)
+    assert short.blackbox.windows == windows
     rung = min(100, round(0.3 * windows))
     assert short == replace(config, blackbox=replace(config.blackbox, windows=windows, rung=rung))
     assert [f"{windows} steps a training instead of 500" in line for line in said] == [True] * (
@@ -106,40 +106,31 @@ def test_a_demos_race_fits_the_machine(
     assert kept.blackbox.windows == 321
 
 
-def test_a_demos_trainings_fit_what_the_race_left(corpus: Corpus, tmp_path: Path) -> None:
-    """On two cores six trainings are three rounds: whole ones, or each a third of the time."""
-    whole = 4.0 + 2 * (corpus_info(corpus)["train"] // (16 * 15)) * 0.5
-    for workers, rounds in ((1, 6), (2, 3), (8, 1)):
-        for left in (1.01 * rounds * whole, 1e9):
-            assert seconds_of_training(corpus, tmp_path, 0.5, left, workers) is None
-        short = 0.9 * rounds * whole
-        each = seconds_of_training(corpus, tmp_path, 0.5, short, workers)
-        assert each == pytest.approx(short / rounds, abs=0.1)
-    assert seconds_of_training(corpus, tmp_path, 1e9, -5.0, 2) == 8.0
-    for seconds in (0.0, 12.5):
-        (tmp_path / "config.json").write_text(json.dumps({"config": {"seconds": seconds}}))
-        assert seconds_of_training(corpus, tmp_path, 0.5, 1.0, 2) == (seconds or None)
-
-
-def test_a_slow_machine_trains_all_cells_for_the_same_time(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("room", "share"), [(3.0, None), (2.9, 0.9), (2.0, 0.5), (1.5, 0.5), (0.7, 0.2), (0.0, 0.05)]
+)
+def test_a_demos_trainings_fit_what_the_race_left(
+    room: float, share: float | None, corpus: Corpus, tmp_path: Path
 ) -> None:
-    given: list[float] = []
+    """On two cores six trainings are three rounds."""
 
-    def small(kind: str, *, flags: dict[str, Any], **more: Any) -> Any:
-        settings = SEARCHED if kind == "search" else ["model.hidden=6", "valid_streams=6"]
-        return resolve(kind, preset="smoke", file=None, settings=settings, flags=flags)
+    def taken(settings: tuple[str, ...]) -> tuple[int, int]:
+        flags = {"corpus": "tiny", "genotype": "LSTM"}
+        found = resolve("train", preset="demo", file=None, settings=settings, flags=flags)
+        return found.epochs, found.epochs * (found.windows.limit or a_pass)
 
-    def trained(config: TrainConfig, corpus: Corpus, folder: Path, **more: Any) -> dict[str, Any]:
-        given.append(config.seconds)
-        figures = {"valid_perplexity": 3.0 + len(given), "test_perplexity": 5.0}
-        return {"run": str(folder), "parameters": 7, **figures}
-
-    monkeypatch.setattr("rnnnas.studies.demo.resolve", small)
-    monkeypatch.setattr("rnnnas.studies.demo.train", trained)
-    monkeypatch.setattr("rnnnas.studies.demo.seconds_of_training", lambda *args: 8.0)
     said: list[str] = []
-    result = demo("tiny", tmp_path, seed=2, device=CPU, say=said.append)
-    assert given == [8.0] * 6
-    assert any("8 seconds a training" in line for line in said)
-    assert result["runs"]["found"] == str(tmp_path / "demo-tiny-s2-finalist-1")
+    a_pass = corpus_info(corpus)["train"] // (16 * 15)
+    usual = 2 * a_pass
+    settings = shortened_trainings(corpus, tmp_path, room * usual, 2, said.append)
+    if share is None:
+        assert settings == () and not said
+        return
+    assert "steps a training instead of" in said[0]
+    assert taken(settings)[1] == pytest.approx(max(1, share * usual), abs=2)
+    assert taken(settings)[1] * 3 <= max(0.05 * 3 * usual, room * usual) + 6
+    epochs = taken(settings)[0]
+    limit = int(settings[1].split("=")[1])
+    begun = {"config": {"epochs": epochs, "windows": {"limit": limit}}}
+    (tmp_path / "config.json").write_text(json.dumps(begun))
+    assert shortened_trainings(corpus, tmp_path, 1e9, 2, said.append) == settings

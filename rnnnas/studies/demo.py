@@ -30,13 +30,12 @@ SEARCHING = 0.45  # of a time budget
 # Seconds that a race and the trainings may take together, by what a timed step lets expect: with
 # the start before and the tests after, a demo is within three minutes. On a slower machine, or with
 # a longer text, the race gets the share of the preset's steps that takes so long, and the trainings
-# the time until then.
+# the share that ends by then.
 WHOLE_SECONDS, RACE_SECONDS, END_SECONDS = 150.0, 40.0, 165.0
-START_SECONDS = 4.0  # of a training's process, and of its test
-LEAST_SHARE = 0.05  # of the preset's steps, in a race
+# None between one pass and one and a half: it would read the beginning of the text twice.
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.45, 0.4, 0.35, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
 RANDOMS = 3  # random cells that are trained to the end, the first that the race met
 TRAINED = RANDOMS + 3  # with them the race's two best, and an LSTM: three rounds on two cores
-PASSES = "two passes over the text"
 SHORT, LONGER = "to stay within three minutes:", "(--minutes N gives more)"
 
 
@@ -79,14 +78,14 @@ def demo(
     say("1/2 searching a cell: many are trained a little, the best of them further")
     found = search(config, corpus, folder / f"{name}-search", device=device)
     say(f"    found: {found['cell']}")
-    each = None  # seconds of a training; None: the preset's steps
+    settings: tuple[str, ...] = ()  # of the trainings, beside the preset's
     if seconds is None:
         job = HalvingJob(config, corpus, device)
         step = float(found["seconds"]) * job.workers / job.plan.total_steps
         left = END_SECONDS - (time.perf_counter() - began)
-        each = seconds_of_training(corpus, folder / f"{name}-finalist-1", step, left, job.workers)
-        if each is not None:
-            say(f"{SHORT} {each:.0f} seconds a training, not {PASSES} {LONGER}")
+        settings = shortened_trainings(
+            corpus, folder / f"{name}-finalist-1", left / step, job.workers, say
+        )
     randoms = found["random_cells"][:RANDOMS]
     finalists = [cell for cell in (found["cell"], found.get("runner_up")) if cell is not None]
     cells = {f"finalist-{number}": cell for number, cell in enumerate(finalists, 1)}
@@ -96,9 +95,8 @@ def demo(
         f"2/2 training the best {len(finalists)}, an LSTM and {len(randoms)} random cells of the "
         "race, all the same way"
     )
-    if seconds is not None:
-        each = (1 - SEARCHING) * seconds / math.ceil(len(cells) / _slots(device))
-    results = _trained(cells, corpus, folder, name, seed, device, say, each)
+    given = None if seconds is None else (1 - SEARCHING) * seconds
+    results = _trained(cells, corpus, folder, name, seed, device, say, given, settings)
     measured = {
         which: {
             "cell": cells[which],
@@ -152,7 +150,7 @@ def shortened_race(
         rounds = math.ceil(TRAINED / job.workers)
         trainings = takes * job.workers * rounds * trained.epochs * a_pass / job.plan.total_steps
         if takes + trainings > WHOLE_SECONDS:
-            windows = 10 * round(min(1.0, max(LEAST_SHARE, RACE_SECONDS / takes)) * usual / 10)
+            windows = round(_share(RACE_SECONDS / takes) * usual)
     if windows == usual:
         return config
     say(f"{SHORT} in the search {windows} steps a training instead of {usual} {LONGER}")
@@ -160,21 +158,29 @@ def shortened_race(
     return replace(config, blackbox=replace(config.blackbox, windows=windows, rung=rung))
 
 
-def seconds_of_training(
-    corpus: Corpus, folder: Path, step: float, left: float, workers: int
-) -> float | None:
-    """What each training gets where the time that is left does not hold the preset's; else None.
+def shortened_trainings(
+    corpus: Corpus, folder: Path, steps: float, workers: int, say: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Settings of the trainings where they cannot have all of the preset's steps; else none.
 
     Args:
-        folder: of the winner's training; one that was begun there keeps its time.
-        step: seconds of one, as measured. left: seconds in all. workers: processes.
+        folder: of the winner's training; one that was begun there keeps its steps.
+        steps: that one process does in the time that is left. workers: processes.
     """
-    if (begun := _begun(folder)) is not None:
-        return float(begun["seconds"]) or None
     config, a_pass = _preset(corpus)
-    each = left / math.ceil(TRAINED / workers)
-    takes = START_SECONDS + config.epochs * a_pass * step
-    return None if takes <= each else round(max(each, 2 * START_SECONDS), 1)
+    usual = config.epochs * a_pass
+    if (begun := _begun(folder)) is not None:
+        epochs, limit = int(begun["epochs"]), int(begun["windows"]["limit"])
+    else:
+        epochs, limit = config.epochs, config.windows.limit
+        share = _share(steps / (math.ceil(TRAINED / workers) * usual))
+        if share < 1:
+            epochs = math.ceil(share * config.epochs)
+            limit = max(1, round(share * usual / epochs)) if share * config.epochs < epochs else 0
+    if (epochs, limit) == (config.epochs, config.windows.limit):
+        return ()
+    say(f"{SHORT} {epochs * (limit or a_pass):,} steps a training instead of {usual:,} {LONGER}")
+    return f"epochs={epochs}", f"windows.limit={limit}"
 
 
 def _preset(corpus: Corpus) -> tuple[TrainConfig, int]:
@@ -187,17 +193,17 @@ def _preset(corpus: Corpus) -> tuple[TrainConfig, int]:
     return config, max(1, corpus_info(corpus)["train"] // window)
 
 
+def _share(most: float) -> float:
+    """The largest of `SHARES` that is not above `most`, or the least of them."""
+    return next((share for share in SHARES if share <= most), SHARES[-1])
+
+
 def _begun(folder: Path) -> dict[str, Any] | None:
     """The settings of a run that was begun."""
     if not (folder / CONFIG).exists():
         return None
     kept: dict[str, Any] = read_object(folder / CONFIG)["config"]
     return kept
-
-
-def _slots(device: torch.device) -> int:
-    """Trainings that run side by side."""
-    return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def _trained(
@@ -208,19 +214,22 @@ def _trained(
     seed: int,
     device: torch.device,
     say: Callable[[str], None],
-    each: float | None,
+    seconds: float | None,
+    settings: tuple[str, ...],
 ) -> dict[str, dict[str, Any]]:
-    """The result of each cell's training, by its name in `cells`; each: seconds of one.
+    """The result of each cell's training, by its name in `cells`; seconds: for all of them.
 
     With one thread, or on a GPU, one after the other; else as many side by side as torch has
     threads, each in a process with its share of the cores.
     """
-    slots = _slots(device)
+    slots = torch.get_num_threads() if device.type == "cpu" else 1
+    rounds = -(-len(cells) // slots)
+    each = None if seconds is None else seconds / rounds
     if slots == 1:
         results = {}
         for which, cell in cells.items():
             flags = {"corpus": corpus.name, "seed": seed, "genotype": cell, "seconds": each}
-            config = resolve("train", preset=PRESET, file=None, settings=(), flags=flags)
+            config = resolve("train", preset=PRESET, file=None, settings=settings, flags=flags)
             say(f"    {which}: {cell}")
             results[which] = train(config, corpus, folder / f"{name}-{which}", device=device)
         return results
@@ -228,6 +237,7 @@ def _trained(
         which: (
             *("train", "--corpus", corpus.name, "--preset", PRESET, "--seed", str(seed)),
             *("--genotype", cell, "--device", str(device), "--json"),
+            *(word for setting in settings for word in ("--set", setting)),
             *(() if each is None else ("--seconds", f"{each:.1f}")),
             *("--out", str((folder / f"{name}-{which}").absolute())),
         )

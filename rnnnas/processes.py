@@ -85,8 +85,8 @@ def scratch_folder(where: Path | None = None) -> Iterator[Path]:
     place = Path(tempfile.gettempdir() if where is None else where)
     clear_scratch(place)
     folder = place / _scratch_name()
-    folder.mkdir(mode=0o700)
-    try:
+    try:  # a signal's exception may come right after it is made
+        folder.mkdir(mode=0o700)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -95,8 +95,8 @@ def scratch_folder(where: Path | None = None) -> Iterator[Path]:
 def make_scratch() -> Path:
     """A new folder as those of `scratch_folder`, that goes with this process."""
     folder = Path(tempfile.gettempdir()) / _scratch_name()
-    folder.mkdir(mode=0o700)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
     return folder
 
 

@@ -28,6 +28,7 @@ from rnnnas.data.corpus import (
     remove_corpus,
 )
 from rnnnas.errors import DataError, UsageError
+from rnnnas.processes import scratch_folder
 
 OPTIONS = VocabOptions()
 
@@ -269,22 +270,26 @@ def test_what_a_killed_preparation_left_goes_at_the_next(tmp_path: Path) -> None
     assert left_behind() == [f".own.{alive}.partial", "own"]
 
 
+@pytest.mark.parametrize("made_by", ["corpus", "scratch"])
 @pytest.mark.parametrize(("owner", "after"), [(os, "mkdir"), (Path, "write_text")])
 def test_a_signal_at_any_moment_leaves_nothing(
-    owner: Any, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: Any, after: str, made_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal's exception may come between the making of a folder and the next statement."""
     made = getattr(owner, after)
+    place = tmp_path / "place"
+    place.mkdir()
 
     def interrupted(path: str | Path, *args: Any, **kwargs: Any) -> None:
         made(path, *args, **kwargs)
-        if ".partial" in str(path):
+        if str(path).startswith(str(place)):
             raise SystemExit(143)
 
     monkeypatch.setattr(owner, after, interrupted)
-    with pytest.raises(SystemExit), folders.hidden_sibling(tmp_path / "big"):
-        pass
-    assert not list(tmp_path.glob(".big*"))
+    folder = folders.hidden_sibling(place / "big") if made_by == "corpus" else scratch_folder(place)
+    with pytest.raises(SystemExit), folder as inside:
+        (inside / "file").write_text("x")
+    assert not list(place.iterdir())
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ def test_a_race_resumes_exactly_wherever_it_dies(
     settings = config(*(HALVING if seconds else SHORT), f"save_seconds={seconds}")
     whole = search(settings, corpus, tmp_path / "whole", device=CPU, quiet=True)
     keys = {"run", "genotype", "cell", "seconds", "valid_perplexity", "arithmetic", "digest"}
-    beside = {"origin", "runner_up", "random_cells", "unigram_perplexity", "bigram_perplexity"}
+    beside = {"origin", "finalists", "random_cells", "unigram_perplexity", "bigram_perplexity"}
     assert set(whole) == keys | beside
     assert math.isfinite(whole["valid_perplexity"])
     points = [1, 2, 3, 9, 30, 31, 60, 80, 95] if seconds else [1, 2, 9, 24, 30]

@@ -459,7 +459,7 @@ def demo(
     echo("\n" + as_text(Genotype.from_plain(result["genotype"]), "the cell that was found"))
     echo(
         f"test perplexity on {corpus}, lower is better, networks trained the same way\n"
-        "(of the race's two best, the searched cell is the one with the better validation):"
+        "(the searched cell: of the race's best the one with the best validation):"
     )
     for label, key in {
         "the searched cell": "test_perplexity",

@@ -350,14 +350,12 @@ class HalvingJob:
             entrant = self.race.entrants[entrant.parent]
         return f"child of {entrant.origin}" if child else entrant.origin
 
-    def runner_up(self) -> str | None:
-        """The second among the cells that were trained in full the most often, if there is one."""
+    def finalists(self) -> list[str]:
+        """The cells that were trained in full, the winner first, then the best of the rest."""
         race, winner = self.race, self._winner()
         rest = [number for number in race.finished() if number != winner.number]
-        ranked = sorted(
-            rest, key=lambda n: (-len(race.scores(n)), statistics.fmean(race.scores(n)), n)
-        )
-        return cell_text(race.entrants[ranked[0]].genotype) if ranked else None
+        rest.sort(key=lambda n: (-len(race.scores(n)), statistics.fmean(race.scores(n)), n))
+        return [cell_text(race.entrants[number].genotype) for number in (winner.number, *rest)]
 
     def random_cells(self) -> list[str]:
         """The random cells of the race, in the order they were drawn in."""

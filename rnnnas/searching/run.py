@@ -189,8 +189,8 @@ def search(
     weights, or of all cells that were trained from scratch with their losses); where latency has a
     price, latency_us, predicted of the cell; where the search was stopped early, stopped_at_epoch
     and genotype_epoch, the one whose cell it is; where a race decided, origin, what proposed the
-    cell, runner_up, the cell that came second, or None, and random_cells, those that took part;
-    valid_perplexity is then of the found cell after its short training.
+    cell, finalists, all that were trained in full, the best first, and random_cells, those that
+    took part; valid_perplexity is then of the found cell after its short training.
 
     Raises:
         RnnnasError: as `loop.drive` and `Run.open` say.
@@ -292,7 +292,7 @@ def _of_race(race: HalvingJob) -> dict[str, Any]:
     """What the result says of a race's cells."""
     return {
         "origin": race.origin(),
-        "runner_up": race.runner_up(),
+        "finalists": race.finalists(),
         "random_cells": race.random_cells(),
     }
 

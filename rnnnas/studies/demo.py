@@ -35,7 +35,9 @@ WHOLE_SECONDS, RACE_SECONDS, END_SECONDS = 150.0, 40.0, 165.0
 # None between one pass and one and a half: it would read the beginning of the text twice.
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.45, 0.4, 0.35, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
 RANDOMS = 3  # random cells that are trained to the end, the first that the race met
-TRAINED = RANDOMS + 3  # with them the race's two best, and an LSTM: three rounds on two cores
+# Of the race's best, too, so many; with an LSTM two of them make three rounds on two cores, four of
+# them four.
+FINALISTS, MOST_FINALISTS = 2, 4
 SHORT, LONGER = "to stay within three minutes:", "(--minutes N gives more)"
 
 
@@ -43,10 +45,10 @@ def demo(
     corpus_name: str, folder: Path, *, seed: int, device: torch.device,
     say: Callable[[str], None], seconds: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Search on a corpus; train the race's two best cells, random ones and an LSTM the same way.
+    """Search on a corpus; train the race's best cells, random ones and an LSTM the same way.
 
-    Of the two best the found cell is the one that its whole training left the better on the
-    validation text; all are compared on the test text.
+    Of the best, two or four as time allows, the found cell is the one that its whole training left
+    the best on the validation text; all are compared on the test text.
 
     Args:
         folder: takes the run folders; what is finished there is not done again.
@@ -56,7 +58,7 @@ def demo(
 
     Returns:
         genotype, cell (its short text), test_perplexity and valid_perplexity of the found cell,
-        other_finalist (its cell and both perplexities) unless there was none, random_cells (of each
+        other_finalists (of each cell and both perplexities), random_cells (of each
         cell and test_perplexity) and random_mean_test_perplexity, lstm_test_perplexity,
         bigram_perplexity and unigram_perplexity, all on the same test text, runs (folders),
         parameters (of the trained networks), seconds (of this call).
@@ -79,15 +81,16 @@ def demo(
     found = search(config, corpus, folder / f"{name}-search", device=device)
     say(f"    found: {found['cell']}")
     settings: tuple[str, ...] = ()  # of the trainings, beside the preset's
+    many = FINALISTS
     if seconds is None:
         job = HalvingJob(config, corpus, device)
         step = float(found["seconds"]) * job.workers / job.plan.total_steps
         left = END_SECONDS - (time.perf_counter() - began)
-        settings = shortened_trainings(
-            corpus, folder / f"{name}-finalist-1", left / step, job.workers, say
+        settings, many = shortened_trainings(
+            corpus, folder / f"{name}-finalist-", left / step, job.workers, say
         )
     randoms = found["random_cells"][:RANDOMS]
-    finalists = [cell for cell in (found["cell"], found.get("runner_up")) if cell is not None]
+    finalists = found["finalists"][:many]
     cells = {f"finalist-{number}": cell for number, cell in enumerate(finalists, 1)}
     cells["lstm"] = "lstm"
     cells |= {f"random-{number}": cell for number, cell in enumerate(randoms, 1)}
@@ -110,7 +113,7 @@ def demo(
     return {
         "genotype": Genotype.from_text(cells[best]).to_plain(),
         **measured[best],
-        **({"other_finalist": measured[others[0]]} if others else {}),
+        "other_finalists": [measured[which] for which in others],
         "random_cells": random_cells,
         "random_mean_test_perplexity": math.fsum(c["test_perplexity"] for c in random_cells)
         / len(random_cells),
@@ -147,7 +150,7 @@ def shortened_race(
         takes = race_seconds(job)
         trained, a_pass = _preset(corpus)
         # Steps of the same size, a process a core as well.
-        rounds = math.ceil(TRAINED / job.workers)
+        rounds = _rounds(FINALISTS, job.workers)
         trainings = takes * job.workers * rounds * trained.epochs * a_pass / job.plan.total_steps
         if takes + trainings > WHOLE_SECONDS:
             windows = round(_share(RACE_SECONDS / takes) * usual)
@@ -160,27 +163,38 @@ def shortened_race(
 
 def shortened_trainings(
     corpus: Corpus, folder: Path, steps: float, workers: int, say: Callable[[str], None]
-) -> tuple[str, ...]:
-    """Settings of the trainings where they cannot have all of the preset's steps; else none.
+) -> tuple[tuple[str, ...], int]:
+    """Settings of the trainings where they cannot have all of the preset's steps, else none; and
+    how many finalists are trained.
 
     Args:
-        folder: of the winner's training; one that was begun there keeps its steps.
+        folder: of the finalists' trainings, but for the number; what was begun there goes on so.
         steps: that one process does in the time that is left. workers: processes.
     """
+    first, third = (folder.with_name(f"{folder.name}{number}") for number in (1, 3))
     config, a_pass = _preset(corpus)
     usual = config.epochs * a_pass
-    if (begun := _begun(folder)) is not None:
+    many = FINALISTS
+    if (begun := _begun(first)) is not None:
         epochs, limit = int(begun["epochs"]), int(begun["windows"]["limit"])
+        many = FINALISTS if _begun(third) is None else MOST_FINALISTS
     else:
         epochs, limit = config.epochs, config.windows.limit
-        share = _share(steps / (math.ceil(TRAINED / workers) * usual))
-        if share < 1:
+        share = _share(steps / (_rounds(FINALISTS, workers) * usual))
+        if steps >= _rounds(MOST_FINALISTS, workers) * usual:
+            many = MOST_FINALISTS
+        elif share < 1:
             epochs = math.ceil(share * config.epochs)
             limit = max(1, round(share * usual / epochs)) if share * config.epochs < epochs else 0
     if (epochs, limit) == (config.epochs, config.windows.limit):
-        return ()
+        return (), many
     say(f"{SHORT} {epochs * (limit or a_pass):,} steps a training instead of {usual:,} {LONGER}")
-    return f"epochs={epochs}", f"windows.limit={limit}"
+    return (f"epochs={epochs}", f"windows.limit={limit}"), many
+
+
+def _rounds(finalists: int, workers: int) -> int:
+    """How often `workers` trainings run side by side until all are done."""
+    return math.ceil((finalists + 1 + RANDOMS) / workers)
 
 
 def _preset(corpus: Corpus) -> tuple[TrainConfig, int]:

@@ -69,6 +69,10 @@ template <class S, class P> struct Plain {
     static void multiply(int64_t rows, int64_t size, const F *a, int64_t lead,
                          const F *const *panels, S *out, bool add, int64_t = 0) {
         int64_t r = 0;
+        // A panel alone takes twice the rows: as many sums are under way at a time.
+        if constexpr (MANY == 1)
+            for (; r + 2 * ROWS <= rows; r += 2 * ROWS)
+                block<MANY, 2 * ROWS>(size, a + r * lead, lead, panels, out + r * lanes, add);
         for (; r + ROWS <= rows; r += ROWS)
             block<MANY, ROWS>(size, a + r * lead, lead, panels, out + r * MANY * lanes, add);
         for (; r + 4 <= rows; r += 4)
@@ -112,6 +116,12 @@ template <int LANES, class Do> inline void each(int64_t count, Do f) {
 template <int LANES, class T> inline void fetch(const T *from, int64_t count, T *to) {
     if (count < LANES) std::memset(to, 0, LANES * sizeof(T));
     each<LANES>(count, [=](int u) { to[u] = from[u]; });
+}
+
+// The first `count` units of a block. A whole one is a store of known size, not a call.
+template <int LANES, class T> inline void put(const T *from, int64_t count, T *to) {
+    if (count == LANES) std::memcpy(to, from, LANES * sizeof(T));
+    else std::memcpy(to, from, count * sizeof(T));
 }
 
 // f(how the products are made, as a type).

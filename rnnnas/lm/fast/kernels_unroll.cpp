@@ -127,8 +127,8 @@ void unroll(const Cell<S> &cell, bool keep, S *states, P *product, S *results, i
                         }
                         if (keep) {
                             P *to = product + ((slot * kept + at) * B + b) * 2 * H + first;
-                            std::memcpy(to, rounded, count * sizeof(P));
-                            std::memcpy(to + H, rounded + lanes, count * sizeof(P));
+                            put<G::lanes>(rounded, count, to);
+                            put<G::lanes>(rounded + lanes, count, to + H);
                         }
                         if (!slot) {
                             const S *added = cell.from_x + (t * B + b) * 2 * H + first;
@@ -139,7 +139,7 @@ void unroll(const Cell<S> &cell, bool keep, S *states, P *product, S *results, i
                         }
                         fetch<G::lanes>(source + b * H + first, count, s);
                         open(s, c, z, out);
-                        std::memcpy(state + b * H + first, out, count * sizeof(S));
+                        put<G::lanes>(out, count, state + b * H + first);
                         factor(slot, b, first, count, out);
                     }
                 }
@@ -156,7 +156,7 @@ void unroll(const Cell<S> &cell, bool keep, S *states, P *product, S *results, i
                         for (int u = 0; u < G::lanes; u++) sum[u] += x[u];
                     }
                     for (int u = 0; u < G::lanes; u++) sum[u] /= S(cell.chosen);
-                    std::memcpy(results + (t * B + b) * H + first, sum, count * sizeof(S));
+                    put<G::lanes>(sum, count, results + (t * B + b) * H + first);
                     factor(slots, b, first, count, sum);
                 }
             }
@@ -274,7 +274,7 @@ void unroll_back(const Cell<S> &cell, const S *states, const S *results, P *prod
                             for (int u = 0; u < G::lanes; u++) z[u] += x[u];
                         }
                         back(s, d, c, z, left);
-                        std::memcpy(rest + slot * B * H + at, left, count * sizeof(S));
+                        put<G::lanes>(left, count, rest + slot * B * H + at);
                         F *to = inner + (slot * rows + b) * wide + first;
                         each<G::lanes>(count, [&](int u) { narrow(c[u], kept[u]); });
                         each<G::lanes>(count, [&](int u) { narrow(z[u], kept[H + u]); });
@@ -282,8 +282,8 @@ void unroll_back(const Cell<S> &cell, const S *states, const S *results, P *prod
                         each<G::lanes>(count, [&](int u) { G::round(z[u], to[H + u]); });
                         if (!slot) {
                             S *whole = grad_x + (t * B + b) * 2 * H + first;
-                            std::memcpy(whole, c, count * sizeof(S));
-                            std::memcpy(whole + H, z, count * sizeof(S));
+                            put<G::lanes>(c, count, whole);
+                            put<G::lanes>(z, count, whole + H);
                         }
                     }
                 }

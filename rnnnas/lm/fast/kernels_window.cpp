@@ -188,7 +188,7 @@ void window(const Mixed<S> &cell, bool keep, S *states, S *rstd, P *product, S *
                 for (int64_t k = 0; k < B * L; k++) sum[k] /= S(cell.nodes);
                 S *to = results + t * B * H + block * L;
                 for (int64_t b = 0; b < B; b++)
-                    std::memcpy(to + b * H, sum + b * L, shape.count(block) * sizeof(S));
+                    put<L>(sum + b * L, shape.count(block), to + b * H);
                 factor<G>(shape, block, sum, mask, inner + slots * left);
             }
         }
@@ -306,8 +306,8 @@ void window_back(const Mixed<S> &cell, const S *states, const S *rstd, const S *
                             S *whole = grad_x + t * B * 2 * H + block * L;
                             for (int64_t b = 0; b < B; b++) {
                                 const S *c = products.data() + b * 2 * L;
-                                std::memcpy(whole + b * 2 * H, c, count * sizeof(S));
-                                std::memcpy(whole + b * 2 * H + H, c + L, count * sizeof(S));
+                                put<L>(c, count, whole + b * 2 * H);
+                                put<L>(c + L, count, whole + b * 2 * H + H);
                             }
                         } else if (grad_nodes) {
                             F *panel_c = pairs.data() + (e - begin) * deep * L;
@@ -379,8 +379,8 @@ void window_back(const Mixed<S> &cell, const S *states, const S *rstd, const S *
                 const S *weight = weights + job * tall * 2 * L;
                 for (int64_t k = 0; k < H; k++) {
                     S *to = grad_nodes + (job / blocks * H + k) * 2 * H + block * L;
-                    std::memcpy(to, weight + k * 2 * L, count * sizeof(S));
-                    std::memcpy(to + H, weight + k * 2 * L + L, count * sizeof(S));
+                    put<L>(weight + k * 2 * L, count, to);
+                    put<L>(weight + k * 2 * L + L, count, to + H);
                 }
             }
         }

@@ -167,7 +167,7 @@ void dual_factor(const Shape<G> &shape, int64_t block, const S *state, const S *
 template <int L, class S>
 ALONE void scatter_block(int64_t streams, int64_t hidden, int64_t count, const S *block, S *to) {
     for (int64_t b = 0; b < streams; b++)
-        std::memcpy(to + b * hidden, block + b * L, count * sizeof(S));
+        put<L>(block + b * L, count, to + b * hidden);
 }
 
 template <class S, class P, class G>
@@ -375,8 +375,8 @@ void window_back(const Directed<S> &cell, const S *states, const S *dstates, con
                             for (int64_t b = 0; b < B; b++) {
                                 const int64_t to = x + b * 2 * H + half * H;
                                 const int64_t at = (b * 2 + half) * L;
-                                std::memcpy(grad_dx + to, &products[at], count * sizeof(S));
-                                std::memcpy(grad_x + to, &dproducts[at], count * sizeof(S));
+                                put<L>(&products[at], count, grad_dx + to);
+                                put<L>(&dproducts[at], count, grad_x + to);
                             }
                         }
                     }

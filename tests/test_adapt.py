@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -143,11 +144,10 @@ def test_what_is_evaluated_does_not_change_what_is_chosen(
     original: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
     """Another test text, a split or a file: the same settings, chosen by the same numbers."""
-    reports = []
+    chosen = []
     text = tmp_path / "own.txt"
     text.write_text("w1 w2 w3 w1\n" * 30, encoding="utf-8")
-    test = corpus.splits["test"]
-    other = {**corpus.splits, "test": np.array(test)[::-1].copy()}
+    other = {**corpus.splits, "test": np.array(corpus.splits["test"])[::-1].copy()}
     changed = dataclasses.replace(corpus, splits=other)
     cases: list[dict[str, Any]] = [
         {"split": "test"}, {"split": "test", "corpus": changed}, {"split": "valid"},
@@ -156,9 +156,13 @@ def test_what_is_evaluated_does_not_change_what_is_chosen(
     for i, case in enumerate(cases):
         path = tmp_path / f"{i}.pt"
         path.write_bytes(original.read_bytes())
-        result = evaluate_checkpoint(path, device=CPU, **case, **BOTH)
-        reports.append((result["dynamic"], result["cache"]))
-    assert all(report == reports[0] for report in reports)
+        # The chosen steps are too long for some of these texts, depending on the processor.
+        with contextlib.suppress(DivergedError):
+            evaluate_checkpoint(path, device=CPU, **case, **BOTH)
+        kept = json.loads((tmp_path / f"{i}.dynamic.json").read_text())
+        assert {"dynamic", "both"} <= set(kept)
+        chosen.append((kept["dynamic"], kept["both"]))
+    assert all(each == chosen[0] for each in chosen)
 
 
 def test_the_choice_is_the_best_of_what_was_tried(best: Path, corpus: Corpus) -> None:

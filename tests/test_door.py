@@ -300,7 +300,11 @@ def test_an_image_model_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "set" / "red" / "3.png"
     one = model.predict(path)
     several = model.predict([path, Image.open(path)])
-    assert several[0] == several[1] == one
+    # Convolutions may round an image differently by its place among others.
+    for again in several:
+        assert [p.label for p in again] == [p.label for p in one]
+        known = [p.probability for p in one]
+        assert [p.probability for p in again] == pytest.approx(known, rel=1e-5)
     assert sum(p.probability for p in one) == pytest.approx(1)  # type: ignore[union-attr]
     with pytest.raises(rnnnas.DataError):
         model.predict(tmp_path / "none.png")

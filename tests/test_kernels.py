@@ -112,7 +112,8 @@ def test_in_single_precision_kernels_are_as_near_as_torch(
     plain = gradients(unroll, made)
     for wanted, got, other in zip(exact, compiled, plain, strict=True):
         error, usual = (float((t.double() - wanted).norm()) for t in (got, other))
-        assert error <= 3 * usual + 1e-6 * float(wanted.norm())
+        # Of two streams gradients are what is left of numbers around 1, whose last bit is 1e-7.
+        assert error <= 3 * usual + 1e-6 * float(wanted.norm()) + 1e-8
 
 
 @needed

@@ -90,7 +90,7 @@ def demo(
             corpus, folder / f"{name}-finalist-", left / step, job.workers, say
         )
     randoms = found["random_cells"][:RANDOMS]
-    finalists = found["finalists"][:many]
+    finalists = found.get("finalists", [found["cell"]])[:many]  # older results name one
     cells = {f"finalist-{number}": cell for number, cell in enumerate(finalists, 1)}
     cells["lstm"] = "lstm"
     cells |= {f"random-{number}": cell for number, cell in enumerate(randoms, 1)}

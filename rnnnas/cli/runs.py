@@ -459,7 +459,9 @@ def demo(
     echo("\n" + as_text(Genotype.from_plain(result["genotype"]), "the cell that was found"))
     echo(
         f"test perplexity on {corpus}, lower is better, networks trained the same way\n"
-        "(the searched cell: of the race's best the one with the best validation):"
+        f"(the searched cell: of {len(result['finalists'])} that the race found and "
+        f"{len(result['random_cells'])} random ones the best in validation"
+        + (", here a random one):" if result["origin"] == "random" else "):")
     )
     for label, key in {
         "the searched cell": "test_perplexity",

@@ -34,10 +34,11 @@ SEARCHING = 0.45  # of a time budget
 WHOLE_SECONDS, RACE_SECONDS, END_SECONDS = 150.0, 40.0, 165.0
 # None between one pass and one and a half: it would read the beginning of the text twice.
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.45, 0.4, 0.35, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
-RANDOMS = 3  # random cells that are trained to the end, the first that the race met
-# Of the race's best, too, so many; with an LSTM two of them make three rounds on two cores, four of
-# them four.
-FINALISTS, MOST_FINALISTS = 2, 4
+# Of the race's best and of the random cells that it met first so many are trained to the end, the
+# most for which there is time. With an LSTM they make four, three and two rounds on two cores. The
+# least has longer trainings where time is short: after fewer steps a network is behind a bigram
+# model, and after as many two cells more tell hardly anything (benchmarks/halving.md).
+FIELDS = ((4, 3), (2, 3), (1, 2))
 SHORT, LONGER = "to stay within three minutes:", "(--minutes N gives more)"
 
 
@@ -47,8 +48,9 @@ def demo(
 ) -> dict[str, Any]:  # fmt: skip
     """Search on a corpus; train the race's best cells, random ones and an LSTM the same way.
 
-    Of the best, two or four as time allows, the found cell is the one that its whole training left
-    the best on the validation text; all are compared on the test text.
+    The found cell is, of the race's best and the random cells beside them, the one that its whole
+    training left the best on the validation text, so that no demo ends with a cell that it has seen
+    to be worse than chance; all are compared on the test text.
 
     Args:
         folder: takes the run folders; what is finished there is not done again.
@@ -58,8 +60,9 @@ def demo(
 
     Returns:
         genotype, cell (its short text), test_perplexity and valid_perplexity of the found cell,
-        other_finalists (of each cell and both perplexities), random_cells (of each
-        cell and test_perplexity) and random_mean_test_perplexity, lstm_test_perplexity,
+        its origin ("race", or "random" where a random cell was better than the race's best),
+        finalists and random_cells (of each cell and both perplexities; one of these is the
+        found one), random_mean_test_perplexity, lstm_test_perplexity,
         bigram_perplexity and unigram_perplexity, all on the same test text, runs (folders),
         parameters (of the trained networks), seconds (of this call).
     """
@@ -81,22 +84,22 @@ def demo(
     found = search(config, corpus, folder / f"{name}-search", device=device)
     say(f"    found: {found['cell']}")
     settings: tuple[str, ...] = ()  # of the trainings, beside the preset's
-    many = FINALISTS
+    best_cells, others = FIELDS[1]
     if seconds is None:
         job = HalvingJob(config, corpus, device)
         step = float(found["seconds"]) * job.workers / job.plan.total_steps
         left = END_SECONDS - (time.perf_counter() - began)
-        settings, many = shortened_trainings(
-            corpus, folder / f"{name}-finalist-", left / step, job.workers, say
+        settings, (best_cells, others) = shortened_trainings(
+            corpus, folder / name, left / step, job.workers, say
         )
-    randoms = found["random_cells"][:RANDOMS]
-    finalists = found.get("finalists", [found["cell"]])[:many]  # older results name one
+    randoms = found["random_cells"][:others]
+    finalists = found.get("finalists", [found["cell"]])[:best_cells]  # older results name one
     cells = {f"finalist-{number}": cell for number, cell in enumerate(finalists, 1)}
     cells["lstm"] = "lstm"
     cells |= {f"random-{number}": cell for number, cell in enumerate(randoms, 1)}
     say(
-        f"2/2 training the best {len(finalists)}, an LSTM and {len(randoms)} random cells of the "
-        "race, all the same way"
+        f"2/2 training the race's best ({len(finalists)}), an LSTM and random cells "
+        f"({len(randoms)}), all the same way"
     )
     given = None if seconds is None else (1 - SEARCHING) * seconds
     results = _trained(cells, corpus, folder, name, seed, device, say, given, settings)
@@ -107,13 +110,16 @@ def demo(
         }
         for which, result in results.items()
     }
-    tried = [which for which in cells if which.startswith("finalist")]
-    best, *others = sorted(tried, key=lambda which: measured[which]["valid_perplexity"])
+    best = min(
+        (which for which in cells if which != "lstm"),
+        key=lambda which: measured[which]["valid_perplexity"],
+    )
     random_cells = [measured[which] for which in cells if which.startswith("random")]
     return {
         "genotype": Genotype.from_text(cells[best]).to_plain(),
         **measured[best],
-        "other_finalists": [measured[which] for which in others],
+        "origin": "random" if best.startswith("random") else "race",
+        "finalists": [measured[which] for which in cells if which.startswith("finalist")],
         "random_cells": random_cells,
         "random_mean_test_perplexity": math.fsum(c["test_perplexity"] for c in random_cells)
         / len(random_cells),
@@ -150,7 +156,7 @@ def shortened_race(
         takes = race_seconds(job)
         trained, a_pass = _preset(corpus)
         # Steps of the same size, a process a core as well.
-        rounds = _rounds(FINALISTS, job.workers)
+        rounds = _rounds(FIELDS[-1], job.workers)
         trainings = takes * job.workers * rounds * trained.epochs * a_pass / job.plan.total_steps
         if takes + trainings > WHOLE_SECONDS:
             windows = round(_share(RACE_SECONDS / takes) * usual)
@@ -162,39 +168,44 @@ def shortened_race(
 
 
 def shortened_trainings(
-    corpus: Corpus, folder: Path, steps: float, workers: int, say: Callable[[str], None]
-) -> tuple[tuple[str, ...], int]:
+    corpus: Corpus, runs: Path, steps: float, workers: int, say: Callable[[str], None]
+) -> tuple[tuple[str, ...], tuple[int, int]]:
     """Settings of the trainings where they cannot have all of the preset's steps, else none; and
-    how many finalists are trained.
+    which of `FIELDS` is trained.
 
     Args:
-        folder: of the finalists' trainings, but for the number; what was begun there goes on so.
+        runs: the path of the trainings' folders up to "-finalist-1", "-random-3" and so on; what
+            was begun there goes on so.
         steps: that one process does in the time that is left. workers: processes.
     """
-    first, third = (folder.with_name(f"{folder.name}{number}") for number in (1, 3))
+
+    def of(which: str) -> Path:
+        return runs.with_name(f"{runs.name}-{which}")
+
     config, a_pass = _preset(corpus)
     usual = config.epochs * a_pass
-    many = FINALISTS
-    if (begun := _begun(first)) is not None:
+    if (begun := _begun(of("finalist-1"))) is not None:
         epochs, limit = int(begun["epochs"]), int(begun["windows"]["limit"])
-        many = FINALISTS if _begun(third) is None else MOST_FINALISTS
+        field = next(
+            (f for f in FIELDS[:-1] if _begun(of(f"finalist-{f[0]}")) is not None), FIELDS[-1]
+        )
     else:
         epochs, limit = config.epochs, config.windows.limit
-        share = _share(steps / (_rounds(FINALISTS, workers) * usual))
-        if steps >= _rounds(MOST_FINALISTS, workers) * usual:
-            many = MOST_FINALISTS
-        elif share < 1:
+        whole = (field for field in FIELDS if steps >= _rounds(field, workers) * usual)
+        field = next(whole, FIELDS[-1])
+        share = _share(steps / (_rounds(field, workers) * usual))
+        if share < 1:
             epochs = math.ceil(share * config.epochs)
             limit = max(1, round(share * usual / epochs)) if share * config.epochs < epochs else 0
     if (epochs, limit) == (config.epochs, config.windows.limit):
-        return (), many
+        return (), field
     say(f"{SHORT} {epochs * (limit or a_pass):,} steps a training instead of {usual:,} {LONGER}")
-    return (f"epochs={epochs}", f"windows.limit={limit}"), many
+    return (f"epochs={epochs}", f"windows.limit={limit}"), field
 
 
-def _rounds(finalists: int, workers: int) -> int:
-    """How often `workers` trainings run side by side until all are done."""
-    return math.ceil((finalists + 1 + RANDOMS) / workers)
+def _rounds(field: tuple[int, int], workers: int) -> int:
+    """How often `workers` trainings run side by side until those of a field and an LSTM's end."""
+    return math.ceil((sum(field) + 1) / workers)
 
 
 def _preset(corpus: Corpus) -> tuple[TrainConfig, int]:

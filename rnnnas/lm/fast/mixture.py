@@ -73,20 +73,11 @@ def unroll(
     if ranks.size == 1 and len(h) <= mixture_cuda.STREAMS and triton_support.usable(*tensors):
         with triton_support.current(h):
             outputs = DeviceMixed.apply(*tensors, space, ways, keep, low)  # type: ignore[no-untyped-call]
-    elif _whole(tensors, ranks, low):
+    elif mixture_whole.takes(tensors, h, nodes, ranks, low=low):
         outputs = WholeMixed.apply(*tensors, space, ways, keep, low)  # type: ignore[no-untyped-call]
     else:
         outputs = _MixedUnroll.apply(*tensors, space, ways, keep, low, ranks)  # type: ignore[no-untyped-call]
     return outputs
-
-
-def _whole(tensors: tuple[Tensor, ...], ranks: Ranks, low: bool) -> bool:
-    """Whether one call of kernels computes the window."""
-    _, h, from_h, nodes, *_ = tensors
-    count, units, _ = nodes.shape
-    if ranks.size > 1 or units < h.shape[1] or not usable(*tensors, low=low):
-        return False
-    return mixture_whole.suits(units, count, low=low)
 
 
 class _Window:

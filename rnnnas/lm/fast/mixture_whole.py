@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rnnnas.distributed import Ranks
 from rnnnas.lm.fast import cpu_library
 from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.cpu_library import tiled
@@ -30,6 +31,16 @@ def suits(hidden: int, nodes: int, *, low: bool = False) -> bool:
     """Whether a cell is small enough, with products in bfloat16 or not."""
     most = LARGEST_TILED if low and tiled() else LARGEST
     return 2 * (nodes + 1) * hidden * hidden <= most
+
+
+def takes(
+    tensors: tuple[Tensor, ...], h: Tensor, nodes: Tensor, ranks: Ranks, *, low: bool
+) -> bool:
+    """Whether one call of kernels computes a window. h (B, H), nodes (N, U, 2H), among tensors."""
+    count, units, _ = nodes.shape
+    if ranks.size > 1 or units < h.shape[1] or not cpu_library.usable(*tensors, low=low):
+        return False
+    return suits(units, count, low=low)
 
 
 class MixedCell:

@@ -77,20 +77,11 @@ def unroll(
     )  # fmt: skip
     outputs: Tensor
     tangents: Tensor
-    if _whole(tensors, ranks, low):
+    if mixture_whole.takes(tensors, h, nodes.value, ranks, low=low):
         outputs, tangents = WholeDual.apply(*tensors, space, ways, low)  # type: ignore[no-untyped-call]
     else:
         outputs, tangents = _DualUnroll.apply(*tensors, space, ways, low, ranks)  # type: ignore[no-untyped-call]
     return Dual(outputs, tangents)
-
-
-def _whole(tensors: tuple[Tensor, ...], ranks: Ranks, low: bool) -> bool:
-    """Whether one call of kernels computes the window."""
-    _, _, h, _, _, nodes, *_ = tensors
-    count, units, _ = nodes.shape
-    if ranks.size > 1 or units < h.shape[1] or not usable(*tensors, low=low):
-        return False
-    return mixture_whole.suits(units, count, low=low)
 
 
 class _Window:

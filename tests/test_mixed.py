@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from plain_torch import without_kernels
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnnnas.config.presets import resolve
 from rnnnas.errors import UsageError
 from rnnnas.lm import search_cell
+from rnnnas.lm.fast import cpu_library, mixture_cpu, mixture_whole
 from rnnnas.lm.fast import mixture as fused_mixed
-from rnnnas.lm.fast import mixture_cpu, mixture_whole
 from rnnnas.lm.fast.matmul import project
 from rnnnas.lm.loss import PenaltyConfig
 from rnnnas.lm.model import ModelConfig, RecurrentLM
@@ -225,7 +226,7 @@ def test_the_number_of_products_falls_with_the_paths(
     two = tuple(sorted({(r[k], 1 + (i + k) % 4) for i, r in enumerate(rows) for k in (0, -1)}))
     counts = [flops(form, made, paths) for paths in (one, two, None)]
     # Without kernels the fast form adds the P s by a product too, of 2 B H a step and edge.
-    plain = form is fused_mixed.unroll and not fused_mixed.usable(h)
+    plain = form is fused_mixed.unroll and not cpu_library.usable(h)
     own = 2 * streams * hidden * steps if plain else 0
     assert counts[1] - counts[0] == (15 - 8) * (product + own)  # node 1 has one predecessor
     assert counts[2] - counts[0] == (36 - 8) * (product + own)
@@ -242,7 +243,7 @@ def test_an_operation_in_no_path_is_not_computed(monkeypatch: pytest.MonkeyPatch
         return real(op, *rest)
 
     monkeypatch.setattr(mixture_cpu, "_activate", watched)
-    monkeypatch.setattr(fused_mixed, "usable", lambda *tensors, low=False: False)
+    without_kernels(monkeypatch)
     run(fused_mixed.unroll, made, paths=paths)
     assert seen == {"sigmoid", "tanh"}  # tanh is the first state's
 

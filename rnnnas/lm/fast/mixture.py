@@ -21,9 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.lm.cell import masked
-from rnnnas.lm.fast import mixture_cuda, mixture_whole, triton_support
+from rnnnas.lm.fast import cpu_library, mixture_cuda, mixture_whole, triton_support
 from rnnnas.lm.fast.buffers import WORKSPACE
-from rnnnas.lm.fast.cpu_library import usable
 from rnnnas.lm.fast.matmul import accumulate, multiply, project
 from rnnnas.lm.fast.mixture_cpu import Compiled, Elementwise
 from rnnnas.lm.fast.mixture_cuda import DeviceMixed
@@ -130,7 +129,7 @@ class _MixedUnroll(torch.autograd.Function):
         inner = WORKSPACE.take(matrices, len(plan) + 1, streams, units)  # states times the mask
         total = WORKSPACE.take(h, streams, hidden)
         tensors = (h, from_x, from_h, nodes, weights, mask)
-        form = Compiled if usable(*tensors, low=low) else Elementwise
+        form = Compiled if cpu_library.usable(*tensors, low=low) else Elementwise
         start, work = _work_of(form, h, plan, units, mask, ranks)
         roll = units % hidden
         carried = h

@@ -28,9 +28,8 @@ from torch.autograd.function import once_differentiable
 
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.lm.cell import masked
-from rnnnas.lm.fast import mixture_whole
+from rnnnas.lm.fast import cpu_library, mixture_whole
 from rnnnas.lm.fast.buffers import WORKSPACE
-from rnnnas.lm.fast.cpu_library import usable
 from rnnnas.lm.fast.matmul import multiply, project
 from rnnnas.lm.fast.mixture_plan import Node, plan_of, start_of, taken
 from rnnnas.lm.fast.tangent_elementwise import Compiled, Elementwise
@@ -148,9 +147,8 @@ class _DualUnroll(torch.autograd.Function):
         inner = WORKSPACE.take(own.like, len(plan) + 1, streams, units)
         pair = WORKSPACE.take(own.like, len(plan) + 1, streams, 2 * units)
         total, dtotal = (WORKSPACE.take(h, streams, hidden) for _ in range(2))
-        form = (
-            Compiled if usable(h, from_x, from_dx, nodes, weights, mask, low=low) else Elementwise
-        )
+        compiled = cpu_library.usable(h, from_x, from_dx, nodes, weights, mask, low=low)
+        form = Compiled if compiled else Elementwise
         start = form(h, [start_of(h)], hidden, mask, ranks)
         work = form(h, plan, units, mask, ranks)
         roll = units % hidden

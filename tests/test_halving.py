@@ -22,7 +22,7 @@ from rnnnas.nas.halving import (
 from rnnnas.nas.neighbours import neighbours
 from rnnnas.nas.race_plan import Plan, Round, Rung, plan_for, plan_of
 from rnnnas.nas.space import recurrent_space
-from rnnnas.nas.structure import Structure, features
+from rnnnas.nas.structure import Structure, features, slowness
 from rnnnas.nas.zoo import ZOO
 
 SPACES = {RECURRENT: recurrent_space(8)}
@@ -282,6 +282,38 @@ def test_features_of_a_cell_counted_by_hand() -> None:
         "tanh": 2, "relu": 1, "sigmoid": 1, "inputs": 2, "depth": 3,
         "mean depth": (0 + 1 + 2 + 1 + 3) / 4,
     }  # fmt: skip
+
+
+def test_one_or_two_sigmoids_of_eight_are_the_likeliest() -> None:
+    cells = [
+        " ".join(["sigmoid0"] * count + ["tanh0"] * (8 - count)) for count in (1, 2, 0, 3, 4, 8)
+    ]
+    slow = [slowness(Genotype.from_text(cell).recurrent) for cell in cells]
+    assert slow == sorted(slow) and len(set(slow)) == 6
+    assert slowness(Genotype.from_text("sigmoid0+tanh0 relu0+tanh1").recurrent) == 0.25 - 0.15
+
+
+def test_most_random_cells_are_the_best_by_structure_of_several_draws() -> None:
+    plan = plan_of(16, 500)
+    uniform = Race(SPACES, 1, plan).entrants
+    race = Race(SPACES, 1, plan, draws=4).entrants
+    assert len(race) == len(uniform) == plan.rounds[0].cells
+    assert {entrant.origin for entrant in uniform} == {"random"}
+    count = math.ceil(len(race) / 4)
+    assert [entrant.origin for entrant in race] == [
+        *["random"] * count, *["structure"] * (len(race) - count)
+    ]  # fmt: skip
+    # Those by chance are what they are without, so that they are a fair sample.
+    assert race[:count] == uniform[:count]
+    assert len({entrant.genotype.to_text() for entrant in race}) == len(race)
+    drawn = [[slowness(e.genotype.recurrent) for e in part] for part in (uniform, race[count:])]
+    assert np.mean(drawn[1]) < np.mean(drawn[0]) - 0.5 * np.std(drawn[0])
+    # Guards are drawn by chance; all of a small space are in the race once.
+    guarded = Race(SPACES, 1, plan_of(6, 500), guards=6, draws=4).entrants
+    assert [e.origin for e in guarded] == [*["random"] * 6, *["structure"] * 7]
+    tiny = {RECURRENT: recurrent_space(1)}
+    few = Race(tiny, 1, plan_of(4, 500), draws=4).entrants
+    assert len({e.genotype.to_text() for e in few}) == len(few) == 4
 
 
 # Proposals

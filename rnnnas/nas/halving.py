@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, final
 
 from rnnnas.errors import UsageError
-from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.neighbours import fits, neighbours
 from rnnnas.nas.race_plan import LEAST, Plan, Round, Rung
 from rnnnas.nas.strategies import Spaces, uniform
-from rnnnas.nas.structure import Structure
+from rnnnas.nas.structure import Structure, slowness
 
 PARENTS = 3
 _ENOUGH = 8  # cells that must be known before structure says anything
+UNIFORM = 4  # one of so many random cells is drawn uniformly, whatever its structure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,8 @@ class Race:
         proposed: cells that are in the first round, beside random ones that fill it. More of them
             than the round takes beside `guards` random ones are thinned out evenly.
         guards: random cells that the first round holds at least.
+        draws: one of `UNIFORM` random cells is drawn uniformly, of origin "random"; the others, of
+            origin "structure", are each the least slow of so many (`structure.slowness`).
 
     decide: asked before every rung but the first whether the plan is to be changed, e.g. as time
     runs out; None: the plan stands. decided: what it said, by the number of rungs that were over.
@@ -164,6 +167,7 @@ class Race:
         proposed: Sequence[Proposal] = (),
         *,
         guards: int = 0,
+        draws: int = 1,
     ) -> None:
         self.spaces = spaces
         self.seed = seed
@@ -178,11 +182,11 @@ class Race:
         self.decide: Callable[[Prospect], Decision | None] | None = None
         self.decided: dict[int, Decision] = {}
         self.ended = False  # by `end`
-        self._start(proposed, guards)
+        self._start(proposed, guards, draws)
 
     # The cells
 
-    def _start(self, proposed: Sequence[Proposal], guards: int) -> None:
+    def _start(self, proposed: Sequence[Proposal], guards: int, draws: int) -> None:
         wanted = self._rounds[0].cells
         distinct: dict[str, Proposal] = {}
         for proposal in proposed:
@@ -193,16 +197,26 @@ class Race:
             kept = [kept[round(i * (len(kept) - 1) / (room - 1))] for i in range(room)]
         for proposal in kept:
             self._enter(proposal.genotype, proposal.origin, None)
-        draws = random.Random(f"{self.seed}/halving/start")
+        rng = random.Random(f"{self.seed}/halving/start")
         there = math.prod(space.count() for space in self.spaces.values())
         seen = {_key(entrant.genotype) for entrant in self.entrants}
         fitting = sum(1 for entrant in self.entrants if fits(entrant.genotype, self.spaces))
-        for _ in range(min(wanted - len(kept), there - fitting)):
-            while (key := _key(drawn := uniform(self.spaces, draws))) in seen:
-                pass
-            seen.add(key)
-            self._enter(drawn, "random", None)
+        wanted = min(wanted - len(kept), there - fitting)
+        uniformly = max(min(guards, wanted), math.ceil(wanted / UNIFORM))
+        if draws == 1 or set(self.spaces) != {RECURRENT}:
+            uniformly = wanted
+        for number in range(wanted):
+            several = [self._unseen(rng, seen) for _ in range(1 if number < uniformly else draws)]
+            drawn = several[0] if number < uniformly else min(several, key=_slowness)
+            seen.add(_key(drawn))
+            self._enter(drawn, "random" if number < uniformly else "structure", None)
         self._now = [entrant.number for entrant in self.entrants]
+
+    def _unseen(self, rng: random.Random, seen: Set[str]) -> Genotype:
+        """A cell drawn uniformly from those that were not seen."""
+        while _key(drawn := uniform(self.spaces, rng)) in seen:
+            pass
+        return drawn
 
     def _enter(self, genotype: Genotype, origin: str, parent: int | None) -> None:
         number = len(self.entrants)
@@ -430,6 +444,10 @@ class Race:
 def _loss(outcome: Outcome, rung: Rung) -> float:
     value = outcome.train if rung.by == "train" else outcome.heldout
     return math.inf if value is None else value
+
+
+def _slowness(genotype: Genotype) -> float:
+    return slowness(genotype.recurrent)
 
 
 def _key(genotype: Genotype) -> str:

@@ -44,6 +44,9 @@ class BlackboxConfig:
         weight steps each; 2 or more; the number of cells follows
     rung: weight steps of a race's first rung, at least; steps; 1 or more; below, the train loss
         says little of a cell
+    draws: of a race's first cells three in four are each the best, by structure, of so many that
+        are drawn at random; cells; 1 or more, 1 for uniform draws alone; with 4 they are ahead of
+        uniform ones before any training
     """
 
     cells: int = 0
@@ -54,10 +57,11 @@ class BlackboxConfig:
     sample: int = 3
     budget: float = 16.0
     rung: int = 100
+    draws: int = 4
 
     def __post_init__(self) -> None:
         lows = {"cells": 0, "windows": 0, "targets": 0, "population": 1, "sample": 1}
-        lows |= {"budget": 2, "rung": 1}
+        lows |= {"budget": 2, "rung": 1, "draws": 1}
         for name, low in lows.items():
             if getattr(self, name) < low:
                 raise UsageError(f"blackbox.{name} = {getattr(self, name)} must be at least {low}")

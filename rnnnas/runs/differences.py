@@ -17,6 +17,7 @@ LATER: Mapping[str, Any] = {
     "output_bias": "zeros",
     "blackbox.budget": 16.0,
     "blackbox.rung": 100,
+    "blackbox.draws": 1,
     "select.by": "alphas",
     "select.budget": 6.0,
     "select.windows": 500,

@@ -82,7 +82,10 @@ class HalvingJob:
         self.clock: RaceClock | None = None  # by which cells are given up or added
 
     def _new_race(self) -> Race:
-        return Race(self._spaces, self.config.seed, self.plan, self._proposed, guards=self._guards)
+        return Race(
+            self._spaces, self.config.seed, self.plan, self._proposed, guards=self._guards,
+            draws=self.config.blackbox.draws,
+        )  # fmt: skip
 
     # What looks at sizes and times steps
 

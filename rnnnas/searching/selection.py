@@ -41,7 +41,7 @@ def race_config(config: SearchConfig) -> SearchConfig:
         weights=replace(config.weights, schedule=select.schedule),
         blackbox=BlackboxConfig(
             budget=select.budget, windows=select.windows, rung=select.rung,
-            targets=config.blackbox.targets,
+            targets=config.blackbox.targets, draws=config.blackbox.draws,
         ),
         stages=StageConfig(),
         latency=LatencyConfig(),

@@ -17,7 +17,7 @@ from rnnnas.data.corpus import Corpus, corpus_info, open_corpus
 from rnnnas.errors import Interrupted, RnnnasError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.runs.files import read_object
-from rnnnas.runs.sealed import CONFIG, read_result
+from rnnnas.runs.sealed import CONFIG, read_result, read_sealed, write_sealed
 from rnnnas.runs.signals import StopRequest
 from rnnnas.searching.halving import HalvingJob
 from rnnnas.searching.race_budget import race_seconds
@@ -26,6 +26,8 @@ from rnnnas.studies.local_jobs import LocalRunner, last_words
 from rnnnas.training.run import train
 
 PRESET = "demo"
+TRAININGS = "trainings.json"  # in the search's folder: which, and how long
+_ANEW = "remove it, and the demo's runs of this seed, to begin anew"
 SEARCHING = 0.45  # of a time budget
 # Seconds that a race and the trainings may take together, by what a timed step lets expect: with
 # the start before and the tests after, a demo is within three minutes. On a slower machine, or with
@@ -90,7 +92,7 @@ def demo(
         step = float(found["seconds"]) * job.workers / job.plan.total_steps
         left = END_SECONDS - (time.perf_counter() - began)
         settings, (best_cells, others) = shortened_trainings(
-            corpus, folder / name, left / step, job.workers, say
+            corpus, folder / f"{name}-search" / TRAININGS, left / step, job.workers, say
         )
     randoms = found["random_cells"][:others]
     finalists = found.get("finalists", [found["cell"]])[:best_cells]  # older results name one
@@ -102,7 +104,10 @@ def demo(
         f"({len(randoms)}), all the same way"
     )
     given = None if seconds is None else (1 - SEARCHING) * seconds
-    results = _trained(cells, corpus, folder, name, seed, device, say, given, settings)
+    first = {cell: which for which, cell in reversed(cells.items())}  # one cell may be both
+    each = {which: cell for which, cell in cells.items() if first[cell] == which}
+    trained = _trained(each, corpus, folder, name, seed, device, say, given, settings)
+    results = {which: trained[first[cell]] for which, cell in cells.items()}
     measured = {
         which: {
             "cell": cells[which],
@@ -168,27 +173,20 @@ def shortened_race(
 
 
 def shortened_trainings(
-    corpus: Corpus, runs: Path, steps: float, workers: int, say: Callable[[str], None]
+    corpus: Corpus, kept: Path, steps: float, workers: int, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], tuple[int, int]]:
     """Settings of the trainings where they cannot have all of the preset's steps, else none; and
     which of `FIELDS` is trained.
 
     Args:
-        runs: the path of the trainings' folders up to "-finalist-1", "-random-3" and so on; what
-            was begun there goes on so.
+        kept: the file that keeps what is decided; trainings that were begun go on by it.
         steps: that one process does in the time that is left. workers: processes.
     """
-
-    def of(which: str) -> Path:
-        return runs.with_name(f"{runs.name}-{which}")
-
     config, a_pass = _preset(corpus)
     usual = config.epochs * a_pass
-    if (begun := _begun(of("finalist-1"))) is not None:
-        epochs, limit = int(begun["epochs"]), int(begun["windows"]["limit"])
-        field = next(
-            (f for f in FIELDS[:-1] if _begun(of(f"finalist-{f[0]}")) is not None), FIELDS[-1]
-        )
+    if kept.exists():
+        there = read_sealed(kept, _ANEW)
+        epochs, limit, field = there["epochs"], there["limit"], (there["best"], there["random"])
     else:
         epochs, limit = config.epochs, config.windows.limit
         whole = (field for field in FIELDS if steps >= _rounds(field, workers) * usual)
@@ -197,6 +195,8 @@ def shortened_trainings(
         if share < 1:
             epochs = math.ceil(share * config.epochs)
             limit = max(1, round(share * usual / epochs)) if share * config.epochs < epochs else 0
+        decided = {"epochs": epochs, "limit": limit, "best": field[0], "random": field[1]}
+        write_sealed(kept, decided)
     if (epochs, limit) == (config.epochs, config.windows.limit):
         return (), field
     say(f"{SHORT} {epochs * (limit or a_pass):,} steps a training instead of {usual:,} {LONGER}")

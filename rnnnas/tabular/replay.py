@@ -12,7 +12,7 @@ from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.halving import Outcome, Race, Trial
 from rnnnas.nas.race_plan import FIRST, plan_of
-from rnnnas.nas.strategies import Evolution, RandomCells, Strategy
+from rnnnas.nas.strategies import BlackboxConfig, Evolution, RandomCells, Strategy
 from rnnnas.tabular.rows import Row
 from rnnnas.tabular.table import Table
 
@@ -88,7 +88,7 @@ class Replay:
         """
         space = self.table.space
         plan = plan_of(self.budget, _FINE, least=math.ceil(FIRST * _FINE), cells=space.count())
-        race = Race({RECURRENT: space}, self.seed, plan)
+        race = Race({RECURRENT: space}, self.seed, plan, draws=BlackboxConfig().draws)
         scores: dict[str, float] = {}
         while not race.done:
             for trial in race.due():

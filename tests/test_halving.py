@@ -284,13 +284,18 @@ def test_features_of_a_cell_counted_by_hand() -> None:
     }  # fmt: skip
 
 
-def test_one_or_two_sigmoids_of_eight_are_the_likeliest() -> None:
+def test_one_or_two_sigmoids_of_eight_and_short_ways_are_the_likeliest() -> None:
+    def of(text: str) -> float:
+        return slowness(Genotype.from_text(text).recurrent)
+
     cells = [
         " ".join(["sigmoid0"] * count + ["tanh0"] * (8 - count)) for count in (1, 2, 0, 3, 4, 8)
     ]
-    slow = [slowness(Genotype.from_text(cell).recurrent) for cell in cells]
+    slow = [of(cell) for cell in cells]
     assert slow == sorted(slow) and len(set(slow)) == 6
-    assert slowness(Genotype.from_text("sigmoid0+tanh0 relu0+tanh1").recurrent) == 0.25 - 0.15
+    assert of("tanh0 tanh1 sigmoid0") == pytest.approx(0.1 * (1 / 3 - 0.15) + 0.03 * 4 / 3)
+    # Of two edges the shorter way counts.
+    assert of("tanh0+sigmoid0 relu0+relu1") == pytest.approx(0.1 * (1 / 4 - 0.15) + 0.03)
 
 
 def test_most_random_cells_are_the_best_by_structure_of_several_draws() -> None:

@@ -346,7 +346,7 @@ class HalvingJob:
         return self._winner().genotype
 
     def origin(self) -> str:
-        """What proposed the cell that has won: a method, a publication, or chance."""
+        """What proposed the cell that has won: a method, a publication, structure, or chance."""
         entrant = self._winner()
         child = entrant.parent is not None
         while entrant.parent is not None:

@@ -189,8 +189,8 @@ def search(
     weights, or of all cells that were trained from scratch with their losses); where latency has a
     price, latency_us, predicted of the cell; where the search was stopped early, stopped_at_epoch
     and genotype_epoch, the one whose cell it is; where a race decided, origin, what proposed the
-    cell ("random" for a uniform draw, "structure" for the likeliest of several), finalists, all that
-    were trained in full, the best first, and random_cells, the uniform draws that took part;
+    cell ("random" for a uniform draw, "structure" for the likeliest of several), finalists, all
+    that were trained in full, the best first, and random_cells, the uniform draws that took part;
     valid_perplexity is then of the found cell after its short training.
 
     Raises:

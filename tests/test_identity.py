@@ -192,9 +192,12 @@ def test_what_is_idle() -> None:
     plain |= {"save_seconds", "capture"}
     plain |= {f"stop.{k}" for k in ("every", "window", "ratio", "earliest", "streams", "steps")}
     plain |= {"latency.form", "latency.ref", "latency.table", "blackbox.budget", "blackbox.rung"}
-    plain |= {"space.join"}
+    plain |= {"space.join", "blackbox.draws"}
     plain |= {f"select.{f.name}" for f in fields(SelectConfig)} - {"select.by"}
     assert search_config().idle == plain
+    raced = plain - {f"select.{f.name}" for f in fields(SelectConfig)} - {"blackbox.draws"}
+    assert search_config("select.by=race").idle == raced
+    assert "blackbox.draws" not in search_config("method=halving").idle
     assert search_config("method=darts-1st").idle == plain | {"alphas.second_order"}
     assert search_config("alphas.text=valid").idle == plain | {"alphas.held_out"}
     used = search_config("derive.by=perturbation", "derive.tune_windows=0").idle

@@ -268,6 +268,8 @@ class SearchConfig(MethodChoice):
             keys.discard("alphas.held_out")
         else:
             keys |= {"blackbox.budget", "blackbox.rung"}
+            if not self.races:
+                keys.add("blackbox.draws")
         return keys
 
     @property

@@ -13,8 +13,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
 
 
-# A sync is for a machine that loses its power, which is in no test; waiting for the disk took a
-# tenth of their time. Tests of what happens where it fails put one of their own in its place.
+# A sync is for a machine that loses its power, which is in no test; waiting for the disk takes a
+# tenth of a short search's time. Tests of what happens where it fails put one of their own in its place.
 os.fsync = lambda handle: None
 
 

@@ -13,11 +13,6 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"
 
 
-# A sync is for a machine that loses its power, which is in no test; waiting for the disk takes a
-# tenth of a short search's time. Tests of what happens where it fails put one of their own in its place.
-os.fsync = lambda handle: None
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Without a card Triton's kernels are interpreted; it asks when it is imported.
 

@@ -41,8 +41,7 @@ class Recipe(NamedTuple):
 # dropout decides, and with it more units pay. Too much of it costs as much as too little: a
 # network that it slows down wants three times the passes.
 RECIPES = (
-    Recipe(40.0, 400, 35, 0.5, 0.2, 0.1, 20.0, 0.25),
-    Recipe(20.0, 300, 35, 0.5, 0.2, 0.1, 20.0, 0.25),
+    Recipe(35.0, 400, 35, 0.5, 0.2, 0.1, 20.0, 0.25),
     Recipe(10.0, 300, 35, 0.35, 0.1, 0.05, 20.0, 0.25),
     Recipe(3.0, 200, 35, 0.2, 0.0, 0.0, 20.0, 0.25),
     Recipe(0.0, 100, 20, 0.1, 0.0, 0.0, 60.0, 0.1),

@@ -32,7 +32,9 @@ EARLY = (
     "MALLOC_", "LANG", "LC_", "VIRTUAL_ENV",
 )  # fmt: skip
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux's prctl
-FREE = {"PYTHONPATH"}  # set by ours for their workers; carried over by hand
+# Ours set the first for their workers, and it is carried over by hand; the second is how long threads
+# spin, of which there is one.
+FREE = {"PYTHONPATH", "GOMP_SPINCOUNT"}
 LONGEST = 1 << 20  # bytes of a request
 
 

@@ -32,8 +32,8 @@ EARLY = (
     "MALLOC_", "LANG", "LC_", "VIRTUAL_ENV",
 )  # fmt: skip
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux's prctl
-# Ours set the first for their workers, and it is carried over by hand; the second is how long threads
-# spin, of which there is one; the third is where torch's compiler, once imported, keeps its files.
+# Ours set the first for their workers, and it is carried over by hand; the second is how long
+# threads spin, of which there is one; the third where torch's compiler, once imported, keeps files.
 FREE = {"PYTHONPATH", "GOMP_SPINCOUNT", "TORCHINDUCTOR_CACHE_DIR"}
 LONGEST = 1 << 20  # bytes of a request
 

@@ -22,12 +22,10 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # the workers run the tests, and begin when this is over
     import arithmetic
     import torch  # after the line above
-    import warm_starts
 
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
     arithmetic.pin()
-    warm_starts.install()
 
 
 @pytest.hookimpl(wrapper=True)

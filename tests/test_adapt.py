@@ -81,8 +81,8 @@ def write_checkpoint(path: Path, corpus: Corpus, seed: int) -> Path:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer targets and trials than usual, and no step size at which another rounding than this
-    processor's diverges on the test text (from 1e-3 on).
+    """Fewer targets and trials than usual, and none of the step sizes (1e-3 and more) by which it
+    depends on a processor's rounding whether this small network diverges on the test text.
     """
     monkeypatch.setattr(adaptive, "TARGETS", 250)
     monkeypatch.setattr(adaptive, "LRS", (5e-5, 1e-4, 2e-4, 5e-4))

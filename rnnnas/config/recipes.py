@@ -38,8 +38,7 @@ class Recipe(NamedTuple):
 
 # What is read twice is limited by steps: few units, short windows, steps of one length (the usual
 # ones are short while the loss is flat). What is read twenty times is learned by heart: there
-# dropout decides, and with it more units pay. Too much of it costs as much as too little: a
-# network that it slows down wants three times the passes.
+# dropout decides, and with it more units pay; too much of it costs as much as too little.
 RECIPES = (
     Recipe(35.0, 400, 35, 0.5, 0.2, 0.1, 20.0, 0.25),
     Recipe(10.0, 300, 35, 0.35, 0.1, 0.05, 20.0, 0.25),

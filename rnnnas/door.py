@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from rnnnas.studies.result import StudyResult
 
 Paths = str | os.PathLike[str]
-JOB_START = 4.0  # seconds that the process of a study's job takes to start, about
 # Settings that have a short name of their own, as `--hidden` on the command line.
 SHORT = {"hidden": "model.hidden", "layers": "model.layers", "lr": "weights.lr"}
 
@@ -214,6 +213,7 @@ def study(
     jobs: int = 1,
     fresh: bool = False,
     device: str = "auto",
+    config: Paths | None = None,
     quiet: bool = False,
     minutes: float | None = None,
     **settings: Any,
@@ -223,6 +223,7 @@ def study(
     Args:
         seeds: how many, or which.
         jobs: how many runs work at a time, each in a process of its own.
+        config: a TOML file of settings, as in the `[study]` of a preset.
         minutes: the time that all runs together may take, on a text; of methods and seeds that
             are not named as many are taken as get a minute a training.
     """
@@ -231,10 +232,10 @@ def study(
     from rnnnas.engine.budget import Stopwatch
     from rnnnas.studies import budget
     from rnnnas.studies.execute import study as run
-    from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study
+    from rnnnas.studies.plan import resolve_study, study_name
     from rnnnas.studies.result import StudyResult
 
-    opened = corpora.open_any(corpus) if isinstance(corpus, str) else corpus
+    opened = _opened(corpus)
     which = list(range(1, seeds + 1)) if isinstance(seeds, int) else seeds
     flags: dict[str, Any] = {
         **_nested(settings),
@@ -242,17 +243,16 @@ def study(
         "methods": None if methods is None else list(methods),
         "seeds": None if which is None else list(which),
     }
-    resolved = resolve_study(preset=preset, settings=(), flags=flags)
-    name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
+    resolved = resolve_study(preset=preset, file=config, settings=(), flags=flags)
+    name = study_name(opened.folder.name, preset, config)
     folder = Path(out) if out is not None else checkpoints_folder() / name
-    more = () if device == "auto" else ("--device", str(device))
     pace = None
     if minutes is not None:
         seconds = 60.0 * minutes
         stopwatch = Stopwatch()
         there = None if fresh else budget.kept(folder, resolved, seconds)
         resolved = there or budget.budgeted(
-            resolved, seconds, jobs, start=JOB_START,
+            resolved, seconds, jobs, start=budget.JOB_START,
             methods=methods is not None, seeds=seeds is not None,
         )  # fmt: skip
         pace = budget.StudyPace(seconds, stopwatch, jobs)
@@ -262,8 +262,8 @@ def study(
             print(visible(text), file=sys.stderr)
 
     result = run(
-        resolved, opened, folder, cluster="local", slots=jobs, more=more, fresh=fresh, pace=pace,
-        say=say,
+        resolved, opened, folder, cluster="local", slots=jobs, fresh=fresh, pace=pace, say=say,
+        more=() if device == "auto" else ("--device", str(device)),
     )  # fmt: skip
     return StudyResult.of(result)
 

@@ -195,7 +195,9 @@ def ratio(call: Call, bound: float) -> float:
 
 
 def main(precisions: list[str], bound: float) -> dict[str, Any]:
-    counts, slow, seen = {}, [], set()
+    counts: dict[str, int] = {}
+    slow: list[Call] = []
+    seen: set[Call] = set()
     with torch.no_grad():
         for kind, preset, cell in STEPS:
             for precision in precisions:
@@ -212,8 +214,12 @@ def main(precisions: list[str], bound: float) -> dict[str, Any]:
                         times = ratio(call, bound)
                         print(f"{times:.2f} {call}", file=sys.stderr, flush=True)
                         if times > bound:
-                            slow.append(f"{times:.1f} times: {call}")
-    return {"counts": counts, "distinct": len(seen), "slow": slow}
+                            slow.append(call)
+        # A small product is timed within some milliseconds, which a neighbour on the machine can
+        # take from one way alone; so what seemed slow is timed anew, when that has passed.
+        again = [(ratio(call, bound), call) for call in slow]
+    told = [f"{times:.1f} times: {call}" for times, call in again if times > bound]
+    return {"counts": counts, "distinct": len(seen), "slow": told}
 
 
 if __name__ == "__main__":

@@ -320,3 +320,17 @@ def test_a_model_leaves_and_comes_back(trained: TrainResult, tmp_path: Path) -> 
         rel=1e-6,  # type: ignore[union-attr]
     )
     assert trained.sample("the", 5, seed=2) == lm.sample("the", 5, seed=2)  # type: ignore[union-attr]
+
+
+def test_a_study_from_a_file(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "study", begins)
+    file = tmp_path / "mine.toml"
+    file.write_text('extends = "study-quick"\n[study]\nmethods = ["gdas@warm"]\nretries = 3\n')
+    with pytest.raises(Begun) as begun:
+        rnnnas.study(corpus, config=file, seeds=2, quiet=True)
+    config = begun.value.args[0]
+    assert (config.methods, config.seeds, config.retries) == (("gdas@warm",), (1, 2), 3)
+    with pytest.raises(rnnnas.UsageError, match="int is no corpus"):
+        rnnnas.study(3, quiet=True)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from rnnnas.searching.supernet import SearchJob
 from rnnnas.studies import estimate
 from rnnnas.studies.estimate import search_seconds
 from rnnnas.studies.local_jobs import LocalRunner, cores, last_words, log_path
+from rnnnas.studies.plan import study_name
 from rnnnas.studies.slurm import LOST, ClusterRunner, Command, slurm_runner
 
 LONG = (
@@ -292,3 +293,35 @@ def test_wrong_words_are_refused(home: Path, words: list[str], named: str) -> No
     result = CliRunner().invoke(main, line)
     assert result.exit_code == 2 and named in result.stderr, result.output
     assert "Traceback" not in result.output
+
+
+def test_a_study_of_ones_own_from_a_file(home: Path, tmp_path: Path) -> None:
+    """One method in two settings, over a preset; corpus, jobs and folder are named by it."""
+    file = tmp_path / "warmth.toml"
+    file.write_text(
+        'extends = "study-smoke"\n'
+        "[study]\n"
+        'corpus = "tiny"\n'
+        'methods = ["darts-1st@cold", "darts-1st@warm"]\n'
+        "[study.search]\nvalid_streams = 4\n"
+        "[study.short]\nvalid_streams = 4\ntest_streams = 4\n"
+        "[study.final]\nvalid_streams = 4\ntest_streams = 4\n"
+        '[study.own."darts-1st@warm".alphas]\nwarmup = 0.5\n',
+        encoding="utf-8",
+    )
+    line = ["study", "--config", str(file), "--seeds", "1", "--device", "cpu", "--dry-run"]
+    result = CliRunner().invoke(main, [*line, "--json"])
+    assert result.exit_code == 0, result.output
+    jobs = {job["name"]: job["command"] for job in json.loads(result.stdout)["jobs"]}
+    assert "alphas.warmup=0.5" in jobs["search-darts-1st@warm-s1"]
+    assert "alphas.warmup=0.5" not in jobs["search-darts-1st@cold-s1"]
+    assert jobs["search-darts-1st@cold-s1"][:4] == ["rnnnas", "search", "--corpus", "tiny"]
+    assert study_name("tiny", None, file) == "study-tiny-warmth"
+    assert study_name("tiny", "study-smoke", file) == "study-tiny-smoke"
+    for more, named in ((["--preset", "table"], "--config has no place"),
+                        (["--against", "t.csv"], "--config has no place")):  # fmt: skip
+        refused = CliRunner().invoke(main, ["study", "--config", str(file), *more])
+        assert refused.exit_code == 2 and named in refused.stderr, refused.output
+    file.write_text("[study]\nmethods = ['darts-1st']\n", encoding="utf-8")
+    refused = CliRunner().invoke(main, ["study", "--config", str(file)])
+    assert refused.exit_code == 2 and "no corpus is named" in refused.stderr

@@ -30,7 +30,8 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 @click.option("--corpus", shell_complete=complete.corpora,
               help="A prepared corpus; see `corpus list`. Not with --against.")  # fmt: skip
 @click.option("--preset", shell_complete=complete.presets,
-              help="A named study; see `presets list`. [default: study-quick]")  # fmt: skip
+              help="A named study; see `presets list`. [default: study-quick, with --config "
+                   "none]")  # fmt: skip
 @click.option("--methods", shell_complete=complete.method_list,
               help="Search methods, e.g. darts-1st,gdas. More extend a study.")  # fmt: skip
 @click.option("--seeds", help="How many search seeds, or which: 4, or 1,2,7. More extend a study.")
@@ -44,6 +45,9 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               shell_complete=complete.key_values,
               help="Override one setting, e.g. short.epochs=2; may be repeated.")  # fmt: skip
+@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False),
+              help="A study of your own: its settings from a TOML file, as in the [study] of a "
+                   "preset, which it may extend.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="The study's folder. The same command resumes it.")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1),
@@ -69,9 +73,10 @@ MOST_JOBS = 4  # at a time where --jobs is not given: each holds its corpus and 
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def study(
     corpus: str | None, preset: str | None, methods: str | None, seeds: str | None,
-    minutes: float | None, seconds: float | None, settings: tuple[str, ...], out: Path | None,
-    jobs: int | None, cluster: Any, partition: str | None, fresh: bool, device: str,
-    dry_run: bool, as_json: bool, against: Path | None, budget: float | None, form: Format,
+    minutes: float | None, seconds: float | None, settings: tuple[str, ...], file: Path | None,
+    out: Path | None, jobs: int | None, cluster: Any, partition: str | None, fresh: bool,
+    device: str, dry_run: bool, as_json: bool, against: Path | None, budget: float | None,
+    form: Format,
 ) -> None:  # fmt: skip
     """Compare search methods with one another and with random cells.
 
@@ -86,12 +91,14 @@ def study(
       rnnnas study --corpus ptb --preset study-quick
       rnnnas study --corpus book --minutes 20
       rnnnas study --corpus ptb --methods darts,darts-1st --seeds 3 --jobs 2
+      rnnnas study --corpus ptb --config warmup.toml
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
       rnnnas study --out checkpoints/study-ptb-quick --format latex
       rnnnas study --corpus ptb --preset table
       rnnnas study --against benchmarks/table-ptb-3.csv --methods random,evolution,halving
     """
     from rnnnas.cli import tables
+    from rnnnas.config.preset_files import corpus_in
 
     form = "json" if as_json else form
     as_json = form == "json"
@@ -99,13 +106,15 @@ def study(
         others = {
             "--corpus": corpus, "--minutes": minutes, "--seconds": seconds, "--cluster": cluster,
             "--partition": partition, "--device": device, "--jobs": jobs, "--fresh": fresh,
-            "--dry-run": dry_run,
+            "--dry-run": dry_run, "--config": file,
         }  # fmt: skip
         tables.refuse(others, "a comparison with a table")
         tables.against(against, _words(methods), _seeds(seeds), settings, preset, out, budget, form)
         return
     tables.refuse({"--budget": budget}, "a study without --against")
-    if corpus is None and out is not None:
+    if corpus is None and file is not None:
+        corpus = corpus_in(file, "study")
+    elif corpus is None and out is not None:
         from rnnnas.studies.finished import finished_study, study_text
 
         others = {"--preset": preset, "--methods": methods, "--seeds": seeds, "--fresh": fresh}
@@ -122,7 +131,7 @@ def study(
         assert preset is not None
         others = {
             "--methods": methods, "--minutes": minutes, "--seconds": seconds, "--cluster": cluster,
-            "--partition": partition, "--device": device,
+            "--partition": partition, "--device": device, "--config": file,
         }  # fmt: skip
         tables.refuse(others, "the table of a space")
         tables.make(
@@ -133,19 +142,18 @@ def study(
     from rnnnas.data.corpus import open_any
     from rnnnas.plugins.load import files as plugin_files
     from rnnnas.studies.execute import check_medium
-    from rnnnas.studies.plan import DEFAULT_PRESET, resolve_study
+    from rnnnas.studies.plan import resolve_study, study_name
 
     flags: dict[str, Any] = {"corpus": corpus, "methods": _words(methods), "seeds": _seeds(seeds)}
     if partition is not None:
         flags["slurm"] = {"partition": partition}
-    config = resolve_study(preset=preset, settings=settings, flags=flags)
+    config = resolve_study(preset=preset, file=file, settings=settings, flags=flags)
     with waiting(f"opening the corpus {config.corpus}"):
         opened = open_any(config.corpus)
     check_medium(config, opened)
     slots = jobs or _slots(device)
     seconds = budget_seconds(minutes, seconds)
-    name = f"study-{opened.folder.name}-{(preset or DEFAULT_PRESET).removeprefix('study-')}"
-    folder = out or checkpoints_folder() / name
+    folder = out or checkpoints_folder() / study_name(opened.folder.name, preset, file)
     pace = None
     if seconds is not None:
         from rnnnas.engine.budget import Stopwatch

@@ -22,6 +22,7 @@ SEARCH_SHARE = 1.2  # a search gets so many times what a training gets
 LEAST = 10.0, 2.0  # seconds of a training to be worth starting, and times its start beside them
 ENOUGH = 60.0  # seconds of a training before there are more seeds and methods
 FEW_METHODS = 2  # where more would leave each too little
+JOB_START = 4.0  # seconds that the process of a job takes to start, about
 RANGE = 0.3, 1.5  # least and most of its planned time that a stage gets
 
 

@@ -7,6 +7,7 @@ the best cell of each by validation -> final training, which alone is tested.
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from rnnnas.nas.zoo import BASELINES, ZOO
 DEFAULT_PRESET = "study-quick"
 # Stands where a method's name stands for the random cells. No method's name: `random` is one.
 RANDOM = "random cells"
+Paths = str | os.PathLike[str]
 BY_STUDY = ("corpus", "method", "seed", "genotype")  # what no stage says for itself
 Kind = Literal["search", "short", "final"]
 
@@ -231,19 +233,27 @@ class Sizes:
 
 
 def resolve_study(
-    *, preset: str | None, settings: Iterable[str], flags: Mapping[str, Any]
-) -> StudyConfig:
+    *, preset: str | None, file: Paths | None = None, settings: Iterable[str],
+    flags: Mapping[str, Any],
+) -> StudyConfig:  # fmt: skip
     """The configuration of a study: as `presets.resolve`, and every search and training it holds.
 
     Raises:
         UsageError: for whatever one of its runs would refuse, before any of them starts.
     """
-    table = compose(
-        "study", preset=preset or DEFAULT_PRESET, file=None, settings=settings, flags=flags
-    )
+    if preset is None and file is None:
+        preset = DEFAULT_PRESET
+    path = None if file is None else Path(file)
+    table = compose("study", preset=preset, file=path, settings=settings, flags=flags)
     config = from_plain(StudyConfig, table)
     resolved_runs(config)
     return config
+
+
+def study_name(corpus: str, preset: str | None, file: Paths | None) -> str:
+    """What its folder is called unless it is said: after the corpus, and the preset or the file."""
+    called = preset or (DEFAULT_PRESET if file is None else Path(file).stem)
+    return f"study-{corpus}-{called.removeprefix('study-')}"
 
 
 def resolved_runs(config: StudyConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from rnnnas.config.presets import (
     preset_text,
     resolve,
 )
+from rnnnas.config.recipes import Reading
 from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.errors import UsageError
 from rnnnas.lm.model import RecurrentLM
@@ -378,3 +379,16 @@ def test_toml_of_awkward_values() -> None:
     plain = {"a": 'q"\\\n\té', "b": [1, 2.5, True], "c": {"d": {"e": 1e-07}, "f": -0.0}, "g": 1e22}
     assert tomllib.loads(to_toml({**plain, "c": plain["c"]})) == plain
     assert math.copysign(1, tomllib.loads(to_toml(plain))["c"]["f"]) == -1
+
+
+@pytest.mark.parametrize("preset", ["demo", "quick", "quick-gdas", "quick-halving", "table"])
+def test_short_searches_begin_at_the_frequencies(preset: str) -> None:
+    """From a bias of zeros, steps as long as the DARTS paper's explode in some trainings."""
+    config = resolve("search", preset=preset, file=None, settings=(), flags={"corpus": "ptb"})
+    budget = resolve(
+        "search", preset=None, file=None, settings=(), flags={"corpus": "ptb", "seconds": 300.0},
+        reading=Reading(),
+    )  # fmt: skip
+    for own in (config, budget):
+        assert own.output_bias == "frequencies"
+        assert own.weights.lr * own.weights.clip <= 6.0001  # the longest step

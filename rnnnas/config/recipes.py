@@ -58,10 +58,12 @@ def recipe(kind: str, reading: Reading, seconds: float) -> dict[str, Any]:
     """
     if kind == "search":
         # Many small steps: a network under search comes down by steps more than by tokens.
+        # From the frequencies by steps of one length they came down the furthest.
         return {
+            "output_bias": "frequencies",
             "model": {"hidden": 100 if seconds >= LONG else 64},
             "windows": {"streams": 16, "bptt": 10},
-            "weights": {"lr": 10.0, "schedule": "cosine"},
+            "weights": {"lr": 60.0, "clip": 0.1, "schedule": "cosine"},
             "alphas": {"lr": 1e-2},
         }
     recipes = LEAN_RECIPES if reading.weights < FEW_WEIGHTS else RECIPES

@@ -27,7 +27,7 @@ from rnnnas.config.plain import from_plain, to_plain
 from rnnnas.config.presets import KINDS, preset_names, preset_tables, resolve
 from rnnnas.errors import UsageError
 from rnnnas.nas.methods import METHODS
-from rnnnas.studies.plan import ALL_KINDS
+from rnnnas.studies.plan import ALL_KINDS, resolve_study, search_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -370,10 +370,15 @@ def test_commands_of_the_page_parse() -> None:
         parse_check(shlex.split(line, comments=True))
 
 
-def test_the_file_of_the_page_is_read(tmp_path: Path) -> None:
+def test_the_files_of_the_page_are_read(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.S | re.M)
+    of_a_run, of_a_study = re.findall(r"^```toml\n(.*?)^```", page, re.S | re.M)
     file = tmp_path / "mine.toml"
-    file.write_text(block, encoding="utf-8")
+    file.write_text(of_a_run, encoding="utf-8")
     found = json.loads(run("search", "--config", str(file), "--print-config", "--json").stdout)
     assert (found["corpus"], found["method"], found["windows"]["limit"]) == ("ptb", "gdas", 300)
+    file.write_text(of_a_study, encoding="utf-8")
+    study = resolve_study(preset=None, file=file, settings=(), flags={})
+    assert (study.corpus, len(study.seeds)) == ("ptb", 5)
+    warmups = [search_config(study, method).alphas.warmup for method in study.methods]
+    assert warmups == [0.0, 0.5]

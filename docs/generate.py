@@ -17,9 +17,9 @@ SETTINGS = """# Settings
 
 Every setting of a search, a training, their forms on images, and a study. A setting is given as
 `--set KEY=VALUE`, as a keyword of `rnnnas.search` and `rnnnas.train`, or in a TOML file for
-`--config`; `--print-config` prints those of a run with their meanings. Flags go before `--set`,
-that before `--config`, and that before the preset. `rnnnas settings KEY` prints what stands here.
-This page is generated from the docstrings of the classes that declare the settings:
+`--config`; `--print-config` prints those of a run with their meanings. A flag overrides `--set`,
+which overrides `--config`, which overrides the preset. `rnnnas settings KEY` prints what stands
+here. This page is generated from the docstrings of the classes that declare the settings:
 `python docs/generate.py`.
 
 A preset or a file may extend another, and says only what it changes:

@@ -155,7 +155,7 @@ def evaluate(
             echo(f"{name}: {chosen}; validation perplexity "
                        f"{result[name]['valid_perplexity']:.4f}")  # fmt: skip
     if result["word_perplexity"] != result["perplexity"]:
-        echo(f"perplexity a word {result['word_perplexity']:.4f}")
+        echo(f"perplexity per word {result['word_perplexity']:.4f}")
     if "bits_per_byte" in result:
         say_bits(result)
         say_compared(result, result["perplexity"], "this model", "train it longer: --minutes N")
@@ -233,7 +233,7 @@ def score(
     """Log-probability and perplexity of every line of FILE, as tab-separated values.
 
     Columns: line number, log-probability in nats (of the line and its end), tokens scored, of them
-    unknown words, perplexity a token, the line. A last line has the sum of all.
+    unknown words, perplexity per token, the line. A last line has the sum of all.
 
     \b
     Examples:

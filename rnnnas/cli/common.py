@@ -157,11 +157,11 @@ def say_bits(result: dict[str, Any]) -> None:
     if "bits_per_byte" not in result:
         return
     share = result.get("unknown_share", 0.0)
-    echo(f"{result['bits_per_byte']:.3f} bits a byte")
+    echo(f"{result['bits_per_byte']:.3f} bits per byte")
     if share > UNKNOWN_LIMIT:
         echo(
             f"note: {100 * share:.1f} % of the tokens are <unk>, whose words nothing predicts: "
-            "perplexity and bits a byte are lower than those of the whole text would be",
+            "perplexity and bits per byte are lower than those of the whole text would be",
             err=True,
         )
 

@@ -95,7 +95,7 @@ def study(
       rnnnas study --corpus ptb --preset study-paper --cluster slurm --partition gpu
       rnnnas study --out checkpoints/study-ptb-quick --format latex
       rnnnas study --corpus ptb --preset table
-      rnnnas study --against benchmarks/table-ptb-3.csv --methods random,evolution,halving
+      rnnnas study --against table.csv --methods random,evolution,halving
     """
     from rnnnas.cli import tables
     from rnnnas.config.preset_files import corpus_in

@@ -47,12 +47,12 @@ class ImageSearchConfig(MethodChoice):
     batches: how images are taken
     augment: how training images are varied
     weights: the optimiser of the weights
-    alphas: the optimiser of the alphas, and the images they are trained on
+    alphas: the optimiser of the alphas, and the data they are trained on
     stages: stages in which the space shrinks and the network grows
     relax: the method's own settings
     derive: how cells are read off the alphas
     dense: sizes of the densely connected blocks, of `space = "dense"`
-    latency: the price of a slow network
+    latency: the price of latency
     """
 
     second: ClassVar[Literal["finite", "exact"]] = "exact"

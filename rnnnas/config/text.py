@@ -111,12 +111,12 @@ class SearchConfig(MethodChoice):
     penalty: activation regularisation
     windows: how the training text is cut
     weights: the optimiser of the weights
-    alphas: the optimiser of the alphas, and the text they are trained on
+    alphas: the optimiser of the alphas, and the data they are trained on
     stages: stages in which the space shrinks and the network grows
     relax: the method's own settings
     blackbox: how methods that try cells one by one go about it
-    latency: the price of a slow cell
-    derive: how the cell is read off the alphas
+    latency: the price of latency
+    derive: how cells are read off the alphas
     stop: early stopping by the eigenvalue of the alphas' Hessian
     select: what decides which cell is returned
     """

@@ -393,8 +393,8 @@ def _prepare(folder: Path, source: Source, options: VocabOptions, replace: bool)
         notes += [f"{mark} in the text itself {said[mark]}" for mark in kind.marks]
     if kind.script:
         notes.append(
-            f"{kind.script} without spaces between words: perplexity a word counts what stands "
-            "between spaces; compare models by bits a byte"
+            f"{kind.script} without spaces between words: perplexity per word counts what stands "
+            "between spaces; compare models by bits per byte"
         )
         if chosen == "words":
             notes.append("--vocab sentencepiece or characters suits it better than words")

@@ -6,7 +6,7 @@
 - bytes: those of UTF-8; the line end is byte 10, so that the tokens are the text.
 
 Whatever the vocabulary, words are counted as white space separates them, and one `<eos>` a line;
-bytes are those of UTF-8, and one a line end. Perplexity a word and bits a byte divide by these.
+bytes are those of UTF-8, and one a line end. Perplexity per word and bits per byte divide by these.
 """
 
 from __future__ import annotations

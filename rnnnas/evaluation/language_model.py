@@ -120,7 +120,7 @@ class LanguageModel(nn.Module):
         return torch.cat(found)
 
     def perplexity(self, text: str) -> float:
-        """The perplexity a token of a text: exp of minus the mean of `log_probs`."""
+        """The perplexity per token of a text: exp of minus the mean of `log_probs`."""
         mean = -float(self.log_probs(text).mean())
         return math.exp(mean) if mean < 700 else math.inf
 

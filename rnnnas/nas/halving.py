@@ -28,8 +28,9 @@ class SelectConfig:
     """What decides which cell a search returns: the alphas alone, or short trainings.
 
     by: whether the search's own "alphas" decide, or a "race": short trainings by successive halving
-        of cells that the search proposes, published ones and random ones; so that no search returns
-        a cell that it can see to be worse than chance. The other settings are of the race
+        of cells that the search proposes, published ones and random ones, so that no search returns
+        a cell that it can see to be worse than chance, and all other settings are of the race; the
+        alphas, as in papers
     budget: what all trainings of the race cost together; full trainings of `windows` weight steps
         each; 2 or more; three cells of a dozen then get a full one
     windows: weight steps of a full training; steps; 0 or more, 0 for as many as the search's own;

@@ -83,7 +83,7 @@ METHODS: dict[str, Method] = {
     ),
     "halving": Method(
         "uniform.Uniform",
-        "successive halving of random cells, with more budget of children of the best too",
+        "successive halving, most cells chosen by structure; with budget also of their children",
         alphas="none",
         derive="halving",
         weights="scratch",

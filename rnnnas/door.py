@@ -250,10 +250,9 @@ def study(
     if minutes is not None:
         seconds = 60.0 * minutes
         stopwatch = Stopwatch()
-        there = None if fresh else budget.kept(folder, resolved, seconds)
-        resolved = there or budget.budgeted(
-            resolved, seconds, jobs, start=budget.JOB_START,
-            methods=methods is not None, seeds=seeds is not None,
+        resolved = budget.in_time(
+            resolved, folder, seconds, jobs, start=budget.JOB_START,
+            methods=methods is not None, seeds=seeds is not None, fresh=fresh,
         )  # fmt: skip
         pace = budget.StudyPace(seconds, stopwatch, jobs)
 

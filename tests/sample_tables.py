@@ -25,6 +25,7 @@ def level(cell: str) -> float:
 def made_up(
     nodes: int = 2, seeds: tuple[int, ...] = (1, 2, 3), noise: float = 0.0,
     diverged: Callable[[str], bool] = lambda cell: False,
+    some: Callable[[str, int], bool] = lambda cell, seed: False,
 ) -> Table:  # fmt: skip
     """Every cell's log perplexity is its level plus noise, on validation as in the test; the curve
     falls towards it.
@@ -34,7 +35,7 @@ def made_up(
     for cell in cells(config.space):
         for seed in seeds:
             log = level(cell) + random.Random(f"{cell}/{seed}").gauss(0, noise)
-            diverging = diverged(cell)
+            diverging = diverged(cell) or some(cell, seed)
             value = None if diverging else math.exp(log)
             curve = tuple(log + 1.0 / part for part in range(1, 3 if diverging else 6))
             rows.append(

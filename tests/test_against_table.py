@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from tiny_home import home as home
 
 from rnnnas.cli import main
 from rnnnas.data.corpus import Corpus
-from rnnnas.errors import UsageError
+from rnnnas.data.text_streams import WindowConfig, window_lengths
+from rnnnas.errors import DivergedError, UsageError
 from rnnnas.tabular.against import Truth, against, all_methods
 from rnnnas.tabular.against_report import notes, picture, sheet
 from rnnnas.tabular.replay import Replay
-from rnnnas.tabular.searched import own_scores
+from rnnnas.tabular.searched import own_scores, steps_of
 from rnnnas.tabular.table import Table
 
 HOME_TEXT = even_text(20, 400)
@@ -80,7 +82,7 @@ def test_halving_spends_its_budget_and_reads_curves() -> None:
     # A cell that diverges after the first rung is not found, however good its curve.
     diverging = made_up(nodes=3, diverged=lambda cell: cell == found.cell)
     assert Replay(diverging, 1, 16).find("halving").cell != found.cell
-    with pytest.raises(UsageError, match="diverged"):
+    with pytest.raises(DivergedError):
         Replay(made_up(diverged=lambda cell: True), 1, 4).find("random")
     with pytest.raises(UsageError, match="replayed"):
         Replay(table, 1, 4).find("darts")
@@ -133,6 +135,44 @@ def test_a_comparison_by_hand(tmp_path: Path) -> None:
     assert {"random", "halving", "darts", "enas"} <= set(all_methods())
 
 
+def test_cells_that_diverged_with_another_seed_end_no_comparison(tmp_path: Path) -> None:
+    table = made_up(noise=0.05, some=lambda cell, seed: level(cell) < 4.2 and seed == 3)
+    result = against(table, ["random", "halving"], range(1, 9), tmp_path, budget=6, say=print)
+    chance, own = (
+        {run["seed"]: run["regret"] for run in result["rows"][name]["runs"]}
+        for name in ("random", "halving")
+    )
+    without = [own[seed] is None or chance[seed] is None for seed in own]
+    assert 0 < sum(without) < len(own)  # there are such cells, and not everywhere
+    (test,) = result["tests"]
+    assert test["left_out"] == sum(without) and test["n"] == len(own) - sum(without)
+    assert 0 < test["t_p"] <= 1
+    # Where a search sees nothing that ends well it fails, and the others go on.
+    nothing = made_up(some=lambda cell, seed: seed == 2 or cell == "tanh0 tanh0")
+    result = against(nothing, ["random"], [0, 1], tmp_path, budget=4, say=print)
+    assert [e["seed"] for e in result["failed"]] == [1] and len(
+        result["rows"]["random"]["runs"]
+    ) == 1
+
+
+def test_seeds_are_named_once_each(tmp_path: Path) -> None:
+    for seeds in ([], [1, 1]):
+        with pytest.raises(UsageError, match="search seeds"):
+            against(made_up(), ["random"], seeds, tmp_path, say=print)
+
+
+def test_the_cost_of_a_search_has_its_race_in_it() -> None:
+    lines = [
+        {"kind": "search", "step": 100},
+        {"kind": "search", "step": 300},
+        {"kind": "rung", "step": 50, "number": 0, "draw": 0},
+        {"kind": "rung", "step": 200, "number": 0, "draw": 0},
+        {"kind": "rung", "step": 50, "number": 1, "draw": 0},
+        {"kind": "rung", "step": 200, "number": 0, "draw": 1},
+    ]
+    assert steps_of(lines) == 300 + 200 + 50 + 200
+
+
 def test_the_command_with_searches_for_real(corpus: Corpus, tmp_path: Path) -> None:
     table = made_up()
     table = Table(about={**table.about, "corpus_sha256": corpus.sha256}, rows=table.rows)
@@ -148,13 +188,17 @@ def test_the_command_with_searches_for_real(corpus: Corpus, tmp_path: Path) -> N
     rows = list(csv.DictReader(done.stdout.splitlines()))
     assert {row["method"] for row in rows} == {"random", "darts-1st", "random-ws"}
     stored = json.loads((tmp_path / "out/against.json").read_text())
+    # The text holds fewer windows than the 250 that a training of the table would take.
+    length = len(corpus.splits["train"]) // 16
+    trained = len(window_lengths(WindowConfig(bptt=20, jitter=5.0), length, random.Random(0)))
+    assert trained < 250
     for method in ("darts-1st", "random-ws"):
         for run in stored["rows"][method]["runs"]:
             folder = tmp_path / "out" / f"search-{method}-s{run['seed']}"
             found = json.loads((folder / "result.json").read_text())
             assert run["cell"] == found["cell"] and 1 <= run["rank"] <= 32
             assert run["scored"] == (32 if method == "darts-1st" else 3)
-            assert run["cost"] == pytest.approx(4 / 250)
+            assert run["cost"] == pytest.approx(4 / trained)
     before = (tmp_path / "out/search-darts-1st-s1/result.json").stat().st_mtime_ns
     again = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
     for method, own in stored["rows"].items():

@@ -14,10 +14,12 @@ from rnnnas.studies.equal_time import Beside, lstm_beside
 from rnnnas.studies.listing import list_runs
 
 
-def kept(folder: Path, *, cell: str = "lstm", sha: str = "a", **result: Any) -> Path:
+def kept(
+    folder: Path, *, cell: str = "lstm", sha: str = "a", start: str = "", **result: Any
+) -> Path:
     """A finished training as it lies on disk."""
     folder.mkdir()
-    config = {"corpus": "book", "corpus_sha256": sha, "cell": cell, "genotype": {}}
+    config = {"corpus": "book", "corpus_sha256": sha, "cell": cell, "genotype": {}, "start": start}
     write_json(folder / "config.json", {"kind": "train", "config": config})
     write_result(folder, {"run": str(folder), "seconds": 50.0, **result})
     return folder
@@ -39,6 +41,12 @@ def test_it_is_found_by_text_cell_and_time(tmp_path: Path) -> None:
     assert lstm_beside(mine, 60.0, list_runs(tmp_path)) is None
     lstm = kept(tmp_path / "lstm", budget_seconds=60.0, test_perplexity=75.0)
     assert lstm_beside(mine, 60.0, list_runs(tmp_path)) == Beside(path=lstm, test=75.0)
+    # What went on from another's weights had the other's time as well.
+    longer = {"start": "d1", "budget_seconds": 60.0}
+    kept(tmp_path / "on", **longer, test_perplexity=60.0)
+    assert lstm_beside(mine, 60.0, list_runs(tmp_path)) == Beside(path=lstm, test=75.0)
+    cell = kept(tmp_path / "cell-on", cell="derived", **longer, test_perplexity=50.0)
+    assert lstm_beside(cell, 60.0, list_runs(tmp_path)) is None
     assert lstm_beside(tmp_path / "nothing", 60.0, list_runs(tmp_path)) is None
 
 

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from rnnnas.nas.halving import (
     SelectConfig,
     Trial,
 )
-from rnnnas.nas.neighbours import neighbours
+from rnnnas.nas.neighbours import fits, neighbours
 from rnnnas.nas.race_plan import Plan, Round, Rung, plan_for, plan_of
 from rnnnas.nas.space import recurrent_space
 from rnnnas.nas.structure import Structure, features, slowness
@@ -104,6 +105,12 @@ def test_a_small_space_limits_the_first_round() -> None:
     # More are planned than there are: what there is takes part.
     assert len(Race(tiny, 1, plan_of(4, 500)).entrants) == 4
     raced(Race(tiny, 1, plan_of(22, 500)))  # and there are no children left
+
+
+def test_a_plan_from_seconds_is_the_plan_of_its_budget() -> None:
+    for seconds in range(60, 1400, 7):
+        plan = plan_for(float(seconds), 0.05, 500, workers=2)
+        assert plan_of(plan.budget, plan.steps) == plan, seconds
 
 
 def test_too_small_a_budget_is_refused() -> None:
@@ -218,6 +225,23 @@ def test_neighbours_are_all_cells_with_one_other_gene() -> None:
         (old, new), *_ = changed
         assert (old.op == new.op) != (old.source == new.source)
     assert neighbours(ZOO["ENAS"].genotype, SPACES) == []  # of eleven nodes
+
+
+@pytest.mark.parametrize(
+    "more", [{"output": "last"}, {"output": "loose_ends"}, {"edges_per_node": 2}]
+)
+def test_cells_of_other_spaces_have_neighbours_too(more: dict[str, Any]) -> None:
+    space = recurrent_space(4, **more)
+    spaces = {RECURRENT: space}
+    cell = Genotype(cells={RECURRENT: space.sample(random.Random(3))})
+    found = neighbours(cell, spaces)
+    assert found and all(fits(child, spaces) for child in found)
+    race = Race(spaces, 1, plan_of(24, 500))
+    while not race.done:
+        for trial in race.due():
+            race.tell(trial, Outcome(float(trial.number), float(trial.number)))
+    assert any(entrant.parent is not None for entrant in race.entrants)
+    assert not fits(cell, SPACES)
 
 
 def test_children_are_new_and_of_the_three_best() -> None:

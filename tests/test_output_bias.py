@@ -15,8 +15,9 @@ from tiny_home import corpus, home  # noqa: F401  (fixtures)
 from rnnnas.config.presets import resolve
 from rnnnas.config.recipes import Reading
 from rnnnas.data.corpus import Corpus
-from rnnnas.data.ngrams import unigram_perplexity
+from rnnnas.data.ngrams import unigram_perplexity, unigram_probabilities
 from rnnnas.engine.steps import evaluate
+from rnnnas.searching.run import job_of
 from rnnnas.training.run import TrainJob, train
 
 CPU = torch.device("cpu")
@@ -36,6 +37,24 @@ def test_it_begins_as_a_unigram_model(corpus: Corpus, cell: str) -> None:  # noq
     assert found == pytest.approx(unigram_perplexity(*texts), rel=0.01)
     plain = TrainJob(config(cell=cell), corpus, CPU)
     assert evaluate(plain.net, plain.valid, {}).perplexity > 1.5 * found
+
+
+SEARCHES = ["darts-1st", "random-ws", "random", "evolution", "halving", "enas", "p-darts"]
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_a_search_begins_so_with_every_method(corpus: Corpus, method: str) -> None:  # noqa: F811
+    """Of each kind of job, the network that its first step moves."""
+    flags = {"corpus": "tiny", "method": method, "seed": 1}
+    sets = ["model.hidden=8", "windows.streams=6", "valid_streams=2"]
+    sets += ["output_bias=frequencies", "blackbox.windows=4"]
+    if method == "p-darts":
+        sets.append("stages.hidden=[8,8,8]")
+    settings = resolve("search", preset="smoke", file=None, settings=sets, flags=flags)
+    job: Any = job_of(settings, corpus, CPU)
+    found = job.net.get_parameter("bias").detach()
+    logs = np.log(unigram_probabilities(corpus.splits["train"], corpus.vocab.size))
+    torch.testing.assert_close(found, torch.from_numpy(logs).to(found.dtype))
 
 
 def test_the_bias_counted_by_hand(corpus: Corpus) -> None:  # noqa: F811

@@ -8,15 +8,17 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_study import Fake
 
 from rnnnas.errors import UsageError
 from rnnnas.studies.execute import Execution
-from rnnnas.studies.paired import holm, paired, rank_sum, unpaired, wilcoxon
+from rnnnas.studies.paired import beside_one, holm, p_text, paired, rank_sum, unpaired, wilcoxon
 from rnnnas.studies.paired_table import paired_table
 from rnnnas.studies.plan import RANDOM, Sizes, StudyConfig, resolve_study
 from rnnnas.studies.record import Record
+from rnnnas.studies.statistics import training_variance
 
 SIZES = Sizes({"train": range(20_000)})
 
@@ -74,6 +76,54 @@ def test_welchs_t_of_two_samples() -> None:
     assert found.t_p == pytest.approx(1 - 2 / math.pi * (a + math.sin(a) * sums))
     assert unpaired([1.0], [2.0]).t_p is None and unpaired([], [2.0]).mean is None
     assert unpaired([1.0, 1.0], [1.0, 1.0]).t_p == 1
+
+
+def test_the_noise_of_a_training_by_least_squares() -> None:
+    """The residual of a fit by indicators of cells and of seeds."""
+    rng = np.random.default_rng(1)
+    for n, k in ((2, 2), (5, 3), (9, 4)):
+        data = rng.normal(size=(n, k)) + rng.normal(size=(n, 1)) + rng.normal(size=(1, k))
+        rows, columns = (a.ravel() for a in np.indices((n, k)))
+        indicators = np.hstack([rows[:, None] == np.arange(n), columns[:, None] == np.arange(k)])
+        _, _, rank, _ = np.linalg.lstsq(indicators.astype(float), data.ravel(), rcond=None)
+        fit = indicators @ np.linalg.pinv(indicators.astype(float)) @ data.ravel()
+        squares = float(((data.ravel() - fit) ** 2).sum())
+        found = training_variance(data.tolist())
+        assert found is not None and found[1] == n * k - rank
+        assert found[0] == pytest.approx(squares / found[1])
+        assert training_variance([*data.tolist(), data[0].tolist()]) == pytest.approx(found)
+    assert training_variance([[1.0], [2.0]]) is None and training_variance([[1.0, 2.0]]) is None
+    assert training_variance([]) is None
+
+
+def test_the_error_of_one_thing_is_in_every_difference() -> None:
+    """Draws of a fixed cell's trainings: 95 of 100 intervals hold the truth, not the 60 of plain
+    differences.
+    """
+    rng = np.random.default_rng(2)
+    n, k, held, plain = 8, 2, 0, 0
+    for _ in range(1000):
+        fixed = rng.normal(0.0, 1.0, k)
+        cells = rng.normal(0.0, 0.3, (n, 1)) + rng.normal(0.0, 1.0, (n, k))
+        others = rng.normal(0.0, 0.3, (20, 1)) + rng.normal(0.0, 1.0, (20, k))
+        noise = training_variance([*cells.tolist(), *others.tolist(), fixed.tolist()])
+        assert noise is not None
+        differences = [float(x) for x in (cells - fixed).mean(axis=1)]
+        own, less = beside_one(differences, noise[0] / k, noise[1]), paired(differences)
+        assert own.low is not None and own.high is not None
+        assert less.low is not None and less.high is not None
+        held += own.low <= 0 <= own.high
+        plain += less.low <= 0 <= less.high
+    assert 930 <= held <= 970 and plain < 700
+    known = beside_one([1.0, 2.0, 4.0], 0.0, 5)
+    assert (known.low, known.t_p) == pytest.approx(
+        (paired([1.0, 2, 4]).low, paired([1.0, 2, 4]).t_p)
+    )
+    assert known.wilcoxon_p is None and beside_one([1.0], 0.1, 3).low is None
+
+
+def test_a_p_value_as_it_is_shown() -> None:
+    assert [p_text(p) for p in (None, 0.0123, 3e-7, 0.0)] == ["-", "0.012", "3e-07", "<1e-15"]
 
 
 def test_rank_sums_over_all_choices() -> None:
@@ -153,6 +203,33 @@ def test_every_found_cell_gets_its_final_trainings(tmp_path: Path) -> None:
     assert "random@4" in text and "LSTM" in text and "Holm" in text
     (events,) = (tmp_path / "summary" / "study").glob("events.*")  # the tables, for TensorBoard
     assert b"random@4" in events.read_bytes()
+
+
+def test_a_cell_that_lacks_a_training_does_not_count(tmp_path: Path) -> None:
+    """Of three cells of each method one has a final training that diverged, for all that is known
+    its only one to do so; a mean over fewer seeds would compare seeds.
+    """
+    config = plan('own={"random@2"={blackbox={cells=2}},"random@4"={blackbox={cells=4}}}')
+
+    def give(name: str) -> Any:
+        if name.startswith("search"):
+            return {"cell": "tanh0 relu1", "valid_perplexity": 1.0, "seconds": 2.0}
+        if name == "final-random@2-s2-t12":
+            return 6
+        log = 4.0 + 0.5 * name.endswith("t12") + 0.001 * (sum(map(ord, name)) % 13)
+        return {"valid_perplexity": 1.0, "test_perplexity": math.exp(log), "seconds": 1.0}
+
+    record = Record.open(tmp_path, config, "0" * 64)
+    runner = Fake(tmp_path, give)
+    result = Execution(record, SIZES, runner, set(), (), lambda text: None).run()
+    own = result["rows"]["random@2"]
+    assert own["test"]["n"] == 2 and own["planned"] == 3 and set(own["cells"]) == {"1", "3"}
+    assert {t["n"] for t in result["tests"] if t["method"] == "random@2"} == {2}
+    text = paired_table(result)
+    assert "2 of 3" in text and "came to a finite loss" in text
+    assert result["training_sd"] > 0 and "One training of a cell has a noise of" in text
+    against = next(t for t in result["tests"] if t["against"] == "LSTM")
+    assert against["low"] is not None and against["wilcoxon_p"] is None
 
 
 def test_settings_of_a_comparison_are_checked() -> None:

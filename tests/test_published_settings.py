@@ -27,6 +27,7 @@ from rnnnas.evaluation.run import evaluate_checkpoint
 from rnnnas.optim import AlphaConfig
 from rnnnas.runs.checkpoint import load_content, save_content
 from rnnnas.searching.run import search
+from rnnnas.searching.selection import race_config
 from rnnnas.searching.supernet import SearchJob
 from rnnnas.training.run import TrainJob, train
 
@@ -63,6 +64,14 @@ def test_a_search_hands_the_rule_to_its_alpha_step(corpus: Corpus) -> None:
         assert inner.lr == pytest.approx(20.0 * 5 / 10 * 0.5)
         moved[rule] = job.alphas["recurrent"].detach().clone()
     assert not torch.equal(moved["false"], moved["true"])
+
+
+def test_the_race_behind_such_a_search_can_be_made() -> None:
+    """It looks ahead of nothing, and its cells learn on the same text as the search's."""
+    config = search_config("method=darts", "alphas.published_lookahead=true", "select.by=race")
+    race = race_config(config)
+    assert not race.alphas.published_lookahead
+    assert race.alphas.held_out == config.alphas.held_out
 
 
 @pytest.mark.parametrize(

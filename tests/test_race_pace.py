@@ -127,6 +127,19 @@ def test_a_race_in_a_time_resumes_as_it_was(
         advance(self)
 
     monkeypatch.setattr(CellTraining, "advance", slow)
+    rung, passed, at_rung = RaceClock.rung, RaceClock.passed, [0]
+
+    def begins(self: RaceClock) -> None:
+        at_rung[0] = count[0]
+        rung(self)
+
+    def told(self: RaceClock, steps: float) -> None:
+        # What an earlier session did of these trainings took none of this one's time.
+        assert steps == count[0] - at_rung[0]
+        passed(self, steps)
+
+    monkeypatch.setattr(RaceClock, "rung", begins)
+    monkeypatch.setattr(RaceClock, "passed", told)
     config = search_config(
         "save_seconds=0", "blackbox.rung=2", method="halving", seconds=11.0 * 10 * 0.1 + 0.5
     )

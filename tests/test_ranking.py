@@ -9,6 +9,7 @@ import statistics
 import pytest
 
 from rnnnas.studies.statistics import (
+    EXACT,
     expected_best,
     kendall_tau,
     spread,
@@ -99,6 +100,14 @@ def test_the_tau_of_chance_is_that_of_all_orders(n: int) -> None:
     ]  # fmt: skip
     expected = min(significant) if significant else None
     assert tau_threshold(n) == (None if expected is None else pytest.approx(expected))
+
+
+def test_the_tau_of_many_things_goes_on_from_that_of_few() -> None:
+    exact, beyond = tau_threshold(EXACT), tau_threshold(EXACT + 1)
+    assert exact is not None and beyond is not None
+    assert 0.98 * exact < beyond < exact
+    # 1.96 sqrt(2 · 805 / (9 · 400 · 399))
+    assert tau_threshold(400) == pytest.approx(0.0656, abs=1e-4)
 
 
 def test_too_few_to_mean_anything() -> None:

@@ -13,6 +13,7 @@ import pytest
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.runs.files import Lock
 from rnnnas.studies.execute import Execution, seconds_of
+from rnnnas.studies.finished import finished_study
 from rnnnas.studies.plan import (
     Job,
     Sizes,
@@ -201,6 +202,15 @@ def test_more_seeds_and_methods_extend_a_study(tmp_path: Path) -> None:
     # Asked for less, it stays what it is.
     again, none, _ = execute(folder, plan(), give)
     assert again == result and not none.started
+
+
+def test_a_study_that_grows_is_not_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    execute(folder, plan(), numbers())
+    record = Record.open(folder, plan(seeds=[5]), "sha")
+    Execution(record, SIZES, Fake(folder, numbers()), set(), (), lambda text: None)._begin()
+    with pytest.raises(UsageError, match="not finished"):
+        finished_study(folder)
 
 
 @pytest.mark.parametrize(

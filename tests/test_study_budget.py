@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from rnnnas.config.plain import from_plain
-from rnnnas.config.presets import preset_table
+from rnnnas.config.presets import preset_table, resolve
 from rnnnas.engine.budget import Stopwatch
 from rnnnas.errors import UsageError
 from rnnnas.studies.budget import AROUND, StudyPace, budgeted, kept, line, planned_seconds, retimed
+from rnnnas.studies.costs import cost_of, cost_text
 from rnnnas.studies.plan import (
     RANDOM,
     Sizes,
@@ -125,15 +126,67 @@ def test_a_study_goes_on_with_the_times_it_began_with(tmp_path: Path) -> None:
     pace.decided["short"] = 31.5
     record.budget = pace.to_plain()
     record.save()
-    again = kept(tmp_path, study_config(), 600.0)
+    unnamed = {"methods": False, "seeds": False}
+    again = kept(tmp_path, study_config(), 600.0, **unnamed)
     assert again is not None and (again.short, again.seeds) == (config.short, config.seeds)
     opened = Record.open(tmp_path, again, "sha")
     later = StudyPace(600.0, Stopwatch(0.0, clock=lambda: 0.0), 2)
     later.restore(opened.budget or {})
     assert later.to_plain() == pace.to_plain()
     with pytest.raises(UsageError, match="a budget of 600 s, and 1200 s were asked for"):
-        kept(tmp_path, study_config(), 1200.0)
-    assert kept(tmp_path / "other", study_config(), 600.0) is None
+        kept(tmp_path, study_config(), 1200.0, **unnamed)
+    assert kept(tmp_path / "other", study_config(), 600.0, **unnamed) is None
+    # What is asked for now is not replaced by what was, but held against it.
+    wide = study_config(short={**study_config().short, "model": {"hidden": 200}})
+    other = kept(tmp_path, wide, 600.0, **unnamed)
+    assert other is not None
+    with pytest.raises(UsageError, match=r"short.model.hidden is 100 there and 200 here"):
+        Record.open(tmp_path, other, "sha")
+    named = study_config(methods=["darts"])
+    with pytest.raises(UsageError, match="of methods darts-1st"):
+        kept(tmp_path, named, 600.0, methods=True, seeds=False)
+    with pytest.raises(UsageError, match="of seeds"):
+        kept(tmp_path, study_config(seeds=[1, 2, 3, 4]), 600.0, methods=False, seeds=True)
+    asked = study_config(methods=list(config.methods), seeds=list(config.seeds))
+    same = kept(tmp_path, asked, 600.0, methods=True, seeds=True)
+    assert same is not None and same.seeds == config.seeds
+
+
+def test_searches_of_a_given_cost_have_no_time() -> None:
+    table = {**preset_table("study-search", "study"), "corpus": "pydocs"}
+    with pytest.raises(UsageError, match="halving@4 has blackbox.budget = 4") as error:
+        budgeted(from_plain(StudyConfig, table), 1800, 2, start=4.0, methods=False, seeds=False)
+    assert "study-quick" in error.value.remedy
+    flags = {"corpus": "book", "method": "halving", "seconds": 60.0}
+    for setting in ("blackbox.budget=4", "select.budget=4"):
+        with pytest.raises(UsageError, match="has no place beside it"):
+            resolve("search", preset="quick", file=None, settings=[setting], flags=flags)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_finals_of_every_cell_fill_the_budget(slots: int) -> None:
+    """Without short trainings, and with the fixed cells."""
+    more = {"finals": "all", "fixed": ["LSTM", "DARTS_V2"], "final_seeds": [7, 8]}
+    config = budgeted(study_config(**more), 3600, slots, start=4.0, methods=False, seeds=False)
+    sizes = Sizes(Text.splits)
+    each = planned_seconds(config)
+    jobs = first_jobs(config, sizes)
+    assert {job.kind for job in jobs} == {"search", "final"}
+    around = AROUND[0] + AROUND[1] * 4.0
+    total = 4.0 + sum(each[job.kind] + around for job in jobs) / slots
+    assert 0.95 * 3600 < total <= 3600 * 1.001
+
+
+def test_the_steps_of_a_timed_job_are_those_that_it_tells(tmp_path: Path) -> None:
+    config = budgeted(study_config(), 600, 2, start=4.0, methods=False, seeds=False)
+    jobs = first_jobs(config, Sizes(Text.splits))[:2]
+    assert all(job.timed and job.steps < 600 for job in jobs)
+    record = Record(tmp_path, config, "sha")
+    results: dict[str, Any] = {job.name: {"seconds": 3.0, "steps": 1000} for job in jobs}
+    assert cost_of(jobs, record, results)["steps"] == 1000
+    del results[jobs[0].name]["steps"]
+    cost = cost_of(jobs, record, results)
+    assert cost["steps"] is None and cost_text(cost)[0] == "-"
 
 
 def test_a_job_is_told_its_time() -> None:

@@ -219,7 +219,7 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
         remedy(Path(result["run"]), config.model.hidden) if "bigram_perplexity" in result else "",
     )  # fmt: skip
     say_bits(result)
-    if "budget_seconds" in result and config.cell == "derived":
+    if "budget_seconds" in result and config.cell == "derived" and start is None:
         _say_lstm(result, config.corpus)
     best = shlex.quote(result["checkpoint"])
     echo(f"evaluate it: rnnnas eval --checkpoint {best}", err=True)

@@ -157,12 +157,11 @@ def study(
     pace = None
     if seconds is not None:
         from rnnnas.engine.budget import Stopwatch
-        from rnnnas.studies.budget import StudyPace, budgeted, kept, line
+        from rnnnas.studies.budget import StudyPace, in_time, line
 
-        there = None if fresh else kept(folder, config, seconds)
-        config = there or budgeted(
-            config, seconds, slots, start=time.perf_counter() - STARTED,
-            methods=methods is not None, seeds=seeds is not None,
+        config = in_time(
+            config, folder, seconds, slots, start=time.perf_counter() - STARTED,
+            methods=methods is not None, seeds=seeds is not None, fresh=fresh,
         )  # fmt: skip
         pace = StudyPace(seconds, Stopwatch(STARTED), slots)
         echo(line(config, seconds), err=True)

@@ -148,8 +148,8 @@ def against(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     result = run(
-        table, methods or all_methods(), seeds or list(range(1, 11)), folder,
-        budget=budget or BUDGET, preset=preset or PRESET, settings=settings,
+        table, methods or all_methods(), list(range(1, 11)) if seeds is None else seeds, folder,
+        budget=BUDGET if budget is None else budget, preset=preset or PRESET, settings=settings,
         say=lambda text: echo(text, err=True),
     )  # fmt: skip
     write_sealed(folder / RESULT, {"kind": "against", "table": str(path), **result})

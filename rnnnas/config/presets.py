@@ -107,7 +107,7 @@ def _settle_length(
     """Let what was given of epochs, windows and time win over what the preset has of them.
 
     Raises:
-        UsageError: for a time and a number of epochs.
+        UsageError: for a time and a number of epochs, or a race's cost.
     """
     said = {setting.partition("=")[0].strip() for setting in settings}
     said |= {key for key, value in flags.items() if value is not None}
@@ -116,6 +116,12 @@ def _settle_length(
             raise UsageError(
                 f"a budget of {table['seconds']:g} s decides how many epochs there are",
                 "give a time or --epochs, not both",
+            )
+        if costs := sorted({"blackbox.budget", "select.budget"} & said):
+            raise UsageError(
+                f"a budget of {table['seconds']:g} s decides what the trainings of a race cost: "
+                f"{costs[0]} has no place beside it",
+                "give a time or that setting, not both",
             )
         if kind.startswith(IMAGE):
             raise UsageError(

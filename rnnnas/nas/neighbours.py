@@ -10,11 +10,11 @@ def fits(genotype: Genotype, spaces: Spaces) -> bool:
     """Whether the cell is one of the spaces' own; a published one may have more nodes."""
     return genotype.cells.keys() == spaces.keys() and all(
         len(cell.nodes) == spaces[name].nodes
-        and cell.concat == spaces[name].concat
         and all(
-            len(genes) == spaces[name].keep and all(g.op in spaces[name].ops for g in genes)
-            for genes in cell.nodes
+            len(genes) == spaces[name].kept(node) and all(g.op in spaces[name].ops for g in genes)
+            for node, genes in enumerate(cell.nodes)
         )
+        and spaces[name].cell(cell.nodes) == cell  # its output, and how edges are joined
         for name, cell in genotype.cells.items()
     )
 

@@ -6,7 +6,7 @@ T: weight steps of a full training.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rnnnas.errors import UsageError
@@ -59,10 +59,15 @@ class Round:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The rounds of a race over full trainings of T `steps`."""
+    """The rounds of a race over full trainings of T `steps`.
+
+    budget: full trainings that it was made for, which `plan_of` makes the same plan of; what it
+    costs is a little less, as cells are whole.
+    """
 
     steps: int
     rounds: tuple[Round, ...]
+    budget: float = field(default=0.0, compare=False)
 
     @property
     def total_steps(self) -> int:
@@ -127,14 +132,15 @@ def plan_of(budget: float, steps: int, *, least: int = 100, cells: int = 0) -> P
             "raise blackbox.budget, or lower blackbox.windows",
         )
     if budget < AGAIN_FROM:
-        return Plan(steps=steps, rounds=(_round("start", budget, steps, least, cells),))
+        first = _round("start", budget, steps, least, cells)
+        return Plan(steps=steps, rounds=(first,), budget=budget)
     left = budget - AGAIN
     generations = max(1, int((left - START) / GENERATION)) if budget >= CHILDREN_FROM else 0
     rounds = [_round("start", left - generations * GENERATION, steps, least, cells)]
     rounds += [_round("children", GENERATION, steps, least)] * generations
     final = Rung(stop=steps, keep=1, by="heldout")
     rounds.append(Round(what="again", cells=AGAIN, rungs=(final,)))
-    return Plan(steps=steps, rounds=tuple(rounds))
+    return Plan(steps=steps, rounds=tuple(rounds), budget=budget)
 
 
 def plan_for(

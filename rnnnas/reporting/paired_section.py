@@ -9,6 +9,7 @@ from typing import Any
 from rnnnas.reporting.charts import Row, Series, line_chart, strips
 from rnnnas.reporting.read import StudyData, number
 from rnnnas.reporting.sections import duration, figure, fold, table, tiles
+from rnnnas.studies.paired import p_text
 
 _COLOURS = 7  # of methods; the random cells are grey
 
@@ -152,7 +153,7 @@ def _tests(result: Mapping[str, Any]) -> str:
             chances = (number(test[key]) for key in ("t_p_holm", "wilcoxon_p_holm"))
             rows.append([
                 str(test["method"]), str(test["against"]), str(test["n"]), f"{mean:+.1f} %{ends}",
-                *("–" if p is None else f"{p:.2g}" for p in chances),
+                *(p_text(p, "–") for p in chances),
             ])  # fmt: skip
     head = ["", "against", "pairs", "difference", "p, Student's t", "p, Wilcoxon"]
     return table(head, rows, "num") if rows else ""
@@ -163,8 +164,9 @@ def _notes(result: Mapping[str, Any]) -> str:
     said = (
         "Perplexities, lower is better: mean ± standard deviation over cells, each the geometric "
         f"mean of {finals} final training{'s' if finals > 1 else ''} with seeds that no search "
-        "used. Differences are paired by search seed and by training seed; p values, two-sided, "
-        "are corrected by Holm over all rows."
+        "used. Differences are paired by search seed and by training seed; those from a fixed cell "
+        "have the noise of its own trainings in their interval; p values, two-sided, are corrected "
+        "by Holm over all methods held against the same thing."
     )
     return f'<p class="sub">{said}</p>'
 

@@ -18,7 +18,7 @@ from rnnnas.engine.job import Position, StepReport
 from rnnnas.engine.metrics import perplexity
 from rnnnas.engine.steps import evaluate, generator, own_state, weight_step
 from rnnnas.engine.task import products_in
-from rnnnas.engine.text_task import scoring_streams, search_texts
+from rnnnas.engine.text_task import begin_output, scoring_streams, search_texts
 from rnnnas.errors import DivergedError
 from rnnnas.lm.model import RecurrentLM, cell_path, low_precision
 from rnnnas.nas.genotype import RECURRENT, Genotype
@@ -44,6 +44,7 @@ class CandidateJob:
         self.config = config
         self.pace = pace
         self.device = device
+        self.corpus = corpus
         self.vocabulary = corpus.vocab.size
         self.strategy = strategy_of(config, {RECURRENT: config.cell_space})
         self.epochs = self.strategy.total
@@ -63,14 +64,16 @@ class CandidateJob:
         """A fresh network for the next cell."""
         config = self.config
         self.genotype_now = genotype
-        self.net = RecurrentLM(
+        net = RecurrentLM(
             config.model,
             self.vocabulary,
             genotype.recurrent,
             noise=config.noise,
             penalty=config.penalty,
             generator=generator(config.seed, "weights", 0, torch.device("cpu")),
-        ).to(self.device)
+        )
+        begin_output(net, config, self.corpus)
+        self.net = net.to(self.device)
         path = cell_path(config.model, genotype.recurrent)
         self.cuda_graphs = cuda_graphs_for(config.capture, self.device, path=path)
         self.optimizer = weight_optimizer(self.net, config.weights)

@@ -183,6 +183,7 @@ class HalvingJob:
             while not race.done:
                 trials = race.due()
                 at = {t.number: 0 for t in trials}
+                begun: dict[int, int] = {}  # of each trial, the step that this session found it at
                 over = len(race.standings)
                 bar_base = race.steps
                 beside = min(self.workers, len(trials))
@@ -191,10 +192,13 @@ class HalvingJob:
                 with contextlib.closing(trainer.carry_out(trials)) as stages:
                     for stage in stages:
                         if stage is not None:
-                            at[stage.trial.number] = stage.step - stage.trial.start
+                            number = stage.trial.number
+                            at[number] = stage.step - stage.trial.start
+                            begun.setdefault(number, at[number])
                             bar.update(bar_base + sum(at.values()), **_shown(race))
                             if self.clock is not None:
-                                self.clock.passed(sum(at.values()) / beside)
+                                here = sum(at.values()) - sum(begun.values())
+                                self.clock.passed(here / beside)
                         if stage is not None and stage.ended:
                             training = self._training(folder, stage.trial)
                             self._nats[stage.trial.number, stage.trial.draw] = training.nats

@@ -35,9 +35,9 @@ _BESIDE = 1.25
 class TimedRace:
     """What a race was given, from its measured costs.
 
-    budget: full trainings that all of it costs; windows: steps of one. step: seconds of a step, two
-    side by side. end: seconds of what follows the last training. begins: the second of the budget
-    at which the race does, 0 where it is all.
+    budget: full trainings that all of it may cost; windows: steps of one. step: seconds of a step,
+    two side by side. end: seconds of what follows the last training. begins: the second of the
+    budget at which the race does, 0 where it is all.
     workers: trainings at a time; 1 where starting processes for more would take too much of it.
     """
 
@@ -116,7 +116,7 @@ def timed_race(
     )
     begins = 0.0 if share == 1.0 else spent + (1 - share) * (seconds - spent)
     return TimedRace(
-        budget=plan.cost, windows=plan.steps, step=step, end=end, begins=begins,
+        budget=plan.budget, windows=plan.steps, step=step, end=end, begins=begins,
         workers=job.workers,
     )  # fmt: skip
 

@@ -203,6 +203,8 @@ def search(
     config = fitted(config, corpus)
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
     given_seconds = config.seconds
+    if isinstance(config, SearchConfig) and config.races:
+        race_config(config)  # what the race would refuse is said before the search
     config, race_plan = _timed(config, corpus, folder, device, stopwatch, fresh)
     later = given_seconds - config.seconds if config.seconds else 0.0
     plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks, later)
@@ -244,6 +246,7 @@ def search(
             beside = ranks.on_rank_zero(lambda: known().to_plain())
         genotype, measured, outcome = job.genotype(), job.measured(), job.outcome()
         origin: dict[str, Any] = {}
+        steps = 0 if pace is None else pace.told()["steps"]
         if isinstance(job, SearchJob) and config.races:
             race = race_behind(job, cast(Corpus, corpus))
             race.clock = clock
@@ -254,10 +257,12 @@ def search(
             genotype, measured = race.genotype(), race.measured()
             outcome |= race.outcome()
             origin = _of_race(race)
+            steps += race.race.steps
             if not quiet:
                 print(visible(f"the cell that won the race: {origin['origin']}"), file=sys.stderr)
         elif isinstance(job, HalvingJob):
             origin = _of_race(job)
+            steps = job.race.steps
         elif not quiet and ranks.leads:
             _say_collapse(job, genotype, measured, beside)
         check_finite(measured, job.epochs)
@@ -272,7 +277,7 @@ def search(
             **beside,
             **origin,
             **({} if pace is None else pace.told()),
-            **({} if clock is None else clock.told()),
+            **({} if clock is None else clock.told() | {"steps": steps}),
             "arithmetic": job.arithmetic,
             "digest": digest,
             **(

@@ -39,6 +39,8 @@ def race_config(config: SearchConfig) -> SearchConfig:
         relax={},
         model=replace(config.model, partial=1),
         weights=replace(config.weights, schedule=select.schedule),
+        # Of the alphas only the text counts; a race looks ahead of no step.
+        alphas=replace(config.alphas, published_lookahead=False),
         blackbox=BlackboxConfig(
             budget=select.budget, windows=select.windows, rung=select.rung,
             targets=config.blackbox.targets, draws=config.blackbox.draws,

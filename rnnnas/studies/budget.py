@@ -12,7 +12,7 @@ from rnnnas.config.plain import from_plain
 from rnnnas.engine.budget import Stopwatch
 from rnnnas.errors import UsageError
 from rnnnas.runs.sealed import read_sealed
-from rnnnas.studies.plan import Job, Kind, StudyConfig
+from rnnnas.studies.plan import TIMED, Job, Kind, StudyConfig, races_by_cost
 from rnnnas.studies.record import DAMAGED, NAME
 
 # Around a job, beside its own budget: the interpreter begins and ends, the study looks for it. In
@@ -26,6 +26,20 @@ JOB_START = 4.0  # seconds that the process of a job takes to start, about
 RANGE = 0.3, 1.5  # least and most of its planned time that a stage gets
 
 
+def in_time(
+    config: StudyConfig, folder: Path, seconds: float, slots: int, *, start: float, methods: bool,
+    seeds: bool, fresh: bool = False,
+) -> StudyConfig:  # fmt: skip
+    """The study that `folder` holds, with the times it was begun with, or one that ends in
+    `seconds`.
+
+    Raises:
+        UsageError, CheckpointError: as `kept` and `budgeted` say.
+    """
+    there = None if fresh else kept(folder, config, seconds, methods=methods, seeds=seeds)
+    return there or budgeted(config, seconds, slots, start=start, methods=methods, seeds=seeds)
+
+
 def budgeted(
     config: StudyConfig, seconds: float, slots: int, *, start: float, methods: bool, seeds: bool
 ) -> StudyConfig:
@@ -36,8 +50,16 @@ def budgeted(
         methods, seeds: whether the user named them; if not, there are as many as get enough time.
 
     Raises:
-        UsageError: where the jobs would get too little to be worth starting.
+        UsageError: where the jobs would get too little to be worth starting, or a method has a
+            budget of its own.
     """
+    for method in config.methods:
+        if said := races_by_cost(config, method):
+            raise UsageError(
+                f"{method} has {said}, and a time budget decides what a search costs",
+                "leave the time out, since such a study can be stopped and goes on, or take "
+                "another: --preset study-quick",
+            )
     choices = [config]
     if not seeds:
         choices.append(replace(config, seeds=config.seeds[:1]))
@@ -72,8 +94,12 @@ def line(config: StudyConfig, seconds: float) -> str:
 def _waves(config: StudyConfig, slots: int) -> tuple[int, int, int]:
     """How many times all slots are filled: with searches, short and final trainings."""
     searches = len(config.methods) * len(config.seeds)
-    finals = (len(config.methods) + 1) * len(config.final_seeds)
-    counts = searches, searches + config.randoms, finals
+    if config.finals == "all":
+        cells = searches + config.randoms + len(config.fixed)
+        counts = searches, 0, cells * len(config.final_seeds)
+    else:
+        finals = (len(config.methods) + 1) * len(config.final_seeds)
+        counts = searches, searches + config.randoms, finals
     a, b, c = (-(-count // slots) for count in counts)
     return a, b, c
 
@@ -99,11 +125,19 @@ def _timed(stage: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     return {**kept, "seconds": round(seconds, 1)}
 
 
-def kept(folder: Path, config: StudyConfig, seconds: float) -> StudyConfig | None:
+def kept(
+    folder: Path, config: StudyConfig, seconds: float, *, methods: bool, seeds: bool
+) -> StudyConfig | None:
     """`config` with the times that the study in `folder` was begun with; None where there is none.
 
+    Other settings than that study's stay, so that they are refused when it is opened.
+
+    Args:
+        methods, seeds: whether the user named them; if not, they are those of that study.
+
     Raises:
-        UsageError: where it has another budget. CheckpointError: where it is damaged.
+        UsageError: where it has another budget, or other methods or seeds than were named.
+        CheckpointError: where it is damaged.
     """
     if not (folder / NAME).exists():
         return None
@@ -116,9 +150,19 @@ def kept(folder: Path, config: StudyConfig, seconds: float) -> StudyConfig | Non
             "give the budget it was begun with, --fresh for a new study, or another --out",
         )
     there = from_plain(StudyConfig, stored["plan"]["config"])
+    for named, what in ((methods, "methods"), (seeds, "seeds")):
+        old, new = getattr(there, what), getattr(config, what)
+        if named and set(old) != set(new):
+            raise UsageError(
+                f"{folder} holds a study in a given time of {what} {', '.join(map(str, old))}, and "
+                f"{', '.join(map(str, new))} were asked for: they share its time out otherwise",
+                "give --fresh for a new study, or another --out",
+            )
+    times = planned_seconds(there)
     return replace(
-        config, methods=there.methods, seeds=there.seeds, search=there.search, short=there.short,
-        final=there.final,
+        config, methods=there.methods, seeds=there.seeds,
+        search=_timed(config.search, times["search"]),
+        short=_timed(config.short, times["short"]), final=_timed(config.final, times["final"]),
     )  # fmt: skip
 
 
@@ -198,7 +242,7 @@ class StudyPace:
 
 def retimed(words: Sequence[str], seconds: float) -> tuple[str, ...]:
     """A job's command line with another time budget."""
-    return tuple(f"seconds={seconds:g}" if word.startswith("seconds=") else word for word in words)
+    return tuple(f"{TIMED}{seconds:g}" if word.startswith(TIMED) else word for word in words)
 
 
 def planned_seconds(config: StudyConfig) -> dict[str, float]:

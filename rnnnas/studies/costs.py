@@ -14,15 +14,18 @@ Results = Mapping[str, dict[str, Any]]
 
 def cost_of(jobs: Sequence[Job], record: Record, results: Results) -> dict[str, Any]:
     """The means over finished jobs: jobs (how many), steps, tokens, seconds and
-    processor_seconds, None where it is not known of all of them.
+    processor_seconds, None where it is not known of all of them. The steps of a job with a time
+    budget are those that its result tells.
     """
     done = [job for job in jobs if job.name in results]
+    steps = [results[job.name].get("steps") if job.timed else job.steps for job in done]
+    counted = [value for value in steps if value is not None]
     spent = [record.job(job.name).get("processor_seconds") for job in done]
     known = [value for value in spent if value is not None]
     count = max(1, len(done))
     return {
         "jobs": len(done),
-        "steps": round(math.fsum(job.steps for job in done) / count),
+        "steps": round(math.fsum(counted) / count) if len(counted) == len(done) else None,
         "tokens": round(math.fsum(job.tokens for job in done) / count),
         "seconds": math.fsum(results[job.name]["seconds"] for job in done) / count,
         "processor_seconds": math.fsum(known) / count if done and len(known) == len(done) else None,
@@ -38,4 +41,5 @@ def cost_text(cost: Mapping[str, Any] | None) -> tuple[str, str, str]:
     own = cost["processor_seconds"]
     seconds = f"({cost['seconds']:.0f})" if own is None else f"{own:.0f}"
     tokens = f"{cost['tokens']:,}" if cost["tokens"] else "-"
-    return f"{cost['steps']:,}", tokens, seconds
+    steps = "-" if cost["steps"] is None else f"{cost['steps']:,}"
+    return steps, tokens, seconds

@@ -40,18 +40,25 @@ class Beside:
 def lstm_beside(folder: Path, seconds: float, runs: Iterable[RunInfo]) -> Beside | None:
     """The latest LSTM of a time budget of `seconds` on the text of the training in `folder`.
 
+    None for a training that went on from another's weights, and among those it is not looked for:
+    they had the other's time, too.
+
     Args:
         runs: among which it is looked for, the latest first.
     """
     own = _about(folder)
-    if own is None:
+    if own is None or own.get("start"):
         return None
     for one in runs:
         if one.kind != "train" or one.what != BASELINE or one.state != "finished":
             continue
         there, result = _about(one.path), read_result(one.path) or {}
         budget = float(result.get("budget_seconds") or 0.0)
-        same = there is not None and there["corpus_sha256"] == own["corpus_sha256"]
+        same = (
+            there is not None
+            and there["corpus_sha256"] == own["corpus_sha256"]
+            and not there.get("start")
+        )
         if same and abs(budget - seconds) <= EQUAL * seconds:
             return Beside(path=one.path, test=float(result["test_perplexity"]))
     return None

@@ -159,6 +159,9 @@ class Execution:
         self.record.save()
         for _ in range(2):  # the final jobs are known by the results of the others
             self._look()
+        if not all(self._is(job, *SETTLED) for job in self.jobs()):
+            self.record.result = None  # of the study before it grew
+            self.record.save()
         done = len(self.results)
         count = len(self.firsts) + self._finals_expected()
         self.say(f"{count} jobs in {self.record.folder}" + (f", {done} done" if done else ""))

@@ -48,6 +48,26 @@ def paired(differences: Sequence[float]) -> Paired:
     )
 
 
+def beside_one(differences: Sequence[float], variance: float, degrees: int) -> Paired:
+    """The t test of differences from one thing that was itself measured with noise.
+
+    The thing's error is in all differences alike, and no number of them averages it out: the mean's
+    squared error is s² / n + `variance`, with the degrees of freedom of Satterthwaite (1946),
+    rounded down. Signed ranks know nothing of such an error: there is no p value by them.
+
+    Args:
+        variance: of the thing's measured value. degrees: of freedom that it was estimated with.
+    """
+    own = spread(differences)
+    if own.mean is None or own.sd is None:
+        return Paired(n=own.n, mean=own.mean, low=None, high=None, t_p=None, wilcoxon_p=None)
+    parts = own.sd**2 / own.n, variance
+    return Paired(
+        n=own.n, mean=own.mean, wilcoxon_p=None,
+        **_satterthwaite(own.mean, parts, (own.n - 1, degrees)),
+    )  # fmt: skip
+
+
 def unpaired(own: Sequence[float], other: Sequence[float]) -> Paired:
     """Both tests of two independent samples: Welch's t, its degrees of freedom rounded down
     (Welch 1947), and Wilcoxon's rank sums.
@@ -56,21 +76,26 @@ def unpaired(own: Sequence[float], other: Sequence[float]) -> Paired:
     if first.mean is None or second.mean is None:
         return Paired(n=first.n, mean=None, low=None, high=None, t_p=None, wilcoxon_p=None)
     mean = first.mean - second.mean
-    low = high = t_p = None
+    tested: dict[str, float | None] = {"low": None, "high": None, "t_p": None}
     if first.sd is not None and second.sd is not None:
-        parts = [one.sd**2 / one.n for one in (first, second) if one.sd is not None]
-        error = math.sqrt(math.fsum(parts))
-        if error > 0:
-            below = parts[0] ** 2 / (first.n - 1) + parts[1] ** 2 / (second.n - 1)
-            degrees = max(1, int(math.fsum(parts) ** 2 / below + 1e-9))
-            t_p = 1 - t_within(abs(mean) / error, degrees)
-            half = t_quantile(degrees) * error
-            low, high = mean - half, mean + half
-        else:
-            t_p, low, high = (1.0 if mean == 0 else 0.0), mean, mean
-    return Paired(
-        n=first.n, mean=mean, low=low, high=high, t_p=t_p, wilcoxon_p=rank_sum(own, other)
-    )
+        parts = first.sd**2 / first.n, second.sd**2 / second.n
+        tested = _satterthwaite(mean, parts, (first.n - 1, second.n - 1))
+    return Paired(n=first.n, mean=mean, wilcoxon_p=rank_sum(own, other), **tested)
+
+
+def _satterthwaite(
+    mean: float, parts: tuple[float, float], degrees: tuple[int, int]
+) -> dict[str, float | None]:
+    """Interval and p value of a mean whose squared error is the sum of two `parts`, each estimated
+    with its own degrees of freedom.
+    """
+    error = math.sqrt(math.fsum(parts))
+    if not error > 0:
+        return {"t_p": 1.0 if mean == 0 else 0.0, "low": mean, "high": mean}
+    below = math.fsum(part**2 / own for part, own in zip(parts, degrees, strict=True))
+    both = max(1, int(math.fsum(parts) ** 2 / below + 1e-9))
+    half = t_quantile(both) * error
+    return {"t_p": 1 - t_within(abs(mean) / error, both), "low": mean - half, "high": mean + half}
 
 
 def rank_sum(own: Sequence[float], other: Sequence[float]) -> float | None:
@@ -121,6 +146,13 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
     positive = sum(rank for rank, d in zip(ranks, left, strict=True) if d > 0)
     tail = min(positive, total - positive)
     return min(1.0, float(2 * sum(counts[: tail + 1]) / 2 ** len(left)))
+
+
+def p_text(p: float | None, unknown: str = "-") -> str:
+    """A p value as it is shown; below 1e-15 rounding decides its digits."""
+    if p is None:
+        return unknown
+    return f"{p:.2g}" if p >= 1e-15 else "<1e-15"
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

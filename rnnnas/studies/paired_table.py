@@ -11,10 +11,10 @@ from rnnnas.runs.files import json_plain
 from rnnnas.studies.costs import cost_of, cost_text
 from rnnnas.studies.formats import Sheet, rendered
 from rnnnas.studies.measure import Measure, loss_of, measure_of
-from rnnnas.studies.paired import holm, paired, unpaired
+from rnnnas.studies.paired import Paired, beside_one, holm, p_text, paired, unpaired
 from rnnnas.studies.plan import RANDOM, Job, StudyConfig
 from rnnnas.studies.record import Record
-from rnnnas.studies.statistics import spread
+from rnnnas.studies.statistics import spread, training_variance
 
 Results = Mapping[str, dict[str, Any]]
 
@@ -24,14 +24,23 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
 
     rows: by what was trained (a method, a fixed cell, the random cells): n cells, mean test
     perplexity (of the cells' geometric means over training seeds), its spread over cells, and what
-    the searches cost in steps and seconds. tests: every method against the random cells, each
-    fixed cell, and the other methods, in log perplexity, paired by search seed and by training
-    seed; the random cells, which belong to no search, are an independent sample. p values are
-    corrected by Holm over the methods that are held against the same thing.
+    the searches cost in steps and seconds. Cells count whose every training came to a finite loss;
+    `planned` says of how many. training_sd: of one training's log perplexity about what its cell
+    and seed come to; None where each cell has one. tests: every method against the random cells,
+    each fixed cell, and the other methods, in log perplexity, paired by search seed and by training
+    seed; the random cells, which belong to no search, are an independent sample; the error of a
+    fixed cell's own trainings is part of the interval. p values are corrected by Holm over the
+    methods that are held against the same thing.
     """
     config = record.config
     measure = measure_of(results.values())
-    logs = {name: _logs(name, jobs, results) for name in rows_of(config)}
+    every = {name: _logs(name, jobs, results) for name in rows_of(config)}
+    there = {t for own in every.values() for cell in own.values() for t in cell}
+    seeds = [t for t in config.final_seeds if t in there]  # all, but of a study under way
+    logs = {name: _whole(own, seeds) for name, own in every.items()}
+    noise = training_variance(
+        [[cell[t] for t in seeds] for own in logs.values() for cell in own.values()]
+    )
     rows = {}
     for name, cells in logs.items():
         own = [j for j in jobs if j.method == name and j.kind == "search" and j.name in results]
@@ -39,11 +48,12 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
         values = [math.exp(_mean(list(cell.values()))) for cell in cells.values()]
         rows[name] = {
             "test": asdict(spread(values)),
+            "planned": len({job.seed for job in finals}),
             "cells": {
                 seed: {"cell": _cell(name, seed, jobs, results), f"test_{measure}": value}
                 for seed, value in zip(cells, values, strict=True)
             },
-            "search_steps": own[0].steps if own else 0,
+            "search_steps": cost_of(own, record, results)["steps"] or 0,
             "search_seconds": _mean([results[j.name]["seconds"] for j in own]) if own else 0.0,
             "cost": {
                 "search": cost_of(own, record, results),
@@ -58,8 +68,10 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
             if other != name and not (other in config.methods and _after(other, name, config)):
                 if other == RANDOM:
                     found = unpaired(*(_means(logs[one]) for one in (name, other)))
+                elif other in config.fixed:
+                    found = _beside_fixed(logs[name], logs[other], noise)
                 else:
-                    found = paired(_differences(logs[name], logs[other], other in config.fixed))
+                    found = paired(_differences(logs[name], logs[other]))
                 tests.append({"method": name, "against": other, **asdict(found)})
     for other in rows_of(config):
         family = [test for test in tests if test["against"] == other]
@@ -77,6 +89,7 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
             **({} if measure == "perplexity" else {"measure": measure}),
             "seeds": config.seeds,
             "final_seeds": config.final_seeds,
+            "training_sd": None if noise is None else math.sqrt(noise[0]),
             "rows": rows,
             "tests": tests,
             "failed": failed,
@@ -93,22 +106,21 @@ def _random_of(
     results: Results,
     measure: Measure,
 ) -> dict[str, Any] | None:
-    """What random search gives that has full trainings at the cost of a row's search: n cells, of
-    which the best by validation is taken, and the mean test perplexity of that one over all choices
-    of n of the study's random cells. n: no more than there are. None for rows without a search.
+    """What random search gives that has full trainings at the cost of a row's search: n cells, one
+    training each, of which the best by validation is taken, and the mean test perplexity of that
+    one over all choices of n of the study's random cells. n: no more than there are. None for rows
+    without a search, and where steps are not known.
     """
     searched, trained = row["cost"]["search"]["steps"], drawn["cost"]["final"]["steps"]
     order = []
     for seed, cell in drawn["cells"].items():
-        valid = [
-            loss_of(results[j.name], "valid")
-            for j in jobs
+        first = next(
+            j for j in jobs
             if (j.method, j.kind, j.seed) == (RANDOM, "final", seed) and j.name in results
-        ]
-        known = [value for value in valid if value is not None]
-        test = cell[f"test_{measure}"]
-        if valid and len(known) == len(valid) and math.isfinite(test):
-            order.append((_mean(known), test))
+        )  # fmt: skip
+        valid = loss_of(results[first.name], "valid")
+        if valid is not None:
+            order.append((valid, cell[f"test_{measure}"]))
     if not searched or not trained or not order:
         return None
     n = min(max(1, round(searched / trained)), len(order))
@@ -145,23 +157,47 @@ def _log(value: float | None) -> float:
     return math.inf if value is None else math.log(max(value, 1e-4))
 
 
+def _whole(
+    cells: Mapping[int, Mapping[int, float]], seeds: Sequence[int]
+) -> dict[int, dict[int, float]]:
+    """The cells whose final trainings with all these seeds came to a finite loss: a mean over fewer
+    seeds than others have would compare seeds.
+    """
+    return {
+        seed: dict(cell)
+        for seed, cell in cells.items()
+        if all(math.isfinite(cell.get(t, math.inf)) for t in seeds)
+    }
+
+
 def _differences(
-    own: Mapping[int, Mapping[int, float]], other: Mapping[int, Mapping[int, float]], fixed: bool
+    own: Mapping[int, Mapping[int, float]], other: Mapping[int, Mapping[int, float]]
 ) -> list[float]:
     """One a search seed: the mean over training seeds of the difference in log perplexity."""
-    found = []
-    for seed, logs in own.items():
-        beside = next(iter(other.values()), {}) if fixed else other.get(seed, {})
-        both = [logs[t] - beside[t] for t in logs if t in beside]
-        if both and all(math.isfinite(value) for value in both):
-            found.append(_mean(both))
-    return found
+    return [
+        _mean([logs[t] - other[seed][t] for t in logs])
+        for seed, logs in own.items()
+        if seed in other
+    ]
+
+
+def _beside_fixed(
+    own: Mapping[int, Mapping[int, float]],
+    other: Mapping[int, Mapping[int, float]],
+    noise: tuple[float, int] | None,
+) -> Paired:
+    """Cells against a fixed one, of which there is one whatever the number of searches."""
+    beside = next(iter(other.values()), None)
+    differences = [] if beside is None else _differences(own, dict.fromkeys(own, beside))
+    if beside is None or noise is None:  # with one training a cell, its error is not known
+        mean = spread(differences).mean
+        return Paired(n=len(differences), mean=mean, low=None, high=None, t_p=None, wilcoxon_p=None)
+    return beside_one(differences, noise[0] / len(beside), noise[1])
 
 
 def _means(cells: Mapping[int, Mapping[int, float]]) -> list[float]:
     """Of every cell the mean over its training seeds, which are the same for all."""
-    means = [_mean(list(cell.values())) for cell in cells.values()]
-    return [mean for mean in means if math.isfinite(mean)]
+    return [_mean(list(cell.values())) for cell in cells.values()]
 
 
 def _cell(name: str, seed: int, jobs: Sequence[Job], results: Results) -> str | None:
@@ -197,7 +233,9 @@ def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
         mean = "failed" if test["mean"] is None else f"{test['mean']:.2f}"
         sd = "" if test["sd"] is None else f" ± {test['sd']:.2f}"
         interval = "-" if test["low"] is None else f"[{test['low']:.2f}, {test['high']:.2f}]"
-        line = [name, str(test["n"]), mean + sd, interval]
+        planned = row.get("planned", test["n"])  # earlier versions do not tell
+        count = str(test["n"]) if planned == test["n"] else f"{test['n']} of {planned}"
+        line = [name, count, mean + sd, interval]
         if told:
             drawn = row["random_same_cost"]
             line.append("-" if drawn is None else
@@ -214,8 +252,7 @@ def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
             "-" if test[key] is None else f"{100 * (math.exp(test[key]) - 1):+.1f} %"
             for key in ("mean", "low", "high")
         ]
-        values = ["-" if p is None else f"{p:.2g}" for p in
-                  (test["t_p_holm"], test["wilcoxon_p_holm"])]  # fmt: skip
+        values = [p_text(test[key]) for key in ("t_p_holm", "wilcoxon_p_holm")]
         interval = f"[{percent[1]}, {percent[2]}]"
         tests.append((test["method"], test["against"], percent[0], interval, *values))
     names = ("", "against", "difference", "95 % interval", "t: p", "Wilcoxon: p")
@@ -237,10 +274,20 @@ def paired_notes(result: Mapping[str, Any]) -> list[str]:
         "training seed; from random cells, which belong to no search, by Welch's t and rank sums;",
         "p values, two-sided, are corrected by Holm over the methods held against the same thing.",
     ]
+    noise = result.get("training_sd")
+    if noise is not None:
+        notes.append(
+            f"One training of a cell has a noise of {100 * math.expm1(noise):.2f} %, which, of a "
+            "fixed cell's own trainings, is part of the interval and of t."
+        )
+    elif "training_sd" in result and any(t["low"] is None for t in result["tests"]):
+        notes.append("With one final training a cell, the error of a fixed cell is not known.")
+    if any(row.get("planned", 0) != row["test"]["n"] for row in result["rows"].values()):
+        notes.append("Cells count of which every final training came to a finite loss.")
     if all("cost" in row for row in result["rows"].values()):
         notes.append(
             f"random, same cost: the expected test {measure} of the best by validation of as many "
-            "random cells as could be trained in a search's steps, as far as there are so many. "
+            "random cells as could be trained once in a search's steps, if there are so many. "
             "Costs are means of a search, and of a training: weight steps, targets, processor "
             "seconds; in brackets by the clock, where those are not known."
         )

@@ -33,6 +33,7 @@ RANDOM = "random cells"
 Paths = str | os.PathLike[str]
 BY_STUDY = ("corpus", "method", "seed", "genotype")  # what no stage says for itself
 Kind = Literal["search", "short", "final"]
+TIMED = "seconds="  # how the setting of a job with a time budget begins
 
 
 def _stage() -> dict[str, Any]:
@@ -153,8 +154,8 @@ FREE = (*GROWS, "random_cells", "retries", "slurm")
 class Job:
     """One command line. words: what follows `rnnnas`, without --out and --json; {study} stands
     for the study's folder. seed: of the search, or the number of the random cell; after: the job
-    whose result it needs; steps: windows that it works through; tokens: about as many targets as
-    these windows have.
+    whose result it needs; steps: windows that it works through, or its seconds where it is `timed`;
+    tokens: about as many targets as these windows have.
     """
 
     name: str
@@ -165,6 +166,11 @@ class Job:
     steps: int
     after: str | None = None
     tokens: int = 0
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has a time budget in place of a number of steps."""
+        return any(word.startswith(TIMED) for word in self.words)
 
 
 class Sizes:
@@ -394,6 +400,16 @@ def _search_table(config: StudyConfig, method: str) -> dict[str, Any]:
     table: dict[str, Any] = json.loads(json.dumps(config.search))  # a copy, all the way down
     merge(table, config.own.get(method, {}))
     return table
+
+
+def races_by_cost(config: StudyConfig, method: str) -> str | None:
+    """The setting by which a method's searches may cost so many full trainings, where the study
+    says it itself.
+    """
+    table = _search_table(config, method)
+    group = "blackbox" if method_of(base(method)).derive == "halving" else "select"
+    said = table.get(group, {}).get("budget")
+    return None if said is None else f"{group}.budget = {said:g}"
 
 
 def _line(run: str, config: StudyConfig, table: Mapping[str, Any], *more: str) -> tuple[str, ...]:

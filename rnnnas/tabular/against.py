@@ -11,11 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
+from rnnnas.config.plain import from_plain
+from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus, open_corpus
 from rnnnas.errors import DivergedError, RnnnasError, UsageError
+from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import METHODS, method_of
 from rnnnas.runs.files import json_plain
 from rnnnas.studies.paired import holm, paired
+from rnnnas.studies.plan import Sizes
 from rnnnas.studies.statistics import kendall_tau, spread
 from rnnnas.tabular.replay import REPLAYED, Found, Replay
 from rnnnas.tabular.searched import search_cell, search_settings
@@ -75,6 +79,9 @@ def against(
     table's corpus, each in a run folder below `folder`, and are not run again where they are
     finished there.
 
+    A cell that diverged with one of the table's seeds has no finite regret: it is the worst in
+    rank, and its pair with random search is left out of the test (`left_out`: how many are).
+
     Returns:
         corpus, cells, seeds, budget, random_rank and median_regret (of chance), rows by method: per
         seed cell, rank, regret (log perplexity above the best), tau, cost (in full trainings) and
@@ -93,8 +100,13 @@ def against(
         )
     for method in methods:
         method_of(method)
-    steps = _training_steps(table)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UsageError(
+            f"search seeds {', '.join(map(str, seeds)) or 'of which there is none'}",
+            "name each once: --seeds 10 for ten, or --seeds 3,5",
+        )
     corpus: Corpus | None = None
+    steps = 0
     found: dict[str, list[dict[str, Any]]] = {}
     failed = []
     for method in methods:
@@ -105,7 +117,9 @@ def against(
                 if method in REPLAYED:
                     own = Replay(table, seed, budget).find(method)
                 else:
-                    corpus = corpus or _corpus(table)
+                    if corpus is None:
+                        corpus = _corpus(table)
+                        steps = _training_steps(table, corpus)
                     config = search_settings(table, method, seed, preset=preset, settings=settings)
                     place = folder / f"search-{method}-s{seed}"
                     own = search_cell(config, corpus, place, table, steps)
@@ -136,10 +150,11 @@ def all_methods() -> list[str]:
     return [*REPLAYED, *(method for method in METHODS if method not in REPLAYED)]
 
 
-def _training_steps(table: Table) -> int:
-    """Weight steps of a training of the table, as far as its settings say."""
-    training = table.about["training"]
-    return max(1, int(training["windows"]["limit"]) * int(training["epochs"]))
+def _training_steps(table: Table, corpus: Corpus) -> int:
+    """Weight steps of a training of the table."""
+    cell = Genotype.from_text(table.rows[0].cell)
+    plain = {**table.about["training"], "genotype": cell.to_plain(), "seed": table.seeds[0]}
+    return Sizes(corpus.splits).steps(from_plain(TrainConfig, plain))
 
 
 def _corpus(table: Table) -> Corpus:
@@ -175,7 +190,7 @@ def _row(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "replayed": method in REPLAYED,
         "runs": list(runs),
         "rank": asdict(spread([float(run["rank"]) for run in runs])),
-        "regret": asdict(spread([run["regret"] for run in runs])),
+        "regret": asdict(spread([r["regret"] for r in runs if math.isfinite(r["regret"])])),
         "tau": asdict(spread(taus)),
         "cost": math.fsum(run["cost"] for run in runs) / len(runs) if runs else None,
         "seconds": math.fsum(run["seconds"] for run in runs) / len(runs) if runs else None,
@@ -183,14 +198,20 @@ def _row(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _tests(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Each method's regret against that of random search, paired by seed, corrected by Holm."""
+    """Each method's regret against that of random search, paired by seed, corrected by Holm, as
+    far as both are finite.
+    """
     chance = {run["seed"]: run["regret"] for run in found.get(CHANCE, ())}
     tests: list[dict[str, Any]] = []
     for method, runs in found.items():
         if method == CHANCE or not chance:
             continue
-        differences = [run["regret"] - chance[run["seed"]] for run in runs if run["seed"] in chance]
-        tests.append({"method": method, "against": CHANCE, **asdict(paired(differences))})
+        pairs = [(run["regret"], chance[run["seed"]]) for run in runs if run["seed"] in chance]
+        finite = [own - other for own, other in pairs if math.isfinite(own + other)]
+        tests.append(
+            {"method": method, "against": CHANCE, "left_out": len(pairs) - len(finite),
+             **asdict(paired(finite))}
+        )  # fmt: skip
     for key in ("t_p", "wilcoxon_p"):
         for test, value in zip(tests, holm([test[key] for test in tests]), strict=True):
             test[f"{key}_holm"] = value

@@ -8,6 +8,7 @@ from typing import Any
 
 from rnnnas.reporting.charts import Row, strips
 from rnnnas.studies.formats import Sheet
+from rnnnas.studies.paired import p_text
 
 HEAD = (
     "method", "n", "rank", "95 % interval", "best", "worst", "regret %", "tau of own scores",
@@ -37,7 +38,7 @@ def sheet(result: Mapping[str, Any]) -> Sheet:
             difference = _percent(test["mean"])
             if test["low"] is not None:
                 difference += f" [{_percent(test['low'])}, {_percent(test['high'])}]"
-            p = "-" if test["wilcoxon_p_holm"] is None else f"{test['wilcoxon_p_holm']:.2g}"
+            p = p_text(test["wilcoxon_p_holm"])
         found.append(
             (
                 name, str(len(ranks)), _spread(own["rank"], ".0f"),

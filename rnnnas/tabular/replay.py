@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, final
 
-from rnnnas.errors import UsageError
+from rnnnas.errors import DivergedError, UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.halving import Outcome, Race, Trial
 from rnnnas.nas.race_plan import FIRST, plan_of
@@ -50,7 +50,8 @@ class Replay:
         """The cell that a method of `REPLAYED` returns.
 
         Raises:
-            UsageError: for another method, or where every training diverged.
+            UsageError: for another method.
+            DivergedError: where every training that it saw diverged.
         """
         if method == "halving":
             return self._halving()
@@ -69,7 +70,7 @@ class Replay:
         scores = {s.genotype.to_text(): s.loss for s in strategy.history}
         best = strategy.best
         if not math.isfinite(best.loss):
-            raise UsageError("every training that the search saw diverged in this table")
+            raise DivergedError("every training that the search saw diverged in this table")
         return Found(best.genotype.to_text(), scores, float(strategy.total))
 
     def _row(self, genotype: Genotype, draw: int) -> Row:
@@ -98,7 +99,7 @@ class Replay:
             scores[race.entrants[number].genotype.to_text()] = math.fsum(values) / len(values)
         winner = race.winner
         if winner is None:
-            raise UsageError("every training that the search saw diverged in this table")
+            raise DivergedError("every training that the search saw diverged in this table")
         return Found(winner.genotype.to_text(), scores, plan.cost)
 
     def _outcome(self, trial: Trial) -> Outcome:

@@ -54,8 +54,19 @@ def search_cell(
     """
     result = search(config, corpus, folder, device=torch.device("cpu"), quiet=True)
     lines = _lines(folder / "metrics.jsonl")
-    steps = max((line["step"] for line in lines if line["kind"] == "search"), default=0)
-    return Found(result["cell"], own_scores(lines, table.space), steps / training_steps)
+    cost = steps_of(lines) / training_steps
+    return Found(result["cell"], own_scores(lines, table.space), cost)
+
+
+def steps_of(lines: Sequence[Mapping[str, Any]]) -> int:
+    """Weight steps of a search, those of the race behind it included."""
+    own = max((line["step"] for line in lines if line["kind"] == "search"), default=0)
+    heights: dict[tuple[int, int], int] = {}  # of the race's trainings
+    for line in lines:
+        if line["kind"] == "rung":
+            key = line["number"], line["draw"]
+            heights[key] = max(line["step"], heights.get(key, 0))
+    return own + sum(heights.values())
 
 
 def own_scores(lines: Sequence[Mapping[str, Any]], space: CellSpace) -> dict[str, float]:

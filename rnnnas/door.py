@@ -18,8 +18,9 @@ from rnnnas.data import corpus as corpora
 from rnnnas.engine.device import pick_device
 from rnnnas.errors import CheckpointError, UsageError, visible
 from rnnnas.evaluation.result import Evaluation
-from rnnnas.home import checkpoints_folder, home_at
+from rnnnas.home import checkpoints_folder, default_folder, home_at, run_folder
 from rnnnas.nas.genotype import Genotype
+from rnnnas.runs.hub_folder import model_path
 from rnnnas.searching.result import SearchResult
 from rnnnas.training.result import TrainResult
 
@@ -191,7 +192,7 @@ def train(
         flags["genotype"] = _genotype_setting(genotype)
     images = is_of_images(opened)
     called = str(genotype if isinstance(genotype, str | os.PathLike) else "cell")
-    there = Path(out) if out is not None else run_folder("train", opened.name, called, seed or 1)
+    there = Path(out) if out is not None else run_folder("train", opened.name, called, seed)
     before = None if fresh or not flags.get("seconds") else kept(there)
     resolved = resolve_train(
         opened, device, preset=preset, file=config, flags=flags, images=images, kept=before
@@ -230,6 +231,7 @@ def study(
     import sys
 
     from rnnnas.engine.budget import Stopwatch
+    from rnnnas.plugins.load import files as plugin_files
     from rnnnas.studies import budget
     from rnnnas.studies.execute import study as run
     from rnnnas.studies.plan import resolve_study, study_name
@@ -260,9 +262,11 @@ def study(
         if not quiet:
             print(visible(text), file=sys.stderr)
 
+    more: tuple[str, ...] = () if device == "auto" else ("--device", str(device))
+    more += tuple(word for path in plugin_files() for word in ("--plugin", str(path)))
     result = run(
         resolved, opened, folder, cluster="local", slots=jobs, fresh=fresh, pace=pace, say=say,
-        more=() if device == "auto" else ("--device", str(device)),
+        more=more,
     )  # fmt: skip
     return StudyResult.of(result)
 
@@ -276,15 +280,10 @@ def load(path: Paths, *, device: str | torch.device = "auto") -> LanguageModel |
     Raises:
         CheckpointError: where there is none, or it is damaged.
     """
-    from rnnnas.evaluation.load import load_model, model_of
-    from rnnnas.exporting import hub
+    from rnnnas.evaluation.load import load_model
     from rnnnas.exporting.run import export
 
-    folder, where = Path(path), pick_device(device)
-    if os.path.isfile(folder / hub.WEIGHTS) and not os.path.isfile(folder / "best.pt"):
-        model = model_of(hub.read_folder(folder), folder, where)
-    else:
-        model = load_model(checkpoint_of(path), where)
+    model = load_model(checkpoint_of(path), pick_device(device))
     model.exporter = export
     return model
 
@@ -488,21 +487,10 @@ def without_effect(
     return [key for key in keys if key in config.idle and key not in WITHOUT_RESULT]
 
 
-def default_folder(kind: str, config: Any, called: str = "") -> Path:
-    """Where a run lies that is told no folder."""
-    name = config.method if kind == "search" else called
-    return run_folder(kind, config.corpus, name, config.seed)
-
-
-def run_folder(kind: str, corpus: str, called: str, seed: int) -> Path:
-    """checkpoints/KIND-CORPUS-NAME-sSEED, with a name that is fit for a folder."""
-    name = (Path(called).name or called).removesuffix(".json")
-    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    return checkpoints_folder() / f"{kind}-{corpus}-{safe}-s{seed}"
-
-
 def checkpoint_of(model: Any) -> Path:
-    """The best.pt of a model, a training's result, a best.pt or a run folder."""
+    """The best.pt of a model, a training's result, a best.pt or a run folder; of a folder that
+    `export` wrote for the hub, and of a model that was loaded from one, the folder.
+    """
     from rnnnas.evaluation.image_model import ImageModel
     from rnnnas.evaluation.language_model import LanguageModel
 
@@ -515,8 +503,7 @@ def checkpoint_of(model: Any) -> Path:
             f"{type(model).__name__} is no trained model",
             "give a best.pt, a run folder, or what rnnnas.train or rnnnas.load returned",
         )
-    path = Path(model)
-    return path / "best.pt" if os.path.isdir(path) else path
+    return model_path(Path(model))
 
 
 def _say_cell(cell: Any) -> None:

@@ -187,6 +187,17 @@ def test_a_long_training_starts_the_text_again(corpus: Corpus) -> None:
     assert carries[1] is None and torch.equal(carries[2], torch.ones(6, 6))
 
 
+def test_cells_with_a_length_of_their_own_have_no_epochs(corpus: Corpus) -> None:
+    """And are scored on as many targets as they are trained on, shared out."""
+    settings = ["method=random", "windows.limit=0", "blackbox.windows=4", "blackbox.cells=3"]
+    jobs = [CandidateJob(config(*settings, f"epochs={n}"), corpus, CPU) for n in (1, 5)]
+    assert {"epochs", "least_steps"} <= jobs[0].config.idle
+    assert {"epochs"} <= config("method=halving", "blackbox.windows=4").idle
+    assert "epochs" not in config("method=random").idle
+    assert jobs[0].scored.length == jobs[1].scored.length
+    assert jobs[0].scored.length - 1 == sum(steps for _, steps in jobs[0].windows)
+
+
 def test_cells_differ_in_nothing_but_the_cell(corpus: Corpus) -> None:
     """The third of four cells trains as it would alone; the schedule spans one cell."""
     settings = config("method=random", "weights.schedule=linear")

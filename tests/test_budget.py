@@ -21,9 +21,12 @@ from rnnnas.distributed import ALONE
 from rnnnas.engine import budget
 from rnnnas.engine.budget import Costs, Course, Pace, Plan, Stopwatch, make_plan, read_plan
 from rnnnas.engine.job import Position
+from rnnnas.engine.text_task import alpha_text
 from rnnnas.errors import CheckpointError, DataError, UsageError
+from rnnnas.nas.perturbation import Perturbation
 from rnnnas.runs.checkpoint import load_content
 from rnnnas.runs.files import write_json
+from rnnnas.searching import costs as search_costs
 from rnnnas.searching import run as searching
 from rnnnas.searching.blackbox import CandidateJob
 from rnnnas.searching.run import job_of, search
@@ -338,6 +341,63 @@ def test_a_search_keeps_its_budget_and_resumes_exactly(
             run("cut")
     resumed = run("cut")
     assert (resumed["digest"], resumed["steps"]) == (whole["digest"], whole["steps"])
+
+
+def test_a_small_space_ends_a_resumed_search_by_trials(
+    corpus: Corpus,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two cells are all there are, however many the time would hold."""
+    costs = Costs(step=0.1, validation=0.1, end=0.1)
+    monkeypatch.setattr(searching, "search_costs", lambda *_: costs)
+    step, left = CandidateJob.step, [3]
+
+    def dying(self: CandidateJob, at: Position, *args: Any) -> Any:
+        if left and at.step == left[0]:
+            left.pop(0)
+            raise Crash
+        return step(self, at, *args)
+
+    monkeypatch.setattr(CandidateJob, "step", dying)
+    small = ("save_seconds=0", "space.nodes=1", 'space.ops=["tanh","relu"]')
+    config = search_config(*small, method="random", seconds=30.0)
+    clock = FakeClock()
+
+    def go() -> dict[str, Any]:
+        watch = Stopwatch(clock=clock)
+        return search(config, corpus, tmp_path / "r", device=CPU, quiet=True, stopwatch=watch)
+
+    with pytest.raises(Crash):
+        go()
+    assert go()["cell"] in ("tanh0", "relu0")
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [(("method=random-ws", "blackbox.cells=7", "blackbox.targets=120"), 7),
+     (("method=darts-1st", "derive.by=perturbation", "derive.tune_windows=0",
+       "derive.targets=120"), None)],
+)  # fmt: skip
+def test_a_time_counts_the_targets_that_are_scored(
+    corpus: Corpus,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    count: int | None,
+) -> None:
+    monkeypatch.setattr(search_costs, "measure_pass", lambda *_: 0.5)
+    monkeypatch.setattr(search_costs, "measure_step", lambda *_: 1.0)
+    config = search_config("windows.bptt=5", *words)
+    job: Any = job_of(config, corpus, CPU)
+    found = search_costs.search_costs(job, corpus, left=100.0)
+    if count is None:  # every operation of every edge but the last one of each, and the edges
+        assert job.alphas is not None
+        count = Perturbation(job.net.space, {n: t.softmax(-1) for n, t in job.alphas.items()},
+                             config.derive.order, config.seed).total  # fmt: skip
+    windows = min(120, len(alpha_text(config, corpus))) / (5 * 6)
+    assert found.end == pytest.approx(
+        search_costs.FILES_SECONDS + 0.5 + 0.5 + 0.5 * count * windows
+    )
 
 
 def test_cells_that_are_compared_get_the_same_steps_and_as_many_cells_as_fit() -> None:

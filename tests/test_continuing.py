@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,9 @@ from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
 from rnnnas.errors import DataError, UsageError
 from rnnnas.runs.checkpoint import load_content
-from rnnnas.training.run import train
+from rnnnas.training.in_memory import _Memory
+from rnnnas.training.run import TrainJob, train
+from rnnnas.training.start import read_start
 
 CPU = torch.device("cpu")
 TRAIN = ["model.hidden=8", "windows.streams=6", "valid_streams=4", "test_streams=4"]
@@ -104,6 +107,32 @@ def test_a_training_starts_from_a_checkpoint(
     assert on["valid_perplexity"] <= first["valid_perplexity"]
     with pytest.raises(UsageError, match="start is"):
         run(train_config("epochs=3"), corpus, tmp_path / "on")
+
+
+def test_finetuning_begins_at_the_start_where_nothing_was_better(
+    corpus: Corpus,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    run(train_config("epochs=1"), corpus, tmp_path / "first")
+    begins = read_start(tmp_path / "first")
+    config = train_config("epochs=1", "weights.finetune_epochs=1")
+    config = dataclasses.replace(config, start=begins.digest)
+    job = TrainJob(config, corpus, CPU, start=begins)
+    memory: Any = _Memory()
+    job.keep_start(memory)
+    with torch.no_grad():
+        for weight in job.net.parameters():
+            weight += 1.0  # worse, as after a step that is too long
+    job._begin_finetuning()
+    for name, weight in job.net.named_parameters():
+        assert torch.equal(weight, begins.weights[name])
+
+
+def test_a_start_that_is_only_named_is_refused(corpus: Corpus, tmp_path: Path) -> None:  # noqa: F811
+    config = dataclasses.replace(train_config("epochs=1"), start="d1" * 32)
+    with pytest.raises(UsageError, match="goes on from") as error:
+        run(config, corpus, tmp_path / "run")
+    assert "--from" in error.value.remedy and not (tmp_path / "run").exists()
 
 
 def test_a_start_resumes_exactly(

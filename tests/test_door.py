@@ -14,14 +14,17 @@ import pytest
 import torch
 
 import rnnnas
+from rnnnas.config.presets import resolve
 from rnnnas.config.recipes import Reading, recipe
 from rnnnas.data.corpus import Corpus
+from rnnnas.evaluation import language_model
 from rnnnas.evaluation.image_model import ImageModel
 from rnnnas.evaluation.language_model import LanguageModel, draw_token
 from rnnnas.nas import methods
 from rnnnas.nas.relax import base
 from rnnnas.searching import run as searching
 from rnnnas.studies import execute
+from rnnnas.studies.local_jobs import LocalRunner
 from rnnnas.training import reading
 from rnnnas.training import run as training
 from rnnnas.training.result import TrainResult
@@ -138,6 +141,49 @@ def test_a_search_and_a_study_in_given_minutes(
     assert (config.methods, rest["pace"].seconds) == (("random",), 1200.0)
 
 
+def test_jobs_of_a_study_know_its_plugins_and_its_home(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "study", begins)
+    monkeypatch.setattr("rnnnas.plugins.load.files", lambda: [Path("/mine/ops.py")])
+    with pytest.raises(Begun) as begun:
+        rnnnas.study(corpus, preset="study-quick", quiet=True)
+    assert begun.value.args[1]["more"] == ("--plugin", "/mine/ops.py")
+    runner = LocalRunner(Path("/nowhere"), 1, Path("/elsewhere"))
+    assert runner._environment["RNNNAS_HOME"] == "/elsewhere"
+
+
+def test_what_is_given_from_python_counts_as_given(corpus: Corpus) -> None:
+    """As `--set` does: a limit takes the place of the steps that a preset means."""
+
+    def made(kind: str, **flags: Any) -> Any:
+        given = {"corpus": "book", "seed": 1, **flags}
+        if kind == "train":
+            given["genotype"] = "LSTM"
+        return resolve(kind, preset="quick", file=None, settings=(), flags=given)
+
+    limited = made("train", windows={"limit": 100})
+    assert (limited.windows.limit, limited.least_steps) == (100, 0)
+    assert made("train", windows={"limit": 100}, seconds=60.0).windows.limit == 100
+    assert made("train", seconds=60.0).windows.limit == 0
+    with pytest.raises(rnnnas.UsageError, match=r"blackbox.budget has no place"):
+        made("search", blackbox={"budget": 4.0}, seconds=60.0)
+
+
+def test_a_seed_of_0_has_its_own_folder(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[Path] = []
+
+    def kept(folder: Path) -> None:
+        places.append(folder)
+        raise Begun
+
+    monkeypatch.setattr(reading, "kept", kept)
+    for seed in (0, None):
+        with pytest.raises(Begun):
+            rnnnas.train(corpus, "LSTM", seed=seed, minutes=1, quiet=True)
+    assert [place.name for place in places] == ["train-book-LSTM-s0", "train-book-LSTM-s1"]
+
+
 def test_a_home_that_is_told(tmp_path: Path, corpus: Corpus) -> None:
     with pytest.raises(rnnnas.DataError):
         rnnnas.open_corpus("book", home=tmp_path)
@@ -186,6 +232,35 @@ def test_a_sample_is_its_pieces_and_never_unknown(lm: LanguageModel) -> None:
     assert text == "the cat" + "".join(pieces) and "<unk>" not in text
     assert lm.sample("the cat", 200, lines=2, seed=4).count("\n") == 2
     assert rnnnas.sample(lm, "the cat", 30, seed=4) == text
+
+
+@pytest.mark.parametrize("text", ["Käse 中 €\n", "ä", "a\ufffdb"])
+def test_characters_of_several_tokens_come_whole(
+    home: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    source = home / "bytes.txt"
+    source.write_text("\n".join(LINES * 200), encoding="utf-8")
+    rnnnas.add_corpus("bytes", source, vocab="bytes", replace=True)
+    made = rnnnas.train("bytes", "GRU", test_streams=2, out=home / "of-bytes", **TINY)
+    lm = rnnnas.load(made.run)
+    assert isinstance(lm, LanguageModel)
+    ids = lm.encode(text)[: None if text.endswith("\n") else -1].tolist()
+    left = iter(ids)
+    monkeypatch.setattr(language_model, "draw_token", lambda *args, **options: next(left))
+    pieces = list(lm.stream("", len(ids)))
+    assert "".join(pieces).rstrip("\n") == text.rstrip("\n")
+
+
+def test_a_folder_for_the_hub_is_a_model_everywhere(lm: LanguageModel, tmp_path: Path) -> None:
+    folder = lm.export("hf", out=tmp_path / "my-model").path
+    back = rnnnas.load(folder)
+    assert isinstance(back, LanguageModel)
+    assert back.evaluate("valid").perplexity == lm.evaluate("valid").perplexity
+    assert rnnnas.evaluate(folder, "valid").perplexity == lm.evaluate("valid").perplexity
+    assert rnnnas.sample(folder, "the cat", 9, seed=4) == lm.sample("the cat", 9, seed=4)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md", "config.json", "model.safetensors",
+    ]  # fmt: skip
 
 
 def test_draws_keep_to_the_likeliest_tokens() -> None:

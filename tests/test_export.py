@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from sample_models import LANGUAGE, language_model
 from tiny_home import corpus, home
 
 from rnnnas.cli import main
+from rnnnas.config.plain import to_plain
+from rnnnas.config.presets import resolve
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.errors import CheckpointError, RnnnasError, UsageError
-from rnnnas.exporting import graphs, hub, onnx_file, packing, run, verify
+from rnnnas.exporting import graphs, onnx_file, packing, run, source, verify
 from rnnnas.exporting.run import export
 from rnnnas.exporting.source import ExportError, read_source
+from rnnnas.runs import hub_folder
 from rnnnas.runs.checkpoint import content_digest, load_content
 
 __all__ = ["corpus", "home"]  # fixtures
@@ -98,7 +103,7 @@ def test_a_hub_folder_is_read_back(dtype: Any, corpus: Corpus, tmp_path: Path) -
     assert sorted(p.name for p in result.path.iterdir()) == [
         "README.md", "config.json", "model.safetensors",
     ]  # fmt: skip
-    back = hub.read_folder(result.path)
+    back = hub_folder.read_folder(result.path)
     same = content_digest(back) == content_digest(load_content(path))
     assert same == (dtype == "float32")
     card = (result.path / "README.md").read_text(encoding="utf-8")
@@ -109,15 +114,58 @@ def test_a_hub_folder_is_read_back(dtype: Any, corpus: Corpus, tmp_path: Path) -
 
 def test_a_changed_hub_folder_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     folder = export(language_model("gru", corpus, tmp_path / "best.pt"), format="hf").path
-    weights, config = folder / hub.WEIGHTS, folder / hub.CONFIG
+    weights, config = folder / hub_folder.WEIGHTS, folder / hub_folder.CONFIG
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="bytes have changed"):
-        hub.read_folder(folder)
+        hub_folder.read_folder(folder)
     weights.write_bytes(whole)
     config.write_text(config.read_text().replace('"step": 5', '"step": 6'))
     with pytest.raises(CheckpointError, match="changed since it was written"):
-        hub.read_folder(folder)
+        hub_folder.read_folder(folder)
+
+
+def test_only_an_export_is_replaced(corpus: Corpus, tmp_path: Path) -> None:
+    path = language_model("gru", corpus, tmp_path / "best.pt")
+    other = tmp_path / "gpt2"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "gpt2"}')
+    (other / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(UsageError, match="holds other files"):
+        export(path, format="hf", out=other)
+    own = export(path, format="hf", out=tmp_path / "own").path
+    (own / ".git").mkdir()
+    with pytest.raises(UsageError, match="holds other files"):
+        export(path, format="hf", out=own)
+    (own / ".git").rmdir()
+    assert export(path, format="hf", out=own).path == own
+    assert (other / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_chunk_may_be_longer_than_the_text(corpus: Corpus, tmp_path: Path) -> None:
+    path = language_model("gru", corpus, tmp_path / "best.pt")
+    assert len(corpus.splits["test"]) < 3 * 900
+    result = export(path, format="onnx", chunk=900)
+    assert result.verified["tokens"] >= 900 and result.verified["log_prob_error"] < 1e-4
+
+
+@pytest.mark.parametrize("more", [{}, {"seconds": 600.0, "epochs": 7}, {"start": "d1" * 32}])
+def test_the_command_that_is_told_repeats_the_training(more: dict[str, Any]) -> None:
+    flags = {"corpus": "tiny", "genotype": "LSTM", "seed": 4}
+    config = resolve("train", preset="quick", file=None, settings=["model.hidden=33"], flags=flags)
+    plain = to_plain(dataclasses.replace(config, **more))
+    told = source._command({"kind": "recurrent", "config": plain, "genotype": {}})
+    if "start" in more:  # known by its digest alone
+        assert told == ""
+        return
+    words = shlex.split(told)
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    again = resolve("train", preset=words[words.index("--preset") + 1], file=None, settings=sets,
+                    flags={**flags, "seed": int(words[words.index("--seed") + 1])})  # fmt: skip
+    wanted = dataclasses.replace(config, **more)
+    if "seconds" in more:  # which takes the place of epochs
+        again = dataclasses.replace(again, epochs=wanted.epochs, least_steps=wanted.least_steps)
+    assert again == wanted
 
 
 def test_a_row_is_one_output(corpus: Corpus, tmp_path: Path) -> None:

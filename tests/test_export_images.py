@@ -13,9 +13,10 @@ from squares import squares
 from test_export import needs_onnx
 
 from rnnnas.data.image_corpus import ImageCorpus
-from rnnnas.exporting import hub, onnx_file
+from rnnnas.exporting import onnx_file
 from rnnnas.exporting.run import export
 from rnnnas.exporting.source import read_source
+from rnnnas.runs import hub_folder
 from rnnnas.runs.checkpoint import content_digest
 
 __all__ = ["browser", "squares"]  # fixtures
@@ -50,7 +51,7 @@ def test_the_hubs_own_class_reads_and_writes_it(squares: ImageCorpus, tmp_path: 
     assert source.images is not None and model.classes == squares.classes
     torch.testing.assert_close(model(images)[0], source.images.net.logits(images))
     model.save_pretrained(tmp_path / "saved")
-    assert content_digest(hub.read_folder(tmp_path / "saved")) == result.digest
+    assert content_digest(hub_folder.read_folder(tmp_path / "saved")) == result.digest
 
 
 @pytest.mark.parametrize(

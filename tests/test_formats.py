@@ -73,6 +73,16 @@ def test_a_finished_study_is_shown_again(tmp_path: Path) -> None:
     assert "cost of each" not in study_text(result, "text")
 
 
+@pytest.mark.parametrize(
+    "words", [["--set", "retries=2"], ["--minutes", "3"], ["--jobs", "2"], ["--dry-run"]]
+)
+def test_showing_a_study_takes_nothing_that_would_run_it(tmp_path: Path, words: list[str]) -> None:
+    folder = tmp_path / "s"
+    execute(folder, plan(), numbers())
+    done = CliRunner().invoke(main, ["study", "--out", str(folder), *words])
+    assert done.exit_code == 2 and f"{words[0]} has no place in showing" in done.output
+
+
 def test_what_is_no_finished_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no study"):
         finished_study(tmp_path)

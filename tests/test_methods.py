@@ -168,6 +168,20 @@ def test_a_search_that_draws_cells_reports_the_one_it_found(
     assert result["valid_perplexity"] == pytest.approx(found, rel=1e-6)
 
 
+def test_a_pruned_mixture_is_no_drawn_cell(corpus: Corpus) -> None:
+    """P-DARTS computes what is left of its space, and is measured by that in every stage."""
+    job = SearchJob(config_of("p-darts"), corpus, CPU)
+    draws = torch.Generator().manual_seed(1)
+    for i in range(6):
+        job.step(Position(step=i, start=4 * i, progress=i / 6), 4, 1.0)
+    assert job.stage == 2
+    mixtures = job.relaxation.mix(job.alphas, job.net.space, 1.0, draws)
+    assert mixtures["recurrent"].paths is not None and not job._draws_cells(mixtures)
+    drawing = SearchJob(config_of("proxyless"), corpus, CPU)
+    mixtures = drawing.relaxation.mix(drawing.alphas, drawing.net.space, 1.0, draws)
+    assert drawing._draws_cells(mixtures)
+
+
 def test_the_help_lists_every_method() -> None:
     text = CliRunner().invoke(main, ["search", "--help"]).output
     lines = [line.split() for line in text.splitlines()]

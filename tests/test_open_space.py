@@ -26,9 +26,10 @@ from rnnnas.lm.noise import NoiseConfig
 from rnnnas.nas import operations
 from rnnnas.nas.genotype import CellGene, Gene, Genotype
 from rnnnas.nas.relax.base import Mixture
-from rnnnas.nas.relax.policy import cell_mixture
+from rnnnas.nas.relax.policy import Policy, cell_mixture, one_hot
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.runs.differences import differences
+from rnnnas.searching.derive_by_trying import PolicyCells
 from rnnnas.types import Batch
 
 DOUBLE = torch.float64
@@ -121,6 +122,40 @@ def test_a_price_on_latency_is_for_what_is_measured(setting: str, named: str) ->
     config_of(setting)
     with pytest.raises(UsageError, match=named):
         config_of(setting, "latency.weight=1", "method=darts-1st")
+
+
+@pytest.mark.parametrize("chooser", ["select.by=race", "derive.by=perturbation"])
+def test_a_price_is_refused_beside_what_goes_by_the_loss_alone(chooser: str) -> None:
+    with pytest.raises(UsageError, match="decides by the loss alone") as caught:
+        config_of("latency.weight=1", "method=darts-1st", chooser)
+    assert chooser.partition("=")[0] in caught.value.remedy
+    config_of("latency.weight=1", "method=darts-1st", "select.by=alphas", "derive.by=scores")
+
+
+def test_nodes_whose_edges_are_all_left_out_have_an_empty_route() -> None:
+    """Of two edges a node, each with an operation drawn: that of both may be `none`."""
+    space = recurrent_space(2, ops=("none", "tanh"), edges_per_node=2)
+    like = torch.zeros(())
+    mixture = one_hot(space, [(0, 0), (1, 0), (2, 1)], like)
+    assert search_cell.routes(space, mixture.paths) == ((), ((2, (1,)),))
+    whole = one_hot(space, [(0, 1), (1, 0), (2, 1)], like)
+    assert whole.paths == ((0, 1), (2, 1))
+
+
+def test_a_policy_that_draws_more_edges_than_are_kept_leaves_the_choice_to_chance() -> None:
+    settings = config_of("method=proxyless-reinforce", "space.edges_per_node=2",
+                         'space.ops=["tanh", "relu"]', "model.nodes=4")  # fmt: skip
+    spaces = {"recurrent": settings.cell_space}
+    policy = settings.relaxation
+    assert isinstance(policy, Policy)
+    alphas = policy.init(spaces, torch.Generator().manual_seed(1))
+    cells = PolicyCells(policy, alphas, spaces, 1, 40)
+    sources = set()
+    for _ in range(40):
+        found = cells.ask()
+        cells.tell(found, 0.0)
+        sources.add(tuple(sorted(gene.source for gene in found.recurrent.nodes[-1])))
+    assert len(sources) > 3
 
 
 def test_an_exact_second_order_needs_a_path_that_has_it() -> None:

@@ -22,7 +22,9 @@ from sample_sources import left_behind, text_of, written, zipped
 
 from rnnnas.cli import main
 from rnnnas.data import text_files as text_module
+from rnnnas.data.borders import broken
 from rnnnas.data.corpus import SPLITS, VocabOptions, add_corpus
+from rnnnas.data.text_files import Text
 from rnnnas.data.text_sources import natural, split_of
 from rnnnas.errors import DataError, UsageError
 
@@ -306,6 +308,16 @@ def test_a_book_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end
     assert added(tmp_path / "b.txt") == whole
     monkeypatch.setattr(text_module, "BLOCK", 777)
     assert added(tmp_path / "b.txt") == whole
+
+
+def test_breaking_a_line_loses_nothing_but_the_space_between() -> None:
+    line = 'He said "Go." Then he left. (It was late.) “Yes.” So it was… “为什么？”她说。好！ ' * 40
+    mended, note = broken(Text("b", lambda: iter([line])))
+    parts = list(mended.lines())
+    assert "broken into sentences" in note and len(parts) > 200
+    assert "".join("".join(parts).split()) == "".join(line.split())
+    assert parts[:3] == ['He said "Go."', "Then he left.", "(It was late.)"]
+    assert parts[4:8] == ["So it was…", "“为什么？”", "她说。", "好！"]
 
 
 def test_shown_commands_can_be_pasted(tmp_path: Path, home: Path) -> None:

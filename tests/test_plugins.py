@@ -79,6 +79,16 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return command
 
 
+def test_a_longer_run_still_says_what_it_was_made_with(run: Any, tmp_path: Path) -> None:
+    words = ["train", *TINY[:-2], "--genotype", "tanh0 relu1", *PLUGIN, "--out", tmp_path / "r"]
+    for epochs in ("1", "2"):
+        done = run(*words, "--epochs", epochs)
+        assert done.exit_code == 0, done.output
+        about = json.loads((tmp_path / "r/config.json").read_text())
+        assert about["config"]["epochs"] == int(epochs)
+        assert [plugin["name"] for plugin in about["plugins"]] == ["my_method.py"]
+
+
 # The example: searched, trained, drawn, saved, loaded
 
 

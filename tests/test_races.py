@@ -25,7 +25,7 @@ from rnnnas.data.corpus import Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import evaluate
-from rnnnas.errors import CheckpointError, DivergedError, Interrupted, UsageError
+from rnnnas.errors import CheckpointError, DataError, DivergedError, Interrupted, UsageError
 from rnnnas.nas.collapse import collapse_note
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.halving import Trial
@@ -35,7 +35,7 @@ from rnnnas.optim import scheduled
 from rnnnas.searching import cell_training
 from rnnnas.searching.cell_training import CellTraining, Course
 from rnnnas.searching.halving import HalvingJob
-from rnnnas.searching.run import search
+from rnnnas.searching.run import job_of, search
 from rnnnas.searching.selection import proposals, race_config, sample
 from rnnnas.searching.supernet import SearchJob
 from rnnnas.studies.estimate import search_seconds
@@ -63,6 +63,49 @@ RACE = [
     "select.guards=3",
 ]
 TRAINED = ["model.hidden=6", "epochs=1", "valid_streams=6", "test_streams=6"]
+
+
+@pytest.mark.parametrize("edges", [1, 2])
+def test_samples_have_as_many_edges_as_a_node_keeps(edges: int) -> None:
+    spaces = {RECURRENT: recurrent_space(4, edges_per_node=edges)}
+    tables = {RECURRENT: [[0.2] * 5 for _ in spaces[RECURRENT].edges]}
+    for seed in range(5):
+        cell = sample(spaces, tables, random.Random(seed)).recurrent
+        assert [len(genes) for genes in cell.nodes] == [min(edges, n + 1) for n in range(4)]
+
+
+def test_published_cells_are_proposed_in_their_own_space_alone(corpus: Corpus) -> None:
+    def origins(*settings: str) -> set[str]:
+        own = config("method=darts-1st", "model.nodes=8", *RACE, *settings)
+        return {proposal.origin for proposal in proposals(SearchJob(own, corpus, CPU), own)}
+
+    assert {"DARTS_V2", "ENAS"} <= origins()
+    assert not {"DARTS_V2", "ENAS"} & origins('space.ops=["none", "tanh", "relu"]')
+    assert not {"DARTS_V2", "ENAS"} & origins("space.output=last")
+
+
+@pytest.mark.parametrize("method", ["random", "halving"])
+def test_cells_trained_alone_let_all_units_through(method: str, corpus: Corpus) -> None:
+    """Whatever a preset for PC-DARTS says of a part of them."""
+    settings = [*SHORT[1:], f"method={method}", "model.hidden=8", "windows.streams=6"]
+    nets = []
+    for partial in ("1", "4"):
+        made = config(*settings, f"model.partial={partial}")
+        job: Any = job_of(made, corpus, CPU)
+        job.step(Position(), job.lengths(0)[0], 1.0)
+        nets.append(job.net.state_dict())
+        assert "model.partial" in made.idle
+    assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
+
+
+def test_the_race_holds_out_text_whatever_the_alphas_learn_on(corpus: Corpus) -> None:
+    snas = config("method=snas", *RACE)
+    assert "alphas.held_out" not in snas.idle
+    assert "alphas.held_out" in config("method=snas").idle
+    # What it cannot hold out is said before the search.
+    for_two = config("method=darts-1st", *RACE, "alphas.text=valid", "alphas.held_out=0.001")
+    with pytest.raises(DataError):
+        search(for_two, corpus, Path("/nowhere"), device=CPU, quiet=True)
 
 
 class Crash(Exception):

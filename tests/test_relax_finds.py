@@ -139,7 +139,13 @@ def shares_found(name: str) -> dict[str, float]:
     rng = random.Random(1)
     genes = {cell: space.sample(rng) for cell, space in SPACES.items()}
     stages = plan(
-        StageConfig(), staged=method.staged, operations=len(OPS), hidden=1, partial=1, dropouth=0.0
+        StageConfig(),
+        staged=method.staged,
+        operations=len(OPS),
+        keep=1,
+        hidden=1,
+        partial=1,
+        dropouth=0.0,
     )
     spaces = dict(SPACES)
     alphas: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from rnnnas.reporting.page import report
 from rnnnas.reporting.paired_section import job_row, percent
 from rnnnas.reporting.read import read_run
 from rnnnas.reporting.repeat import command_of
-from rnnnas.reporting.sections import cells_tried, table
+from rnnnas.reporting.sections import cells_tried, state_of, table
 from rnnnas.reporting.side_by_side import short_names
 from rnnnas.runs.files import write_json
 from rnnnas.studies.paired_table import paired_report
@@ -78,6 +79,17 @@ def test_a_paired_study_is_told_by_its_rows_and_its_differences(tmp_path: Path) 
 def test_a_paired_study_under_way_is_told_by_what_is_done(tmp_path: Path) -> None:
     words = words_of([paired_study(tmp_path / "s", done=False)], tmp_path)
     assert "not finished: 7 jobs done" in words and "test perplexity, darts-1st 97.5" in words
+
+
+def test_rounds_of_a_time_budget_are_counted_as_such(tmp_path: Path) -> None:
+    run = read_run(search_run(tmp_path / "a", epochs=4, done=False))
+    assert state_of(run) == "epoch 3 of 4"
+    timed = dataclasses.replace(run, config={**run.config, "epochs": 1, "seconds": 60.0})
+    assert state_of(timed) == "round 3 of 3"
+    (tmp_path / "a/plan.json").write_text('{"rounds": 12}')
+    assert state_of(timed) == "round 3 of 12"
+    history = history_of(timed)
+    assert history.caption(history.frames[-1]) == "round 3 of 12"
 
 
 def test_jobs_belong_to_rows() -> None:

@@ -238,8 +238,22 @@ def test_a_file_extends_a_preset(tmp_path: Path) -> None:
     base = resolve("search", preset="quick", file=None, settings=(), flags={"corpus": "ptb"})
     found = table_of(file)
     assert found.windows.limit == 7
-    assert dataclasses.replace(found, windows=base.windows) == base
+    # A limit that is said takes the place of the steps that the preset means.
+    assert (base.least_steps, found.least_steps) == (900, 0)
+    assert dataclasses.replace(found, windows=base.windows, least_steps=900) == base
     assert found.windows.bptt == base.windows.bptt
+
+
+def test_what_a_file_says_itself_counts_and_what_it_extends_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "more.toml"
+    file.write_text('extends = "quick"\n[train]\nepochs = 2\n', encoding="utf-8")
+    flags = {"corpus": "ptb", "genotype": "LSTM"}
+    two = resolve("train", preset=None, file=file, settings=(), flags=flags)
+    assert (two.epochs, two.least_steps) == (2, 0)
+    timed = {"corpus": "ptb", "method": "gdas", "seconds": 3600.0}
+    assert resolve("search", preset=None, file=file, settings=(), flags=timed).windows.limit == 0
+    file.write_text('extends = "quick"\n[search.windows]\nlimit = 5\n', encoding="utf-8")
+    assert resolve("search", preset=None, file=file, settings=(), flags=timed).windows.limit == 5
 
 
 def test_what_is_extended_is_not_what_the_user_set(tmp_path: Path) -> None:

@@ -17,13 +17,32 @@ from rnnnas.nas.stages import Stage, StageConfig, plan, progress_within, stage_a
 
 
 def planned(
-    staged: bool = False, operations: int = 5, partial: int = 1, hidden_all: int = 101, **lists: Any
-) -> tuple[Stage, ...]:
+    staged: bool = False, operations: int = 5, partial: int = 1, hidden_all: int = 101,
+    keep: int = 1, **lists: Any,
+) -> tuple[Stage, ...]:  # fmt: skip
     config = from_plain(StageConfig, lists, "stages.")
     return plan(
-        config, staged=staged, operations=operations, hidden=hidden_all, partial=partial,
-        dropouth=0.2,
+        config, staged=staged, operations=operations, keep=keep, hidden=hidden_all,
+        partial=partial, dropouth=0.2,
     )  # fmt: skip
+
+
+def test_a_search_of_one_stage_says_its_size_once() -> None:
+    for setting in ("stages.hidden=[64]", "stages.dropouth=[0.5]"):
+        with pytest.raises(UsageError, match="for several stages"):
+            resolve("search", preset="quick", file=None, settings=[setting],
+                    flags={"corpus": "ptb", "method": "random"})  # fmt: skip
+
+
+def test_no_stage_leaves_a_node_fewer_edges_than_it_keeps() -> None:
+    narrowing = {"ops": [5, 3], "predecessors": [0, 1]}
+    assert planned(**narrowing)[1].predecessors == 1
+    with pytest.raises(UsageError, match="keeps 2 edges"):
+        planned(keep=2, **narrowing)
+    words = ["stages.ops=[8,5,3]", "stages.predecessors=[0,1,1]"]
+    with pytest.raises(UsageError, match="keeps 2 edges"):
+        resolve("image-search", preset="cifar10-p-darts", file=None, settings=words,
+                flags={"corpus": "cifar10"})  # fmt: skip
 
 
 def test_a_search_has_one_stage_unless_it_is_asked_for_more() -> None:

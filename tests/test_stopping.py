@@ -308,3 +308,8 @@ def test_every_report_sees_the_same_window_and_masks(
 def test_settings_that_do_not_fit_are_refused(settings: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         search_config(*SMALL, *settings)
+
+
+def test_a_time_budget_has_no_epochs_to_count() -> None:
+    with pytest.raises(UsageError, match="a time budget has none"):
+        search_config("stop.eigenvalue=true", "seconds=60", method="darts-1st")

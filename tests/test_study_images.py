@@ -15,8 +15,11 @@ from test_study import Fake
 from rnnnas.cli import main
 from rnnnas.data.corpus import VocabOptions, add_corpus
 from rnnnas.errors import UsageError
+from rnnnas.reporting.read import read_study
+from rnnnas.reporting.study_section import study_section
 from rnnnas.studies.execute import Execution
 from rnnnas.studies.finished import study_text
+from rnnnas.studies.listing import list_runs
 from rnnnas.studies.measure import loss_of, measure_of
 from rnnnas.studies.plan import Sizes, StudyConfig, resolve_study, search_config, train_config
 from rnnnas.studies.record import Record
@@ -84,6 +87,11 @@ def test_paired_tests_of_errors(tmp_path: Path) -> None:
     assert result["rows"]["gdas"]["test"]["mean"] == pytest.approx(20.0)
     assert result["rows"]["gdas"]["random_same_cost"]["test_error"] == pytest.approx(40.0)
     assert "-50.0 %" in study_text(result, "text")
+    page = study_section(read_study(tmp_path), "s")
+    assert "test error, gdas" in page and "test error (%)" in page
+    assert "perplexit" not in page.lower()
+    figures = next(one for one in list_runs(tmp_path.parent) if one.path == tmp_path).figures
+    assert not any("perplexity" in name for name in figures)
     assert "test error" in study_text(result, "csv")
     with pytest.raises(UsageError, match="fixed cell"):
         plan("finals=all", 'fixed=["LSTM"]')

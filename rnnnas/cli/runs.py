@@ -105,7 +105,8 @@ def search(method: str | None, **options: Any) -> None:
     if config is None or _shared_out(options, config):
         return
     from rnnnas.data.corpus import open_any
-    from rnnnas.door import default_folder, is_of_images
+    from rnnnas.door import is_of_images
+    from rnnnas.home import default_folder
     from rnnnas.searching.run import job_of
     from rnnnas.searching.run import search as run
 
@@ -141,7 +142,8 @@ def search(method: str | None, **options: Any) -> None:
     echo(f"validation {_measured(result, 'valid')} of {whose}")
     say_compared(
         result, result.get("valid_perplexity"), whose,
-        "such a search says little of cells; search longer with --minutes N or --epochs N",
+        "such a search says little of cells; search longer with --minutes N"
+        + ("" if "epochs" in config.idle else " or --epochs N"),
     )  # fmt: skip
     echo(took(result))
     echo(f"digest {result['digest'][:16]}")
@@ -247,7 +249,7 @@ def _say_lstm(result: Settings, corpus: str) -> None:
 def _train_folder(options: Settings, genotype: str | None, start: Path | None) -> Path:
     """Where a training lies unless it is said."""
     from rnnnas.config.presets import corpus_of
-    from rnnnas.door import run_folder
+    from rnnnas.home import run_folder
 
     corpus = corpus_of(
         "train", flag=options["corpus"], settings=options["settings"], file=options["file"]
@@ -256,7 +258,7 @@ def _train_folder(options: Settings, genotype: str | None, start: Path | None) -
     if start is not None:
         place = start.parent if start.suffix == ".pt" else start
         called = f"from-{place.resolve().name}"
-    return run_folder("train", corpus, called, 1 if options["seed"] is None else options["seed"])
+    return run_folder("train", corpus, called, options["seed"])
 
 
 def _measured(result: Settings, split: str) -> str:

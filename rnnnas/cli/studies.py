@@ -117,7 +117,12 @@ def study(
     elif corpus is None and out is not None:
         from rnnnas.studies.finished import finished_study, study_text
 
-        others = {"--preset": preset, "--methods": methods, "--seeds": seeds, "--fresh": fresh}
+        others = {
+            "--preset": preset, "--methods": methods, "--seeds": seeds, "--fresh": fresh,
+            "--set": settings or None, "--minutes": minutes, "--seconds": seconds, "--jobs": jobs,
+            "--dry-run": dry_run, "--device": device, "--cluster": cluster,
+            "--partition": partition,
+        }  # fmt: skip
         tables.refuse(others, "showing a finished study")
         if not tables.show(out, form):
             echo(study_text(finished_study(out), form))
@@ -132,6 +137,7 @@ def study(
         others = {
             "--methods": methods, "--minutes": minutes, "--seconds": seconds, "--cluster": cluster,
             "--partition": partition, "--device": device, "--config": file,
+            "--format": None if form in ("text", "json") else form,
         }  # fmt: skip
         tables.refuse(others, "the table of a space")
         tables.make(

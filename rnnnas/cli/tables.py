@@ -122,6 +122,11 @@ def show(folder: Path, form: Format) -> bool:
         raise UsageError(
             f"the table in {folder} is not finished", "give its own command again: it goes on"
         )
+    if form not in ("text", "json"):
+        raise UsageError(
+            f"a table of cells is shown as text or json, not as {form}",
+            f"it lies as CSV in {folder / TABLE}",
+        )
     result = {"run": str(folder), "table": str(folder / TABLE), **told(read_table(folder / TABLE))}
     if form == "json":
         print_json(result)

@@ -12,7 +12,7 @@ from rnnnas.cnn.dense.genotype import is_dense
 from rnnnas.cnn.dense.network import check_settings
 from rnnnas.cnn.dense.space import DenseConfig
 from rnnnas.cnn.model import CnnConfig
-from rnnnas.cnn.space import NORMAL, OPERATIONS, REDUCE, check_genotype
+from rnnnas.cnn.space import EDGES, NORMAL, OPERATIONS, REDUCE, check_genotype
 from rnnnas.config.method import MethodChoice
 from rnnnas.config.plain import at_least, fixed
 from rnnnas.data.image_augment import AugmentConfig
@@ -141,6 +141,7 @@ class ImageSearchConfig(MethodChoice):
             self.stages,
             staged=method_of(self.method).staged,
             operations=len(OPERATIONS),
+            keep=EDGES,
             layers=self.model.layers,
             skip_dropout=self.model.skip_dropout,
         )

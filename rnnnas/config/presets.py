@@ -109,8 +109,9 @@ def _settle_length(
     Raises:
         UsageError: for a time and a number of epochs, or a race's cost.
     """
+    filed = {} if file is None else own_table(file, kind)
     said = {setting.partition("=")[0].strip() for setting in settings}
-    said |= {key for key, value in flags.items() if value is not None}
+    said |= _keys(flags)
     if table.get("seconds"):
         if "epochs" in said:
             raise UsageError(
@@ -127,18 +128,22 @@ def _settle_length(
             raise UsageError(
                 "a time budget is for text so far", "give the length of a run on images by --epochs"
             )
-        if "windows.limit" not in said and "limit" not in _in_file(file, kind, "windows"):
+        if "windows.limit" not in said | _keys(filed):
             table.setdefault("windows", {})["limit"] = 0  # all of the text, as time permits
-    filed = {} if file is None else file_table(file, kind)
-    fixed = {"epochs", "windows.limit"} & said or "epochs" in filed
-    if fixed and "least_steps" in table and "least_steps" not in said | filed.keys():
-        table["least_steps"] = 0
+    given = said | _keys(filed)
+    if {"epochs", "windows.limit"} & given and "least_steps" in table:
+        table["least_steps"] = table["least_steps"] if "least_steps" in given else 0
 
 
-def _in_file(file: Path | None, kind: str, group: str) -> Mapping[str, Any]:
-    """What a configuration file holds of a group of settings."""
-    inner = {} if file is None else file_table(file, kind).get(group, {})
-    return inner if isinstance(inner, Mapping) else {}
+def _keys(table: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """The dotted keys of all values of nested tables, but of those that are not given."""
+    found = set()
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= _keys(value, f"{prefix}{key}.")
+        elif value is not None:
+            found.add(prefix + key)
+    return found
 
 
 def _check_medium(name: str, kind: str) -> None:
@@ -231,7 +236,7 @@ def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
 
 
 def with_budget(config: Run, minutes: float) -> Run:
-    """The settings of a run with a time budget.
+    """The settings of a run with a time budget, which still reads no more than `windows.limit`.
 
     Raises:
         UsageError: for a run on images, which has none.

@@ -159,10 +159,15 @@ class SearchConfig(MethodChoice):
             model__layers=(self.model.layers, 1),
             noise__weightdrop=(self.noise.weightdrop, 0.0),
             weights__finetune_epochs=(self.weights.finetune_epochs, 0),
+            weights__nonmono=(self.weights.nonmono, 0),
         )
         _at_least(epochs=(self.epochs, 1), valid_streams=(self.valid_streams, 2))
         check_length(self)
-        _ = self.plan  # refuses stages that do not fit
+        if len(self.plan) == 1 and (self.stages.hidden or self.stages.dropouth):
+            raise UsageError(
+                "stages.hidden and stages.dropouth are for several stages, and this search has one",
+                "say model.hidden and noise.dropouth, or add stages with --set stages.ops=[5,3]",
+            )
         if self.windows.streams < 2:
             raise UsageError("windows.streams must be at least 2: search normalises over streams")
         if self.blackbox.weights == "shared" and method_of(self.method).weights == "scratch":
@@ -180,6 +185,15 @@ class SearchConfig(MethodChoice):
                 f"method {self.method!r} has no alphas: latency.weight = {self.latency.weight} "
                 "has no place in it",
                 "take a method with alphas, e.g. --method darts-1st",
+            )
+        if self.latency.weight and (self.races or self.derives_by_perturbation):
+            what, key = ("race", "select.by=alphas") if self.races else (
+                "derivation by perturbation", "derive.by=scores"
+            )  # fmt: skip
+            raise UsageError(
+                f"a {what} decides by the loss alone: latency.weight = {self.latency.weight} "
+                "would change little in the cell that is returned",
+                f"let the alphas decide, with --set {key}",
             )
         reason = reason_against(self.cell_space)
         if reason and self.order == "exact" and self.model.path == "fast":
@@ -220,7 +234,12 @@ class SearchConfig(MethodChoice):
             )
         if stops and len(self.plan) > 1:
             raise UsageError("stop.eigenvalue compares epochs of one stage: the search has several")
-        if stops and not self.seconds and self.stop.every > self.epochs:
+        if stops and self.seconds:
+            raise UsageError(
+                "stop.eigenvalue counts epochs, and a time budget has none",
+                "give --epochs in place of a time, or leave stop.eigenvalue out",
+            )
+        if stops and self.stop.every > self.epochs:
             raise UsageError(
                 f"stop.every = {self.stop.every} is more than all {self.epochs} epochs: "
                 "there would be no report"
@@ -258,10 +277,16 @@ class SearchConfig(MethodChoice):
             keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
             keys.remove("stop.eigenvalue")
         halving = method_of(self.method).derive == "halving"
-        if not self.races:
+        if self.from_scratch:
+            keys.add("model.partial")
+        if self.races:  # it holds out a part of the training text, whatever the alphas learn on
+            keys.discard("alphas.held_out")
+        else:
             keys |= {f"select.{f.name}" for f in dataclasses.fields(SelectConfig)}
             if not self.from_scratch:
                 keys.remove("select.by")
+        if self.from_scratch and self.blackbox.windows:  # how long each cell's training is
+            keys |= BY_BUDGET
         if halving:
             keys |= {"alphas.text", "blackbox.cells", "blackbox.weights"}
             keys |= {"blackbox.population", "blackbox.sample"}
@@ -297,6 +322,7 @@ class SearchConfig(MethodChoice):
             self.stages,
             staged=method_of(self.method).staged,
             operations=len(self.space.ops),
+            keep=self.space.edges_per_node,
             hidden=self.model.hidden,
             partial=self.model.partial,
             dropouth=self.noise.dropouth,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 
 from rnnnas.data.text_files import Text, joined, sliced
 
@@ -18,7 +18,8 @@ SHARES = (90, 5, 5)  # percent of the lines
 FEW_LINES = 100  # below these, and of LONG characters on average, a text lacks its line structure
 LONG = 1_000
 GIGANTIC = 20_000  # characters a line, on average, that are no lines however many there are
-_SENTENCE = re.compile(r"(?<=[.!?…؟।])[\"'”’»)\]]*\s+|(?<=[。！？])(?![”」』）。！？])")
+# Where a sentence ends: behind its mark, and the quotes and brackets that close there.
+_END = re.compile(r"[.!?…؟।][\"'”’»)\]]*(?=\s)|[。！？][”」』）。！？]*")
 
 
 def cut(texts: Sequence[Text], called: str) -> tuple[dict[str, Text], str]:
@@ -77,7 +78,10 @@ def broken(text: Text) -> tuple[Text, str]:
 
     def sentences() -> Iterator[str]:
         for line in text.lines():
-            yield from (part for part in _SENTENCE.split(line) if part.strip())
+            ends = [match.end() for match in _END.finditer(line)]
+            for start, stop in pairwise((0, *ends, len(line))):
+                if part := line[start:stop].strip():
+                    yield part
 
     lines = sum(1 for _ in text.lines())
     count = sum(1 for _ in sentences())

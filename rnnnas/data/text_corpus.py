@@ -138,8 +138,8 @@ def write_corpus(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with hidden_sibling(folder) as hidden:
             description = _write(hidden, name, texts, vocab, about)
-            sha256 = description["sha256"]
-            install(hidden, folder, name, lambda: _same_content(folder, name, sha256), replace)
+            same = lambda: _same_content(folder, name, description, counted=replace)  # noqa: E731
+            install(hidden, folder, name, same, replace)
     except OSError as error:
         raise DiskError(
             f"{shown(folder)}: the corpus cannot be written ({error.strerror or error})",
@@ -207,13 +207,19 @@ def _write_split(folder: Path, split: str, text: Text, vocab: Vocab, dtype: str)
     }
 
 
-def _same_content(folder: Path, name: str, sha256: str) -> bool:
+def _same_content(
+    folder: Path, name: str, description: Mapping[str, Any], *, counted: bool
+) -> bool:
+    """Whether the corpus in a folder has the same tokens and vocabulary; `counted`: and the same
+    words, bytes and unknown words, which differ where the texts do in what tokens do not show.
+    """
     try:
         there = read_corpus(folder, name)
         check_text(there)
     except DataError:
         return False
-    return there.sha256 == sha256
+    same = there.sha256 == description["sha256"]
+    return same and (not counted or there.description["splits"] == description["splits"])
 
 
 def seal_of(description: Mapping[str, Any]) -> str:

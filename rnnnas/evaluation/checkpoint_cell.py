@@ -7,7 +7,7 @@ from typing import Any
 
 from rnnnas.errors import CheckpointError, RnnnasError
 from rnnnas.nas.genotype import Genotype
-from rnnnas.runs.checkpoint import load_content
+from rnnnas.runs.hub_folder import trained_content
 
 
 def trained_in(reference: str) -> Path | None:
@@ -30,7 +30,7 @@ def checkpoint_cell(path: Path) -> Genotype | str:
     Raises:
         CheckpointError: where the file is damaged, or holds the state of a run and no model.
     """
-    content = load_content(path)
+    content = trained_content(path)
     try:
         if content["genotype"]:
             return Genotype.from_plain(content["genotype"])

@@ -20,7 +20,7 @@ from rnnnas.errors import DataError, UsageError
 from rnnnas.evaluation.images import Classifier, rebuild
 from rnnnas.evaluation.result import Evaluation
 from rnnnas.evaluation.run import evaluate_checkpoint
-from rnnnas.runs.checkpoint import load_content
+from rnnnas.runs.hub_folder import trained_content
 
 
 class Prediction(NamedTuple):
@@ -148,4 +148,4 @@ def load_image_model(path: Path, device: torch.device) -> ImageModel:
     Raises:
         CheckpointError: where the file is missing, damaged, or no image network.
     """
-    return ImageModel(rebuild(load_content(path), path, device), path).to(device)
+    return ImageModel(rebuild(trained_content(path), path, device), path).to(device)

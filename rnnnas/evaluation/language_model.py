@@ -23,6 +23,7 @@ from rnnnas.types import HiddenState
 if TYPE_CHECKING:
     from rnnnas.nas.genotype import Genotype
 
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # how bytes are decoded that are no character (yet)
 _CHUNK = 512  # steps that log-probabilities are computed for at a time: their V scores fill memory
 
 
@@ -186,8 +187,10 @@ class LanguageModel(nn.Module):
             choice = draw_token(scores, draws, temperature=temperature, top_k=top_k, top_p=top_p)
             line.append(choice)
             text = self.vocab.decode(line)
-            yield text[len(said) :]
-            said = text
+            # Of a character that is spelled in several tokens only the first are there.
+            whole = text.rstrip(_UNREADABLE)
+            yield whole[len(said) :]
+            said = whole
             if choice == self.vocab.eos:
                 line, said = [], ""
                 ended += 1
@@ -196,6 +199,8 @@ class LanguageModel(nn.Module):
             with torch.no_grad():
                 last, state = self.step(torch.tensor([choice]), state)
                 last = last[0]
+        if line and (rest := self.vocab.decode(line)[len(said) :]):
+            yield rest
 
     # Evaluation
 

@@ -30,8 +30,9 @@ from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas import operations
 from rnnnas.nas.genotype import Genotype
 from rnnnas.plugins import load as plugins
-from rnnnas.runs.checkpoint import content_digest, load_content
+from rnnnas.runs.checkpoint import content_digest
 from rnnnas.runs.files import read_json
+from rnnnas.runs.hub_folder import is_folder, trained_content
 
 # How far below the exact bound of a generated corpus a perplexity may lie by chance.
 LEAK_MARGIN = 0.02
@@ -58,7 +59,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
         CheckpointError: where the file is missing, damaged, or not a trained cell.
     """
     refuse_search(path)
-    return rebuild_language_model(load_content(path), path, device)
+    return rebuild_language_model(trained_content(path), path, device)
 
 
 def rebuild_language_model(content: dict[str, Any], path: Path, device: torch.device) -> Loaded:
@@ -145,6 +146,13 @@ def refuse_search(path: Path) -> None:
     )
 
 
+def _beside(path: Path) -> Path:
+    """Where settings that were chosen for a model are kept: beside its file, or its hub folder."""
+    if is_folder(path):
+        return path.with_name(f"{path.name}.dynamic.json")
+    return path.with_suffix(".dynamic.json")
+
+
 @exact_float32()
 def evaluate_checkpoint(
     path: Path,
@@ -187,7 +195,7 @@ def evaluate_checkpoint(
         UsageError: a text, or learning from one, for an image network.
     """
     refuse_search(path)
-    content = load_content(path)
+    content = trained_content(path)
     if is_classifier(content):
         if text is not None or dynamic or cache:
             raise UsageError(
@@ -220,7 +228,7 @@ def evaluate_checkpoint(
     if dynamic or cache:
         score, report = evaluate_adapting(
             loaded.net, read, lambda: _trained_on(loaded, corpus), dynamic=dynamic, cache=cache,
-            saved=path.with_suffix(".dynamic.json"), digest=loaded.digest, quiet=quiet, given=given,
+            saved=_beside(path), digest=loaded.digest, quiet=quiet, given=given,
         )  # fmt: skip
         report["plain_perplexity"] = plain.perplexity
     result: dict[str, Any] = {

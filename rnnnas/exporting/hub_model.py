@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from rnnnas.evaluation.images import is_classifier
 from rnnnas.evaluation.images import rebuild as rebuild_images
 from rnnnas.evaluation.run import rebuild_language_model as rebuild_text
-from rnnnas.exporting.hub import CARD, CONFIG, WEIGHTS, model_card, read_folder, write_folder
+from rnnnas.exporting.hub import model_card, write_folder
 from rnnnas.exporting.source import about_content
+from rnnnas.runs.hub_folder import CARD, CONFIG, WEIGHTS, read_folder
 from rnnnas.types import HiddenState
 
 

@@ -24,6 +24,7 @@ from rnnnas.exporting.source import ExportError, Source, read_source
 from rnnnas.exporting.verify import Runner, verify_images, verify_text
 from rnnnas.runs.checkpoint import content_digest
 from rnnnas.runs.files import check_replaceable, disk_errors
+from rnnnas.runs.hub_folder import is_export, read_folder
 
 Format: TypeAlias = Literal["onnx", "html", "hf", "pt2"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -278,7 +279,7 @@ def _folder(source: Source, target: Path, dtype: Dtype) -> ExportResult:
     with disk_errors(target):
         if target.is_file():
             raise UsageError(f"{target} is a file", "name a folder with --out")
-        if target.is_dir() and any(target.iterdir()) and not hub.is_folder(target):
+        if target.is_dir() and any(target.iterdir()) and not is_export(target):
             raise UsageError(
                 f"{target} holds other files", "name another folder with --out, or empty this one"
             )
@@ -295,7 +296,7 @@ def _folder(source: Source, target: Path, dtype: Dtype) -> ExportResult:
         kind = {"images": True} if source.images is not None else {}
         card = hub.model_card(source.about, kind, drawing)
         hub.write_folder(temporary, source.content, weights, card)
-        back = hub.read_folder(temporary)
+        back = read_folder(temporary)
         if dtype == "float32" and content_digest(back) != source.digest:
             raise ExportError("the folder that was written has another digest than the checkpoint")
         verified = _verify_folder(source, temporary, dtype)

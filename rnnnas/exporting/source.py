@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,15 +17,16 @@ from rnnnas.cnn.dense.network import DenseNet, derived_network
 from rnnnas.cnn.model import ConvNet
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import preset_names, preset_tables, resolve
+from rnnnas.config.text import BY_BUDGET
 from rnnnas.errors import RnnnasError
 from rnnnas.evaluation.images import Classifier, is_classifier
 from rnnnas.evaluation.images import rebuild as rebuild_images
 from rnnnas.evaluation.run import Loaded, refuse_search
 from rnnnas.evaluation.run import rebuild_language_model as rebuild_text
-from rnnnas.exporting import hub
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.genotype import Genotype
-from rnnnas.runs.checkpoint import content_digest, load_content
+from rnnnas.runs.checkpoint import content_digest
+from rnnnas.runs.hub_folder import model_path, trained_content
 from rnnnas.runs.sealed import read_result
 
 CPU = torch.device("cpu")
@@ -91,13 +91,9 @@ def read_source(checkpoint: Path) -> Source:
     Raises:
         CheckpointError: where it is missing, damaged or no trained model.
     """
-    path = checkpoint
-    if hub.is_folder(checkpoint):
-        content = hub.read_folder(checkpoint)
-    else:
-        path = checkpoint / "best.pt" if os.path.isdir(checkpoint) else checkpoint
-        refuse_search(path)
-        content = load_content(path)
+    path = model_path(checkpoint)
+    refuse_search(path)
+    content = trained_content(path)
     text = images = None
     if is_classifier(content):
         images = rebuild_images(content, path, CPU)
@@ -175,8 +171,13 @@ def _result(path: Path, digest: str) -> dict[str, Any]:
 
 
 def _command(content: Mapping[str, Any]) -> str:
-    """A command that repeats the training: the nearest preset, and what differs from it."""
+    """A command that repeats the training: the nearest preset, and what differs from it.
+
+    "" where none does: the weights that a training went on from are known by their digest alone.
+    """
     config = dict(content["config"])
+    if config.get("start"):
+        return ""
     kind = "image-train" if is_classifier(content) else "train"
     cell = config.get("cell", "derived")
     genotype = cell.upper() if cell != "derived" else _short(content)
@@ -187,17 +188,20 @@ def _command(content: Mapping[str, Any]) -> str:
             continue
         try:
             there = to_plain(resolve(kind, preset=preset, file=None, settings=(), flags=flags))
+            settings = _changes(config, there)
+            reached = resolve(kind, preset=preset, file=None, settings=settings, flags=flags)
         except RnnnasError:
             continue  # a preset for other networks than this one
-        settings = list(_changes(config, there))
-        if best is None or len(settings) < len(best[1]):
+        again = not _changes(config, to_plain(reached))
+        if again and (best is None or len(settings) < len(best[1])):
             best = preset, settings
+    if best is None:
+        return ""
     words = ["rnnnas", "train", "--corpus", str(config["corpus"]), "--genotype", genotype]
-    if best is not None:
-        words += ["--preset", best[0]]
-        for setting in best[1]:
-            key, _, value = setting.partition("=")
-            words += ["--seed", value] if key == "seed" else ["--set", setting]
+    words += ["--preset", best[0]]
+    for setting in best[1]:
+        key, _, value = setting.partition("=")
+        words += ["--seed", value] if key == "seed" else ["--set", setting]
     return shlex.join(words)
 
 
@@ -212,11 +216,15 @@ def _short(content: Mapping[str, Any]) -> str:
 
 
 def _changes(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """'key=value' of every setting that differs, by dotted key; the genotype is given elsewhere."""
+    """'key=value' of every setting that differs, by dotted key; the genotype is given elsewhere,
+    and a time stands for a number of epochs.
+    """
     out = []
     for key, value in here.items():
         other = there.get(key)
         if key in ("genotype", "cell", "corpus") and not prefix:
+            continue
+        if key in BY_BUDGET and not prefix and here.get("seconds"):
             continue
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             out += _changes(value, other, f"{prefix}{key}.")

@@ -99,6 +99,8 @@ def verify_text(
     """
     assert source.text is not None
     tokens, what = real_text(source)
+    if (least := max(batches) * max(chunk, 1) + 1) > len(tokens):
+        tokens = np.resize(tokens, least)  # as often as it takes to fill a chunk of every stream
     net = source.language_model()
     own = evaluate(net, Streams(tokens.astype(np.int32), 1, CPU, ""), {}).perplexity
     net.load_state_dict(rounded(net.state_dict(), dtype))

@@ -452,4 +452,6 @@ def _slowness(genotype: Genotype) -> float:
 
 
 def _key(genotype: Genotype) -> str:
-    return repr(genotype.to_plain())
+    """The same for all cells whose nodes have the same edges, in whatever order they stand."""
+    nodes = {name: [sorted(genes) for genes in cell.nodes] for name, cell in genotype.cells.items()}
+    return repr((nodes, {name: cell.concat for name, cell in genotype.cells.items()}))

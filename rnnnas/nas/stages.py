@@ -98,20 +98,21 @@ class Stage(NamedTuple):
 
 
 def plan(
-    config: StageConfig, *, staged: bool, operations: int, hidden: int, partial: int,
+    config: StageConfig, *, staged: bool, operations: int, keep: int, hidden: int, partial: int,
     dropouth: float,
 ) -> tuple[Stage, ...]:  # fmt: skip
     """The stages of a search; one where neither the settings nor the method ask for more.
 
     Args:
-        staged: whether the method has stages by itself. operations: O of the whole space.
+        staged: whether the method has stages by itself. operations: O of the whole space. keep:
+            edges that a node of a derived cell has.
         hidden, dropouth: of the search, for what the settings leave open. partial: divides the
             units of every stage.
 
     Raises:
         UsageError: where the lists do not fit each other, the space or `partial`.
     """
-    ops, predecessors = _narrowing(config, staged, operations, ("hidden", "dropouth"))
+    ops, predecessors = _narrowing(config, staged, operations, keep, ("hidden", "dropouth"))
     sizes = config.hidden or _growing(hidden, len(ops), partial)
     if any(size % partial for size in sizes):
         raise UsageError(
@@ -123,10 +124,11 @@ def plan(
 
 
 def image_plan(
-    config: ImageStageConfig, *, staged: bool, operations: int, layers: int, skip_dropout: float
-) -> tuple[ImageStage, ...]:
+    config: ImageStageConfig, *, staged: bool, operations: int, keep: int, layers: int,
+    skip_dropout: float,
+) -> tuple[ImageStage, ...]:  # fmt: skip
     """As `plan`. layers, skip_dropout: of the search, for what the settings leave open."""
-    ops, predecessors = _narrowing(config, staged, operations, ("layers", "skip_dropout"))
+    ops, predecessors = _narrowing(config, staged, operations, keep, ("layers", "skip_dropout"))
     sizes = config.layers or _growing(layers, len(ops))
     dropped = config.skip_dropout or (skip_dropout,) * len(ops)
     return tuple(
@@ -135,8 +137,9 @@ def image_plan(
 
 
 def _narrowing(
-    config: StageConfig | ImageStageConfig, staged: bool, operations: int, others: tuple[str, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    config: StageConfig | ImageStageConfig, staged: bool, operations: int, keep: int,
+    others: tuple[str, ...],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
     """Operations an edge and predecessors a node in every stage, checked with the other lists."""
     ops = config.ops
     if not ops:
@@ -157,6 +160,12 @@ def _narrowing(
             )
     if config.predecessors and config.predecessors[0]:
         raise UsageError("stages.predecessors must begin with 0, for all of them")
+    if any(0 < count < keep for count in config.predecessors):
+        raise UsageError(
+            f"stages.predecessors = {list(config.predecessors)}: a node of a cell keeps {keep} "
+            f"edges, so that no stage may leave it fewer",
+            f"give 0, for all, or {keep} and more",
+        )
     return ops, config.predecessors or (0,) * count
 
 

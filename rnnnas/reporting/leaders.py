@@ -30,7 +30,7 @@ def history_of(run: RunData) -> History:
     frames of other runs.
     """
     if run.frames:
-        frames, noun, total = list(run.frames), "epoch", run.epochs
+        frames, noun, total = list(run.frames), run.noun, run.epochs
     elif run.of("rung"):
         frames, noun = _rungs(run), "rung"
         total = max((f.epoch for f in frames), default=0)

@@ -42,13 +42,20 @@ def _headline(study: StudyData, result: Mapping[str, Any]) -> str:
     for name, own in result["rows"].items():
         mean = number(own["test"]["mean"])
         if mean is not None:
-            pairs.append((f"test perplexity, {name}", f"{mean:,.1f}", _interval(own["test"])))
+            pairs.append(
+                (f"test {measure_in(result)}, {name}", f"{mean:,.1f}", _interval(own["test"]))
+            )
     pairs += [
         ("seeds", str(len(result["seeds"]))),
         ("time of all jobs", duration(result["seconds"])),
         ("state", "" if study.result is not None else f"not finished: {done} jobs done"),
     ]
     return tiles(pairs)
+
+
+def measure_in(result: Mapping[str, Any]) -> str:
+    """What the numbers of a study are: "perplexity", or of images "error", in percent."""
+    return str(result.get("measure", "perplexity"))
 
 
 def _interval(own: Mapping[str, Any]) -> str:
@@ -63,14 +70,14 @@ def _distribution(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
             values=[
                 (value, f"{name}, {seed}: {value:.2f}, {cell['cell']}")
                 for seed, cell in own["cells"].items()
-                if (value := number(cell["test_perplexity"])) is not None
+                if (value := number(cell[f"test_{measure_in(result)}"])) is not None
             ],
             mean=number(own["test"]["mean"]), low=number(own["test"]["low"]),
             high=number(own["test"]["high"]), css=colours[name],
         )
         for name, own in result["rows"].items()
     ]  # fmt: skip
-    chart = strips(rows, label="distribution of cells", x_label="test perplexity")
+    chart = strips(rows, label="distribution of cells", x_label=f"test {measure_in(result)}")
     note = "A dot a cell, a stroke the mean, a bar its 95 % interval."
     return figure("Found cells and random cells", chart, note)
 
@@ -91,7 +98,10 @@ def _differences(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
                             low=percent(test["low"]), high=percent(test["high"]),
                             css=colours[test["method"]]))  # fmt: skip
     chart = strips(
-        rows, label="differences", x_label="difference of the test perplexity (%)", level=0.0
+        rows,
+        label="differences",
+        x_label=f"difference of the test {measure_in(result)} (%)",
+        level=0.0,
     )
     note = "A dot the mean, a bar its 95 % interval; below 0 the first of the two is better."
     return figure("Differences, paired by seed", chart, note)
@@ -107,9 +117,10 @@ def _curves(study: StudyData, result: Mapping[str, Any], colours: Mapping[str, s
             if len(points) > 1:
                 series.append(Series(label="", points=points, css=colours[name],
                                      faint=name == "random cells"))  # fmt: skip
+    log = measure_in(result) == "perplexity"
     chart = line_chart(
-        series, label="final trainings", x_label="epoch", y_label="validation perplexity (log)",
-        log_y=True,
+        series, label="final trainings", x_label="epoch",
+        y_label=f"validation {'perplexity (log)' if log else 'accuracy (%)'}", log_y=log,
     )  # fmt: skip
     keys = "".join(f'<span class="key f {css}">{name}</span>' for name, css in colours.items())
     return figure("Final trainings", f'<p class="keys">{keys}</p>{chart}' if chart else "")
@@ -140,7 +151,8 @@ def _rows(result: Mapping[str, Any]) -> str:
             name, str(test["n"]), f"{said}\n{_interval(test)}", f"{steps:,}" if steps else "–",
             duration(seconds) if seconds else "–",
         ])  # fmt: skip
-    head = ["cells", "n", "test perplexity", "steps of a search", "time of a search"]
+    measure = measure_in(result)
+    head = ["cells", "n", f"test {measure}", "steps of a search", "time of a search"]
     return table(head, rows, "num")
 
 
@@ -162,7 +174,8 @@ def _tests(result: Mapping[str, Any]) -> str:
 def _notes(result: Mapping[str, Any]) -> str:
     finals = len(result["final_seeds"])
     said = (
-        "Perplexities, lower is better: mean ± standard deviation over cells, each the geometric "
+        f"{'Perplexities' if measure_in(result) == 'perplexity' else 'Errors in percent'}, "
+        "lower is better: mean ± standard deviation over cells, each the geometric "
         f"mean of {finals} final training{'s' if finals > 1 else ''} with seeds that no search "
         "used. Differences are paired by search seed and by training seed; those from a fixed cell "
         "have the noise of its own trainings in their interval; p values, two-sided, are corrected "
@@ -172,10 +185,11 @@ def _notes(result: Mapping[str, Any]) -> str:
 
 
 def _cells(result: Mapping[str, Any]) -> str:
+    measure = measure_in(result)
     rows = [
         [f"{name}, {seed}", str(cell["cell"] or "–"),
-         "–" if (value := number(cell["test_perplexity"])) is None else f"{value:,.2f}"]
+         "–" if (value := number(cell[f"test_{measure}"])) is None else f"{value:,.2f}"]
         for name, own in result["rows"].items()
         for seed, cell in own["cells"].items()
     ]  # fmt: skip
-    return table(["of", "cell", "test perplexity"], rows)
+    return table(["of", "cell", f"test {measure}"], rows)

@@ -11,6 +11,7 @@ from typing import Any, final
 
 from rnnnas.cnn.dense.space import DenseConfig, Layout
 from rnnnas.cnn.space import image_spaces
+from rnnnas.engine.budget import PLAN
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import CellSpace, recurrent_space
@@ -135,8 +136,20 @@ class RunData:
             return None  # settings of another version: the shares are shown without names
 
     @property
+    def noun(self) -> str:
+        """What `epochs` counts: the rounds of a time budget take the place of epochs."""
+        return "round" if self.config.get("seconds") else "epoch"
+
+    @property
     def epochs(self) -> int:
-        """How many epochs are planned."""
+        """How many epochs are planned; of a run with a time budget the rounds that its plan has, or
+        that there were.
+        """
+        if self.config.get("seconds"):
+            path = self.folder / PLAN
+            planned = int(read_json(path)["rounds"]) if path.is_file() else 0
+            seen = [int(number(line.get("epoch")) or 0) for line in self.lines]
+            return max([planned, *seen])
         finetuned = self.config.get("weights", {}).get("finetune_epochs", 0)
         return int(self.config.get("epochs", 0)) + int(finetuned if self.kind == "train" else 0)
 

@@ -28,11 +28,14 @@ def command_of(run: RunData) -> str | None:
     """The command that gives the same settings from the preset that is nearest to them.
 
     Returns:
-        None where none does: settings of another version, or a cell that has no short text.
+        None where none does: settings of another version, a cell that has no short text, or a
+        training that went on from another's weights.
     """
     images = run.config.get("augment") is not None
     kind = f"{IMAGE if images else ''}{run.kind}"
     wanted = _completed(kind, {k: v for k, v in run.config.items() if k != "corpus_sha256"})
+    if wanted.get("start"):  # the weights that it went on from are known by their digest alone
+        return None
     words = ["--corpus", str(wanted.get("corpus", ""))]
     words += [word for name in run.plugins for word in ("--plugin", name)]
     flags: dict[str, Any] = {"corpus": wanted.get("corpus"), "seed": wanted.get("seed")}

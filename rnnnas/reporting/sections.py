@@ -136,7 +136,7 @@ def state_of(run: RunData) -> str:
         return ""
     done = max((int(number(line.get("epoch")) or 0) for line in run.of("epoch")), default=0)
     if done:
-        return f"epoch {done} of {run.epochs}"
+        return f"{run.noun} {done} of {run.epochs}"
     steps = [step for line in run.lines if (step := number(line.get("step"))) is not None]
     return f"step {max(steps):,.0f}" if steps else "just begun"
 

@@ -10,7 +10,7 @@ from rnnnas.config.plain import from_plain
 from rnnnas.errors import UsageError
 from rnnnas.reporting.charts import Dot, Row, Series, line_chart, scatter, shown, strips
 from rnnnas.reporting.levels import latency_of
-from rnnnas.reporting.paired_section import paired_parts
+from rnnnas.reporting.paired_section import measure_in, paired_parts
 from rnnnas.reporting.read import RunData, StudyData, genotype_from, number
 from rnnnas.reporting.repeat import study_command
 from rnnnas.reporting.sections import (
@@ -96,11 +96,6 @@ def study_section(study: StudyData, key: str, alone: bool = False) -> str:
     return "".join(parts)
 
 
-def _measure(result: Mapping[str, Any]) -> str:
-    """ "perplexity", or "error" of images."""
-    return str(result.get("measure", "perplexity"))
-
-
 def _colours(result: Mapping[str, Any]) -> dict[str, str]:
     methods = list(result["methods"])
     return {m: "c7" if m == "random cells" else f"c{i % _COLOURS}" for i, m in enumerate(methods)}
@@ -113,7 +108,7 @@ def _headline(study: StudyData, result: Mapping[str, Any]) -> str:
         for split, word in (("test", "test"), ("valid", "validation")):
             mean = number(own[split]["mean"])
             if mean is not None:
-                name = f"{word} perplexity, {method}"
+                name = f"{word} {measure_in(result)}, {method}"
                 pairs.append((name, f"{mean:,.1f}", _interval(own[split], "")))
                 break
     pairs += [
@@ -131,13 +126,13 @@ def _distribution(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
             (value, f"{method}, {'seed' if method != 'random cells' else 'number'} "
                     f"{cell['seed']}: {value:.2f}, {cell['cell']}")
             for cell in own["cells"]
-            if (value := number(cell[f"valid_{_measure(result)}"])) is not None
+            if (value := number(cell[f"valid_{measure_in(result)}"])) is not None
         ]  # fmt: skip
         spread = own["valid"]
         rows.append(Row(label=method, values=values, mean=number(spread["mean"]),
                         low=number(spread["low"]), high=number(spread["high"]),
                         css=colours[method]))  # fmt: skip
-    chart = strips(rows, label="distribution of cells", x_label=f"validation {_measure(result)}")
+    chart = strips(rows, label="distribution of cells", x_label=f"validation {measure_in(result)}")
     return figure(
         "Found cells and random cells", chart,
         "After the short training: a dot a cell, a stroke the mean, a bar its 95 % interval.",
@@ -146,7 +141,7 @@ def _distribution(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
 
 def _ranks(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     dots = []
-    measure = _measure(result)
+    measure = measure_in(result)
     for method, own in result["methods"].items():
         for cell in own["cells"]:
             x, y = (number(cell[f"{kind}_{measure}"]) for kind in ("search_valid", "valid"))
@@ -194,9 +189,10 @@ def _curves(study: StudyData, result: Mapping[str, Any], colours: Mapping[str, s
                 points = run.points("train", run.measure)
                 css = colours[method]
                 series.append(Series(label="", points=points[1:], css=css, faint=css == "c7"))
+    log = measure_in(result) == "perplexity"
     chart = line_chart(
-        series, label="short trainings", x_label="step", y_label="train perplexity (log)",
-        log_y=True,
+        series, label="short trainings", x_label="step",
+        y_label=f"train {'perplexity (log)' if log else 'accuracy (%)'}", log_y=log,
     )  # fmt: skip
     keys = "".join(
         f'<span class="key f {css}">{escape(method)}</span>' for method, css in colours.items()
@@ -215,7 +211,7 @@ def _latency(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
         str(cell["cell"]): (method, value)
         for method, own in result["methods"].items()
         for cell in own["cells"]
-        if cell["cell"] and (value := number(cell[f"valid_{_measure(result)}"])) is not None
+        if cell["cell"] and (value := number(cell[f"valid_{measure_in(result)}"])) is not None
     }
     dots = [
         Dot(x=us, y=cells[cell][1], title=f"{cells[cell][0]}: {us:.1f} µs, {shown(cells[cell][1])}",

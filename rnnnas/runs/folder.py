@@ -145,11 +145,13 @@ class Run:
             write_sealed(path, about | {"run": self._id} | more)
         else:
             self._id = _check_config(path, kind, config, {*idle, *grows})
-            if _grown(read_sealed(path, _NEW)["config"], config, grows):
+            stored = read_sealed(path, _NEW)
+            if _grown(stored["config"], config, grows):
                 # The result first: a run without one goes on, whichever of the two lengths it has.
                 self.result_path.unlink(missing_ok=True)
                 about = {"kind": kind, "config": config, "version": rnnnas.__version__}
-                write_sealed(path, about | ({"run": self._id} if self._id else {}))
+                more = {"plugins": stored["plugins"]} if "plugins" in stored else {}
+                write_sealed(path, about | ({"run": self._id} if self._id else {}) | more)
         self.result = read_result(self.folder)
         if self.result is not None:
             self.close()  # nothing more is written: others may look as well

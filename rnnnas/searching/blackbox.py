@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,12 +52,12 @@ class CandidateJob:
         train, _ = search_texts(config, corpus)
         self.train = Streams(train, config.windows.streams, device)
         self.course = Course(self._pass)
+        self.windows = self._windows()
         trained = config.epochs * sum(self._pass(0))
-        if pace is not None:
-            trained = self.epochs * sum(self.course.lengths(0, pace.plan.steps))
+        if pace is not None or config.blackbox.windows:
+            trained = self.epochs * sum(steps for _, steps in self.windows)
         self.scored = scoring_streams(config, corpus, device, trained)
         self.valid = Streams(corpus.splits["valid"], config.valid_streams, device, "valid_streams")
-        self.windows = self._windows()
         self.valid_perplexity = math.nan  # of the best cell so far
         self._begin(self.strategy.ask())
 
@@ -65,7 +66,7 @@ class CandidateJob:
         config = self.config
         self.genotype_now = genotype
         net = RecurrentLM(
-            config.model,
+            replace(config.model, partial=1),  # all units go through a cell that is trained alone
             self.vocabulary,
             genotype.recurrent,
             noise=config.noise,
@@ -216,4 +217,5 @@ class CandidateJob:
         self.valid_perplexity = state["valid_perplexity"]
         if self.pace is not None:
             self.pace.restore(state["pace"])
-            self.epochs = self.strategy.total = self.pace.total()
+            total = self.pace.total()
+            self.epochs = self.strategy.total = min(total, self.strategy.most or total)

@@ -93,7 +93,8 @@ class Course:
         """The network of a cell with its first weights."""
         config = self.config
         net = RecurrentLM(
-            replace(config.model, nodes=len(genotype.recurrent.nodes)),
+            # All units go through a cell that is trained alone.
+            replace(config.model, nodes=len(genotype.recurrent.nodes), partial=1),
             self.corpus.vocab.size,
             genotype.recurrent,
             noise=config.noise,

@@ -58,20 +58,28 @@ def search_costs(
     validation = measure_pass(job.net, valid, targets, mixed)
     end = FILES_SECONDS + validation
     tried: Mixtures | None = None
+    count = asked = (
+        0  # masks or cells that are scored, and on how many targets each, if that is said
+    )
     if job.scored is not None:
         rng = random.Random(0)
         cells = {name: space.sample(rng) for name, space in job.net.space.items()}
         tried = job.mixtures_of(Genotype(cells=cells))
+        count, asked = config.cells, config.blackbox.targets
     elif config.derive.by == "perturbation":
         tried = mixed
-        places = len(Perturbation(job.net.space, scores, config.derive.order, config.seed).plan)
-        end += config.derive.tune_windows * max(places - 1, 0) * step
+        plan = Perturbation(job.net.space, scores, config.derive.order, config.seed)
+        end += config.derive.tune_windows * max(len(plan.plan) - 1, 0) * step
+        count, asked = plan.total, config.derive.targets
     if tried is not None:
         scoring = measure_pass(job.net, streams, window, tried)
         end += validation
-        if trained is None:
-            trained = int(max(left - end, 0.0) / (step + scoring))
-        end += scoring * trained
+        if asked:
+            end += scoring * count * min(asked, len(alphas)) / window
+        else:
+            if trained is None:
+                trained = int(max(left - end, 0.0) / (step + scoring))
+            end += scoring * max(trained, count)  # each has a window at least
     return Costs(step=step, validation=validation, end=end)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from rnnnas.config.text import SearchConfig
@@ -47,10 +48,12 @@ class PolicyCells(Strategy):
         device = next(iter(self.alphas.values())).device
         draws = generator(self.seed, "derive", len(self.history), device)
         mixtures = self.policy.mix(self.alphas, self.spaces, 1.0, draws)
-        cells = {
-            name: space.discretise(mixtures[name].weights.tolist())
-            for name, space in self.spaces.items()
-        }
+        cells = {}
+        for name, space in self.spaces.items():
+            drawn = mixtures[name].weights
+            # Where more edges are drawn than a node keeps, chance chooses among them.
+            order = 1 + torch.rand(len(drawn), 1, generator=draws, device=device)
+            cells[name] = space.discretise((drawn * order).tolist())
         return Genotype(cells=cells)
 
 

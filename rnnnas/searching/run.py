@@ -41,6 +41,7 @@ from rnnnas.runs.checkpoint import content_digest
 from rnnnas.runs.files import write_json
 from rnnnas.runs.folder import Run, open_run
 from rnnnas.searching.blackbox import CandidateJob
+from rnnnas.searching.cell_training import Course as RaceCourse
 from rnnnas.searching.costs import search_costs
 from rnnnas.searching.halving import HalvingJob
 from rnnnas.searching.race_budget import AIM, SHARE, TimedRace, keep_race, timed_race
@@ -204,7 +205,8 @@ def search(
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
     given_seconds = config.seconds
     if isinstance(config, SearchConfig) and config.races:
-        race_config(config)  # what the race would refuse is said before the search
+        # What the race behind it would refuse is said before the search.
+        RaceCourse(race_config(config), cast(Corpus, corpus), device)
     config, race_plan = _timed(config, corpus, folder, device, stopwatch, fresh)
     later = given_seconds - config.seconds if config.seconds else 0.0
     plan = _plan(config, corpus, folder, device, stopwatch, fresh, ranks, later)

@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 
-from rnnnas.config.text import SearchConfig
+from rnnnas.config.text import SearchConfig, SpaceConfig
 from rnnnas.data.corpus import Corpus
 from rnnnas.nas.derive import DeriveConfig
 from rnnnas.nas.early_stopping import StopConfig
@@ -26,6 +26,7 @@ from rnnnas.searching.halving import HalvingJob
 from rnnnas.searching.supernet import SearchJob
 
 PUBLISHED = ("DARTS_V2", "DARTS_V1", "ENAS")
+_DARTS = ZOO["DARTS_V2"].genotype
 
 
 def race_config(config: SearchConfig) -> SearchConfig:
@@ -78,7 +79,9 @@ def proposals(job: SearchJob, config: SearchConfig) -> list[Proposal]:
     ]
     found += [Proposal(scored.genotype, f"{method}, tried") for scored in _best(job)]
     found += [Proposal(genotype, f"{method}, sample") for genotype in _samples(job, config)]
-    if select.published and config.model.nodes == len(ZOO["DARTS_V2"].genotype.recurrent.nodes):
+    # In a space of the user's own they would bring in what was left out of it.
+    default = config.space == SpaceConfig() and config.model.nodes == len(_DARTS.recurrent.nodes)
+    if select.published and default:
         found += [Proposal(ZOO[name].genotype, name) for name in PUBLISHED]
     return found
 
@@ -124,7 +127,7 @@ def sample(
         nodes = []
         for node in range(space.nodes):
             genes: list[Gene] = []
-            while len(genes) < space.keep:
+            while len(genes) < space.kept(node):
                 used = {gene.source for gene in genes}
                 options = [
                     (Gene(space.ops[o], space.edges[edge][0]), tables[name][edge][o])

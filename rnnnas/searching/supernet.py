@@ -36,6 +36,7 @@ from rnnnas.nas.methods import method_of
 from rnnnas.nas.reinforce import Reinforce
 from rnnnas.nas.relax.base import Mixture, Mixtures, Spaces
 from rnnnas.nas.relax.policy import Policy, mixtures_of
+from rnnnas.nas.space import CellSpace
 from rnnnas.nas.stages import progress_within, stage_at, strongest
 from rnnnas.nas.strategies import Scored, Strategy
 from rnnnas.optim import (
@@ -307,8 +308,9 @@ class SearchJob:
 
     def _draws_cells(self, mixtures: Mixtures) -> bool:
         """Whether the alphas' draws are cells as they are derived: one path a node."""
-        moved = self.architect is not None and isinstance(self.net, RecurrentLM)
-        return moved and all(mixture.paths is not None for mixture in mixtures.values())
+        if self.architect is None or not isinstance(self.net, RecurrentLM):
+            return False
+        return all(_is_a_cell(mixture, self.net.space[name]) for name, mixture in mixtures.items())
 
     def genotype(self) -> Genotype:
         """The cell that was chosen, or else the one that the alphas stand for now."""
@@ -428,3 +430,14 @@ def _draw(
         run.image(title, raster.table_image(table, space.labels, space.ops), step)
     if changed:
         run.image("cell", raster.cell_image(genotype), step)
+
+
+def _is_a_cell(mixture: Mixture, space: CellSpace) -> bool:
+    """Whether what a mixture computes is drawn: one path a node, or where a node keeps several
+    edges one an edge, and not all that a space has left.
+    """
+    if mixture.paths is None:
+        return False
+    if space.keep > 1:
+        return len({edge for edge, _ in mixture.paths}) == len(mixture.paths)
+    return len(mixture.paths) <= space.nodes

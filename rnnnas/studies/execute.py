@@ -90,7 +90,8 @@ def study(
         if cluster == "slurm":
             runner = slurm_runner(folder, record.config.slurm, attached)
         else:
-            runner = LocalRunner(folder, slots)
+            # A corpus that was opened elsewhere is found there by the jobs, too.
+            runner = LocalRunner(folder, slots, corpus.folder.parent.parent.absolute())
         if pace is not None:
             pace.restore(record.budget or {})
         execution = Execution(record, Sizes(corpus.splits), runner, set(attached), more, say, pace)

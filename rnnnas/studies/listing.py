@@ -141,7 +141,7 @@ def _study(folder: Path, date: str) -> RunInfo:
     elif Lock.is_held(folder):
         state = "running"
     figures = {
-        f"{method}: test_perplexity": float(report["test"]["mean"])
+        f"{method}: test_{result.get('measure', 'perplexity')}": float(report["test"]["mean"])
         for method, report in result.get("methods", {}).items()
         if report["test"]["mean"] is not None
     }

@@ -76,17 +76,22 @@ class LocalRunner:
     The cores are shared out: OMP_NUM_THREADS is cores / slots unless it is set. A job is the head
     of its own session, so that a Ctrl-C reaches it through `stop` alone; where the study itself
     is killed, its jobs notice it, save and end.
+
+    Args:
+        home: where they look for corpora; None: where this process does.
     """
 
     poll_seconds = 0.1
 
-    def __init__(self, folder: Path, slots: int) -> None:
+    def __init__(self, folder: Path, slots: int, home: Path | None = None) -> None:
         self._folder = folder
         self._slots = slots
         self.spent: dict[str, float] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         parent = {} if sys.platform == "win32" else {PARENT: str(os.getpid())}
         self._environment = {"OMP_NUM_THREADS": str(threads_each(slots)), **os.environ, **parent}
+        if home is not None:
+            self._environment["RNNNAS_HOME"] = str(home)
 
     def free(self) -> int:
         return self._slots - len(self._running)

@@ -197,6 +197,8 @@ class TrainJob:
         score = Score(**self.ranks.on_rank_zero(lambda: asdict(self._score())))
         if math.isfinite(score.perplexity):
             self.best = score.regret
+            if self.pace is None and self.epochs > self.config.epochs:  # where finetuning begins
+                self.best_weights = {n: w.clone() for n, w in self.weights().items()}
             start = Position(epoch=-1)
             run.save_best(self.checkpoint(start, score.measured[self.task.measure]))
 
@@ -357,6 +359,14 @@ def train(
         begins = read_start(start)
         check_start(begins, cast(TrainConfig, config), cast(Corpus, corpus))
         config = replace(cast(TrainConfig, config), start=begins.digest)
+    elif getattr(config, "start", ""):
+        raise ranks.rank_zero_error(
+            UsageError(
+                f"start = {cast(TrainConfig, config).start!r} says only which weights the training "
+                "goes on from",
+                "give them: --from with the best.pt or run folder of that digest",
+            )
+        )
     config = fitted(config, corpus)
     plain = {**to_plain(config), "corpus_sha256": corpus.sha256}
     plan = None

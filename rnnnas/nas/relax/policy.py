@@ -107,13 +107,18 @@ class Tally:
 def one_hot(space: CellSpace, paths: list[tuple[int, int]], like: Tensor) -> Mixture:
     """The mixture with weight 1 on each (edge, operation) of `paths` and 0 elsewhere.
 
-    `none` adds nothing: it takes the weight of its edge and is not computed.
+    `none` adds nothing: it takes the weight of its edge and is not computed. Of a node on whose
+    edges there is nothing else it stays among the mixture's paths, which name every node.
     """
     weights = like.new_zeros(len(space.edges), len(space.ops))
     for edge, op in paths:
         weights[edge, op] = 1.0
-    computed = sorted((edge, op) for edge, op in paths if space.ops[op] != NONE)
-    return Mixture(weights, tuple(computed))
+    computed = [(edge, op) for edge, op in paths if space.ops[op] != NONE]
+    for node in range(space.nodes):
+        own = set(space.rows(node))
+        if own.isdisjoint(edge for edge, _ in computed):
+            computed += [(edge, op) for edge, op in paths if edge in own]
+    return Mixture(weights, tuple(sorted(computed)))
 
 
 def cell_mixture(space: CellSpace, cell: CellGene, like: Tensor) -> Mixture:

@@ -147,6 +147,7 @@ def test_cells_that_diverged_with_another_seed_end_no_comparison(tmp_path: Path)
     (test,) = result["tests"]
     assert test["left_out"] == sum(without) and test["n"] == len(own) - sum(without)
     assert 0 < test["t_p"] <= 1
+    assert any(line.startswith("Regret and tests leave out") for line in notes(result))
     # Where a search sees nothing that ends well it fails, and the others go on.
     nothing = made_up(some=lambda cell, seed: seed == 2 or cell == "tanh0 tanh0")
     result = against(nothing, ["random"], [0, 1], tmp_path, budget=4, say=print)

@@ -108,6 +108,11 @@ def test_normalisation() -> None:
     found = normalised(x, MEAN, STD)
     assert found.dtype == torch.float32
     assert torch.allclose(found.double(), expected, rtol=0, atol=1e-6)
+    floats = x.float().requires_grad_()  # whose own numbers stay, and have a gradient
+    again = normalised(floats, MEAN, STD)
+    assert torch.equal(again, found) and torch.equal(floats.detach(), x.float())
+    again.sum().backward()
+    assert floats.grad is not None and float(floats.grad.min()) > 0
 
 
 def test_the_whole_in_its_order() -> None:

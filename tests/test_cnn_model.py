@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rnnnas.cnn.cell import DerivedCell
 from rnnnas.cnn.model import CnnConfig, ConvNet, low_precision
 from rnnnas.cnn.noise import SILENCE
 from rnnnas.cnn.space import image_spaces
@@ -145,6 +146,18 @@ def test_evaluation_changes_nothing_and_training_moves_only_the_running_statisti
 def test_an_evaluated_image_does_not_depend_on_its_neighbours() -> None:
     net, batch = net_of(V2).double(), batch_of()
     torch.testing.assert_close(net.logits(batch.inputs)[:2], net.logits(batch.inputs[:2]))
+
+
+def test_drop_path_leaves_states_in_their_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask in float32 makes no float32 of what bfloat16 convolutions gave."""
+    cell = net_of(V2).cells[0]
+    assert isinstance(cell, DerivedCell)
+    state = torch.ones(2, 4, 8, 8, dtype=torch.bfloat16)
+    for edge in cell.edges:
+        monkeypatch.setattr(edge, "forward", lambda given, train: given)
+    monkeypatch.setattr(cell.entries, "forward", lambda older, last, train: [state, state])
+    paths = torch.full((len(cell.edges), 2, 1, 1, 1), 1.25)
+    assert cell(state, state, paths, True).dtype == torch.bfloat16
 
 
 def test_drop_path_grows_with_progress_and_is_the_noises_alone() -> None:

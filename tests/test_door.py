@@ -18,8 +18,10 @@ from rnnnas.config.presets import resolve
 from rnnnas.config.recipes import Reading, recipe
 from rnnnas.data.corpus import Corpus
 from rnnnas.evaluation import language_model
+from rnnnas.evaluation.checkpoint_cell import trained_in
 from rnnnas.evaluation.image_model import ImageModel
 from rnnnas.evaluation.language_model import LanguageModel, draw_token
+from rnnnas.evaluation.run import _beside
 from rnnnas.nas import methods
 from rnnnas.nas.relax import base
 from rnnnas.searching import run as searching
@@ -28,6 +30,7 @@ from rnnnas.studies.local_jobs import LocalRunner
 from rnnnas.training import reading
 from rnnnas.training import run as training
 from rnnnas.training.result import TrainResult
+from rnnnas.training.start import read_start
 
 LINES = ["the cat sat on the mat", "a dog ran to the cat", "the dog sat", "a cat ran", ""]
 TINY = {
@@ -258,6 +261,11 @@ def test_a_folder_for_the_hub_is_a_model_everywhere(lm: LanguageModel, tmp_path:
     assert back.evaluate("valid").perplexity == lm.evaluate("valid").perplexity
     assert rnnnas.evaluate(folder, "valid").perplexity == lm.evaluate("valid").perplexity
     assert rnnnas.sample(folder, "the cat", 9, seed=4) == lm.sample("the cat", 9, seed=4)
+    assert read_start(folder).digest == lm.digest
+    assert trained_in(str(folder)) == folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert _beside(Path(".")) == folder.with_name("my-model.dynamic.json")
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md", "config.json", "model.safetensors",
     ]  # fmt: skip

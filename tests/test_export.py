@@ -159,6 +159,9 @@ def test_the_command_that_is_told_repeats_the_training(more: dict[str, Any]) -> 
         assert told == ""
         return
     words = shlex.split(told)
+    older = {key: value for key, value in plain.items() if key != "output_bias"}
+    began = shlex.split(source._command({"kind": "recurrent", "config": older, "genotype": {}}))
+    assert 'output_bias="zeros"' in began  # what runs did before there was a choice
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     again = resolve("train", preset=words[words.index("--preset") + 1], file=None, settings=sets,
                     flags={**flags, "seed": int(words[words.index("--seed") + 1])})  # fmt: skip

@@ -164,6 +164,20 @@ def test_the_memory_held_is_near_what_the_model_says(kind: Kind) -> None:
 # Measuring
 
 
+def test_a_process_that_waits_is_timed_on_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = Sizes(hidden=8, streams=2, steps=2, nodes=2, vocabulary=16)
+    config = growth.settings_of("train", ("model.precision=float32",))
+
+    def waiting(*args: Any, **more: Any) -> Any:
+        return (lambda: time.sleep(0.02)), torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(growth, "step_of", waiting)
+    monkeypatch.setattr(growth, "clock_of", lambda device: time.thread_time)
+    (own,) = growth.measure("train", config, [sizes], CPU, sweeps=1)
+    (wall,) = growth.measure("train", config, [sizes], CPU, sweeps=1, wall=True)
+    assert own.seconds < 0.02 <= wall.seconds
+
+
 def test_the_tracked_peak_is_what_is_held_at_once() -> None:
     def run() -> Tensor:
         a = torch.zeros(1000)

@@ -19,6 +19,7 @@ from rnnnas.config.presets import resolve
 from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import weights_of
+from rnnnas.errors import UsageError
 from rnnnas.evaluation.run import evaluate_checkpoint
 from rnnnas.nas.genotype import Genotype
 from rnnnas.optim import Average
@@ -104,6 +105,32 @@ def test_a_search_of_another_seed_or_resumed_from_nothing_differs(
         result = search(config, squares, tmp_path / name, device=CPU, quiet=True)
         seen.add(result["digest"])
     assert len(seen) == 4
+
+
+def test_an_auxiliary_classifier_that_sees_too_little_is_refused_at_once(
+    squares: ImageCorpus, tmp_path: Path
+) -> None:
+    """Before there is a folder, and with a size that is enough: 8 pixels become 2."""
+    words = ("model.auxiliary=true", "model.layers=3", "batches.limit=1", "epochs=1")
+    assert squares.size is not None
+    for stem, size, least in (("cifar", 4, 5), ("imagenet", 32, 33)):
+        config = train_config(*words, f"model.stem={stem}", f"augment.size={size}")
+        with pytest.raises(UsageError, match="less than 2 x 2") as error:
+            train(config, squares, tmp_path / stem, device=CPU, quiet=True)
+        assert f"{least} x {least}" in error.value.remedy and not (tmp_path / stem).exists()
+        enough = train_config(*words, f"model.stem={stem}", f"augment.size={least}")
+        TrainJob(enough, squares, CPU).step(Position(), 1, 1.0)
+
+
+def test_settings_that_others_replace_are_known_to_be_idle() -> None:
+    flags = {"corpus": "cifar10"}
+    p_darts = resolve("image-search", preset="cifar10-p-darts", file=None, settings=(), flags=flags)
+    assert {"model.layers", "model.skip_dropout"} <= p_darts.idle
+    resized = resolve("image-train", preset="imagenet", file=None, settings=(),
+                      flags={**flags, "genotype": "DARTS_V2"})  # fmt: skip
+    assert "augment.crop_padding" in resized.idle
+    text = resolve("search", preset="quick-p-darts", file=None, settings=(), flags={"corpus": "p"})
+    assert "model.hidden" in text.idle and "noise.dropouth" not in text.idle
 
 
 def test_a_training_learns_the_colours_and_says_so(squares: ImageCorpus, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from test_study import Fake
 
+from rnnnas.config.presets import resolve
 from rnnnas.errors import UsageError
+from rnnnas.nas.race_plan import plan_of
 from rnnnas.studies.execute import Execution
 from rnnnas.studies.paired import beside_one, holm, p_text, paired, rank_sum, unpaired, wilcoxon
 from rnnnas.studies.paired_table import paired_table
@@ -230,6 +232,17 @@ def test_a_cell_that_lacks_a_training_does_not_count(tmp_path: Path) -> None:
     assert result["training_sd"] > 0 and "One training of a cell has a noise of" in text
     against = next(t for t in result["tests"] if t["against"] == "LSTM")
     assert against["low"] is not None and against["wilcoxon_p"] is None
+
+
+def test_the_steps_of_a_search_are_of_the_text_that_it_trains_on() -> None:
+    """Of a single-level search all of it, whatever the race behind it holds out."""
+    steps = {}
+    for method in ("snas", "darts-1st"):
+        flags = {"corpus": "hmm", "method": method}
+        own = ["windows.limit=0", "least_steps=0", "select.budget=2", "select.windows=100"]
+        config = resolve("search", preset="quick", file=None, settings=own, flags=flags)
+        steps[method] = SIZES.steps(config) - plan_of(2.0, 100).total_steps
+    assert steps["snas"] == pytest.approx(steps["darts-1st"] / 0.9, rel=0.02)
 
 
 def test_settings_of_a_comparison_are_checked() -> None:

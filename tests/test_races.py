@@ -98,6 +98,25 @@ def test_cells_trained_alone_let_all_units_through(method: str, corpus: Corpus) 
     assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
 
 
+def test_a_cell_goes_on_where_only_what_does_not_matter_differs(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    path = tmp_path / "cell.pt"
+    cell = Genotype.from_text("tanh0 relu1 tanh0")
+
+    def training(*settings: str) -> CellTraining:
+        made = Course(config(*SHORT, *settings), corpus, CPU)
+        return CellTraining(made, cell, 0, path)
+
+    first = training()
+    first.advance()
+    first.save()
+    assert training("epochs=7", "least_steps=3").nats == first.nats
+    with pytest.raises(CheckpointError, match=r"weights.lr is 20.0 there and 3.0 here") as error:
+        training("weights.lr=3.0")
+    assert "--fresh" in error.value.remedy
+
+
 def test_the_race_holds_out_text_whatever_the_alphas_learn_on(corpus: Corpus) -> None:
     snas = config("method=snas", *RACE)
     assert "alphas.held_out" not in snas.idle

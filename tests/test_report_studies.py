@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from sample_runs import SHA, rung_lines, search_run, study_folder, train_run
 
 from rnnnas.cli import main
+from rnnnas.engine.budget import Costs, Plan, write_plan
 from rnnnas.reporting.charts import Row, Series, line_chart, strips
 from rnnnas.reporting.leaders import history_of
 from rnnnas.reporting.page import report
@@ -24,7 +25,7 @@ from rnnnas.reporting.repeat import command_of
 from rnnnas.reporting.sections import cells_tried, state_of, table
 from rnnnas.reporting.side_by_side import short_names
 from rnnnas.runs.files import write_json
-from rnnnas.studies.paired_table import paired_report
+from rnnnas.studies.paired_table import count_text, noise_notes, paired_report
 from rnnnas.studies.plan import Sizes, StudyConfig, first_jobs, resolve_study
 from rnnnas.studies.record import Record
 
@@ -79,6 +80,19 @@ def test_a_paired_study_is_told_by_its_rows_and_its_differences(tmp_path: Path) 
 def test_a_paired_study_under_way_is_told_by_what_is_done(tmp_path: Path) -> None:
     words = words_of([paired_study(tmp_path / "s", done=False)], tmp_path)
     assert "not finished: 7 jobs done" in words and "test perplexity, darts-1st 97.5" in words
+    # Nor do rows vanish when the first training with the next seed is done.
+    train_run(tmp_path / "s/final-LSTM-t12", seed=0, valid=103.0)
+    words = words_of([tmp_path / "s"], tmp_path)
+    assert "not finished: 8 jobs done" in words and "test perplexity, darts-1st 97.5" in words
+
+
+def test_what_an_earlier_version_told_is_told_as_it_was() -> None:
+    older = {"rows": {"gdas": {"test": {"n": 3}}}, "tests": [{"method": "gdas", "against": "LSTM"}]}
+    assert noise_notes(older) == [] and count_text(older["rows"]["gdas"]) == "3"  # type: ignore[index]
+    now = {**older, "training_sd": 0.01}
+    assert "fixed cell" in noise_notes(now)[0]
+    assert "fixed cell" not in noise_notes({**now, "tests": []})[0]
+    assert "not known" in noise_notes({**older, "training_sd": None})[0]
 
 
 def test_rounds_of_a_time_budget_are_counted_as_such(tmp_path: Path) -> None:
@@ -86,7 +100,9 @@ def test_rounds_of_a_time_budget_are_counted_as_such(tmp_path: Path) -> None:
     assert state_of(run) == "epoch 3 of 4"
     timed = dataclasses.replace(run, config={**run.config, "epochs": 1, "seconds": 60.0})
     assert state_of(timed) == "round 3 of 3"
-    (tmp_path / "a/plan.json").write_text('{"rounds": 12}')
+    costs = Costs(step=0.1, validation=0.1, end=0.1)
+    planned = Plan(seconds=60.0, spent=1.0, rounds=12, steps=5, every=1, costs=costs)
+    write_plan(tmp_path / "a", planned)
     assert state_of(timed) == "round 3 of 12"
     history = history_of(timed)
     assert history.caption(history.frames[-1]) == "round 3 of 12"

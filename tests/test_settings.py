@@ -256,6 +256,14 @@ def test_what_a_file_says_itself_counts_and_what_it_extends_does_not(tmp_path: P
     assert resolve("search", preset=None, file=file, settings=(), flags=timed).windows.limit == 5
 
 
+def test_files_that_a_file_extends_are_the_users_too(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('extends = "quick"\n[search.windows]\nlimit = 5\n')
+    file = tmp_path / "top.toml"
+    file.write_text('extends = "base.toml"\n[search]\nvalid_streams = 4\n', encoding="utf-8")
+    timed = {"corpus": "ptb", "method": "gdas", "seconds": 3600.0}
+    assert resolve("search", preset=None, file=file, settings=(), flags=timed).windows.limit == 5
+
+
 def test_what_is_extended_is_not_what_the_user_set(tmp_path: Path) -> None:
     """An LSTM has no place for `noise.dropoutx`, which the preset has for other cells."""
     file = tmp_path / "more.toml"

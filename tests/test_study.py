@@ -204,6 +204,16 @@ def test_more_seeds_and_methods_extend_a_study(tmp_path: Path) -> None:
     assert again == result and not none.started
 
 
+def test_a_finished_study_with_a_search_that_failed_stays_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    give = numbers(fails={"search-darts-1st-s2": 6})
+    first, _, _ = execute(folder, plan(), give)
+    before = (folder / "study.json").read_bytes()
+    again, runner, _ = execute(folder, plan(), give)
+    assert again == first and not runner.started
+    assert (folder / "study.json").read_bytes() == before
+
+
 def test_a_study_that_grows_is_not_finished(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     execute(folder, plan(), numbers())

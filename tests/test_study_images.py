@@ -95,6 +95,9 @@ def test_paired_tests_of_errors(tmp_path: Path) -> None:
     assert "test error" in study_text(result, "csv")
     with pytest.raises(UsageError, match="fixed cell"):
         plan("finals=all", 'fixed=["LSTM"]')
+    # Random cells have four nodes, whatever is searched.
+    with pytest.raises(UsageError, match="random cells of 4 nodes"):
+        plan("search.model.nodes=2")
 
 
 @pytest.fixture

@@ -172,16 +172,22 @@ def tracked_peak(run: Callable[[], object], device: torch.device) -> int:
 
 def measure(
     kind: Kind, config: Any, each: Sequence[Sizes], device: torch.device, *, sweeps: int = SWEEPS,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = ALONE, wall: bool = False,
 ) -> list[Measured]:  # fmt: skip
-    """Time and memory of a step at each of the sizes, which take turns."""
+    """Time and memory of a step at each of the sizes, which take turns.
+
+    Args:
+        wall: time on the wall, even of one thread: of a process that waits for others.
+    """
     runs, peaks = [], []
     for sizes in each:
         WORKSPACE.clear()
         gc.collect()
+        # The networks of the sizes before stay, and are not this one's.
+        others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         run, net = step_of(kind, config, sizes, device, ranks)
         weights = sum(p.numel() * p.element_size() for p in net.parameters())
-        before = 0 if device.type == "cuda" else weights
+        before = -others if device.type == "cuda" else weights
         # The first step, which allocates what all later ones use again.
         peaks.append(before + tracked_peak(run, device))
         runs.append(run)
@@ -189,7 +195,7 @@ def measure(
         for _ in range(1 if device.type == "cpu" else PATIENCE + 2):
             run()
     best = [float("inf")] * len(runs)
-    clock = clock_of(device)
+    clock = time.perf_counter if wall else clock_of(device)
     for _ in range(sweeps):
         for i, run in enumerate(runs):
             spent = 0.0
@@ -388,5 +394,5 @@ def _rank(
     device = torch.device("cpu")
     with joined(device) as ranks:
         config = settings_of(kind, settings)
-        (found,) = measure(kind, config, [sizes], device, sweeps=sweeps, ranks=ranks)
+        (found,) = measure(kind, config, [sizes], device, sweeps=sweeps, ranks=ranks, wall=True)
     return found

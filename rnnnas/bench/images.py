@@ -24,6 +24,7 @@ from rnnnas.bench.recurrent import apart, cost, timed
 from rnnnas.cnn.model import ConvNet
 from rnnnas.cnn.space import image_spaces
 from rnnnas.config.presets import resolve
+from rnnnas.engine.device import exact_float32
 from rnnnas.engine.steps import weight_step
 from rnnnas.errors import UsageError
 from rnnnas.nas.architect import Architect
@@ -118,6 +119,7 @@ def iteration(config: Any, device: torch.device, channels_last: bool) -> Callabl
     return iterate
 
 
+@exact_float32()
 def measure(form: Form, settings: tuple[str, ...], name: str, repeats: int) -> tuple[float, float]:
     """Seconds and peak memory in GB of one iteration; for a process of its own."""
     device = torch.device(name)
@@ -184,6 +186,7 @@ def limit(calls: Counter[Call], device: torch.device) -> float:
     return total
 
 
+@exact_float32()
 def _alone(settings: tuple[str, ...], name: str) -> float:
     """The limit; for a process of its own."""
     device = torch.device(name)

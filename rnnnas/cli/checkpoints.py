@@ -96,7 +96,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Perplexity of a CHECKPOINT, or of an image network its accuracy.
 
-    CHECKPOINT is the best.pt of a training, or its run folder.
+    CHECKPOINT is the best.pt of a training, its run folder, or a folder made for the hub.
 
     Settings of --dynamic and --cache are chosen on the validation text, once, and kept beside the
     checkpoint; but for those of --dynamic that --set gives. Published rates of decay (lamb) are for

@@ -30,8 +30,9 @@ def export(
 ) -> None:  # fmt: skip
     """Write a trained model in a form that needs no rnnnas.
 
-    CHECKPOINT is the best.pt of a training, or its run folder. What is written is compared with
-    torch on real text or images; above tolerance nothing is left and the exit code is 1.
+    CHECKPOINT is the best.pt of a training, its run folder, or a folder made for the hub. What is
+    written is compared with torch on real text or images; above tolerance nothing is left and the
+    exit code is 1.
 
     \b
     Examples:

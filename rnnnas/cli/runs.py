@@ -305,11 +305,16 @@ def _run(
     from rnnnas.config.recipes import chosen
     from rnnnas.data.corpus import holds_images
     from rnnnas.engine.budget import Stopwatch
+    from rnnnas.lm.fast.known import without_device_kernels
 
     images = holds_images(config.corpus)
     with joined(options["device"]) as (device, ranks), memory_errors(images):
         if ranks.leads and config.model.path == "fast" and not images:
             say_kernels(device, config.model.precision)
+            if hasattr(config, "cell_space") and (
+                note := without_device_kernels(device, config.windows.streams, ranks.size)
+            ):
+                echo(note, err=True)
             say_cell(getattr(config, "cell_space", None) or config.network)
         # Each process has timed what a recipe goes by, and not alike.
         if ranks.size > 1 and not images and config.seconds:

@@ -219,7 +219,8 @@ class DerivedCell(nn.Module):
             for gene in node:
                 out = self.edges[edge](states[gene.source], train)
                 if paths is not None and self.dropped[edge]:
-                    out = out * paths[edge]
+                    # The mask is float32: rounded to bfloat16, 1 / (1 - p) would be off by 0.4 %.
+                    out = (out * paths[edge]).to(out.dtype)
                 total = out if total is None else total + out
                 edge += 1
             assert total is not None  # a CellGene has no node without an edge

@@ -115,6 +115,23 @@ def low_precision(config: CnnConfig, device: torch.device) -> bool:
     return False
 
 
+def check_auxiliary(config: CnnConfig, side: int) -> None:
+    """Refuse an auxiliary classifier that would see less than two windows a side.
+
+    Args:
+        side: of the images, in pixels.
+    """
+    # As in `ConvNet`: the reductions up to the cell that it stands behind.
+    halvings = len({config.layers // 3, 2 * config.layers // 3})
+    halvings += 3 if config.stem == "imagenet" else 0
+    if side <= 2**halvings:
+        raise UsageError(
+            f"the auxiliary classifier would see less than 2 x 2 pixels of images of {side}",
+            f"train with model.auxiliary=false, or on images of at least {2**halvings + 1} x "
+            f"{2**halvings + 1} pixels",
+        )
+
+
 class ConvNet(nn.Module):
     """An image classifier of L cells.
 

@@ -9,6 +9,7 @@ from rnnnas.nas.space import NONE, CellSpace
 
 NORMAL, REDUCE = "normal", "reduce"
 EDGES = 2  # that a node of a derived cell keeps
+NODES = 4  # of a cell, as in DARTS; random cells have as many
 
 # The operations of a search, in the order of a mixture's columns (DARTS, section 3.1.1).
 OPERATIONS = (
@@ -25,7 +26,7 @@ OPERATIONS = (
 FURTHER = ("sep_conv_7x7", "conv_7x1_1x7")
 
 
-def image_spaces(nodes: int = 4) -> dict[str, CellSpace]:
+def image_spaces(nodes: int = NODES) -> dict[str, CellSpace]:
     """Both cells' space in DARTS: the two cells before as inputs, two edges a node, (14, 8)."""
     space = CellSpace(inputs=2, nodes=nodes, ops=OPERATIONS, keep=EDGES)
     return {NORMAL: space, REDUCE: space}

@@ -92,7 +92,7 @@ class Auxiliary(nn.Module):
         if min(size) < 2:
             raise UsageError(
                 f"the auxiliary classifier sees only {size[0]} x {size[1]} pixels of these images",
-                "train with model.auxiliary=false, or on images of at least 8 x 8 pixels",
+                "train with model.auxiliary=false, or on larger images",
             )
         # Larger than five pixels where these would leave a gap, smaller where there are fewer.
         kernel = [min(max(5, math.ceil(n / 2)), n - 1) for n in size]

@@ -132,6 +132,12 @@ class ImageSearchConfig(MethodChoice):
             keys |= {"model.channels", "model.layers", "model.nodes"}
         else:
             keys |= {f"dense.{f.name}" for f in fields(DenseConfig)}
+        if self.stages.layers:
+            keys.add("model.layers")
+        if self.stages.skip_dropout:
+            keys.add("model.skip_dropout")
+        if self.augment.resized_crop:
+            keys.add("augment.crop_padding")
         return keys
 
     @property
@@ -210,4 +216,6 @@ class ImageTrainConfig:
             keys |= {"model.channels", "model.layers"}
         if not self.model.auxiliary:
             keys |= {"model.auxiliary_weight", "model.auxiliary_norm"}
+        if self.augment.resized_crop:
+            keys.add("augment.crop_padding")
         return frozenset(keys)

@@ -82,10 +82,15 @@ def file_table(file: Path, kind: str) -> dict[str, Any]:
 
 
 def own_table(file: Path, kind: str) -> dict[str, Any]:
-    """As `file_table`, of what the file says itself."""
+    """As `file_table`, of what the user says: the file and the files that it extends, no preset."""
     tables = _read(file)
-    tables.pop(EXTENDS, None)
-    return _of_kind(tables, kind)
+    base = tables.pop(EXTENDS, None)
+    settings = _of_kind(tables, kind)
+    if isinstance(base, str) and base.endswith(".toml"):
+        under = own_table(file.parent / base, kind)
+        merge(under, settings)
+        return under
+    return settings
 
 
 def _of_kind(tables: dict[str, Any], kind: str) -> dict[str, Any]:

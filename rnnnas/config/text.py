@@ -251,6 +251,12 @@ class SearchConfig(MethodChoice):
         return (self.blackbox.weights if weights == "either" else weights) == "scratch"
 
     @property
+    def holds_out(self) -> bool:
+        """Whether a part of the training text is kept from the weights, for the alphas."""
+        # A single-level method has no use for a text of the alphas' own.
+        return self.alphas.text == "held-out" and self.relaxation.level == "valid"
+
+    @property
     def stops_by_eigenvalue(self) -> bool:  # type: ignore[override]  # a setting here
         return self.stop.eigenvalue
 
@@ -277,6 +283,10 @@ class SearchConfig(MethodChoice):
             keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
             keys.remove("stop.eigenvalue")
         halving = method_of(self.method).derive == "halving"
+        if self.stages.hidden:
+            keys.add("model.hidden")
+        if self.stages.dropouth:
+            keys.add("noise.dropouth")
         if self.from_scratch:
             keys.add("model.partial")
         if self.races:  # it holds out a part of the training text, whatever the alphas learn on

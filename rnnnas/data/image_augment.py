@@ -125,9 +125,9 @@ def augment(
 
 
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(x / 255 - mean) / std of uint8 images (B, 3, h, w), mean and std (3,): float32."""
+    """(x / 255 - mean) / std of images (B, 3, h, w), mean and std (3,): a float32 of its own."""
     shift, scale = (255 * mean).view(3, 1, 1), (255 * std).view(3, 1, 1)
-    return images.float().sub_(shift).div_(scale)
+    return (images.float() - shift).div_(scale)
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, padding: int) -> Tensor:

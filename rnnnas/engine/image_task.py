@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from rnnnas.cnn.dense.genotype import is_dense
 from rnnnas.cnn.dense.network import DenseNet, derived_network
 from rnnnas.cnn.dense.space import Layout
-from rnnnas.cnn.model import ConvNet
+from rnnnas.cnn.model import ConvNet, check_auxiliary
 from rnnnas.cnn.noise import SILENCE
 from rnnnas.cnn.ops import MOMENTUM
 from rnnnas.cnn.space import image_spaces
@@ -186,6 +187,8 @@ class ImageTraining(_Images):
         self.train = images_of(corpus, "train", config.batches.size, side, device)
         judged = images_of(corpus, "valid", config.batches.evaluated, side, device)
         self.valid = InOrder(judged, side)
+        if config.model.auxiliary and not is_dense(config.genotype):
+            check_auxiliary(config.model, side or min(corpus.size or ()))
 
     def network(self, generator: torch.Generator) -> Net:
         config, classes = self.config, len(self.corpus.classes)

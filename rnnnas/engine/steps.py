@@ -14,11 +14,26 @@ from torch.func import functional_call
 from rnnnas.distributed import ALONE, Ranks
 from rnnnas.engine.cuda_graphs import CudaGraphs
 from rnnnas.engine.metrics import Score
+from rnnnas.errors import CheckpointError
 from rnnnas.nas.relax.base import Mixture
 from rnnnas.optim import clip_gradients, guarded_step
 from rnnnas.types import Batch, HiddenState, Loss, Noise
 
 EVALUATION_STEPS = 70  # T of evaluation windows; the hidden state makes the value independent of it
+
+
+def load_weights(net: nn.Module, weights: Mapping[str, Tensor], where: object) -> None:
+    """Take over saved weights; where: what they were read from.
+
+    Raises:
+        CheckpointError: where they are those of another network.
+    """
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{where} holds the weights of another network", "start anew with --fresh"
+        ) from error
 
 
 class Readable(Protocol):

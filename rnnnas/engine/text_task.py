@@ -212,8 +212,7 @@ def begin_output(net: RecurrentLM, config: SearchConfig | TrainConfig, corpus: C
 def search_texts(config: SearchConfig, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
     """The text that a search trains weights on, and the one for alphas and for scoring cells."""
     train, other = corpus.splits["train"], corpus.splits["valid"]
-    # A single-level method has no use for a text of the alphas' own.
-    if config.alphas.text == "held-out" and config.relaxation.level == "valid":
+    if config.holds_out:
         kept = int(len(train) * (1 - config.alphas.held_out))
         train, other = train[:kept], train[kept:]
     return train, other

@@ -7,17 +7,19 @@ from typing import Any
 
 from rnnnas.errors import CheckpointError, RnnnasError
 from rnnnas.nas.genotype import Genotype
-from rnnnas.runs.hub_folder import trained_content
+from rnnnas.runs.hub_folder import model_path, trained_content
 
 
 def trained_in(reference: str) -> Path | None:
-    """The checkpoint that a reference to a cell names: a .pt file, or a folder with no genotype."""
+    """The checkpoint that a reference to a cell names: a .pt file, a folder with no genotype, or
+    a hub folder.
+    """
     path = Path(reference)
     try:
         if path.suffix == ".pt" and path.is_file():
             return path
         if path.is_dir() and not (path / "genotype.json").exists():
-            best = path / "best.pt"
+            best = model_path(path)
             return best if best.exists() else None
     except OSError:  # a cell's short form can be longer than any file name
         pass

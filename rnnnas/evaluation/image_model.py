@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rnnnas.data.image_augment import centre_box, normalised, resized
 from rnnnas.data.image_decode import decode, quiet
 from rnnnas.draw.text_svg_dot import as_svg
+from rnnnas.engine.device import exact_float32
 from rnnnas.errors import DataError, UsageError
 from rnnnas.evaluation.images import Classifier, rebuild
 from rnnnas.evaluation.result import Evaluation
@@ -53,6 +54,7 @@ class ImageModel(nn.Module):
         self.exporter: Callable[..., Any] | None = None  # set by whoever loads it
         self.eval()
 
+    @exact_float32()
     def forward(self, pixels: Tensor) -> Tensor:
         """Scores (B, K) of images (B, 3, h, w), uint8 or float in [0, 255].
 

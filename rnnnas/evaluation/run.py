@@ -149,7 +149,8 @@ def refuse_search(path: Path) -> None:
 def _beside(path: Path) -> Path:
     """Where settings that were chosen for a model are kept: beside its file, or its hub folder."""
     if is_folder(path):
-        return path.with_name(f"{path.name}.dynamic.json")
+        whole = path.absolute()  # "." has no name
+        return whole.with_name(f"{whole.name}.dynamic.json")
     return path.with_suffix(".dynamic.json")
 
 

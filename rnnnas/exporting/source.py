@@ -26,6 +26,7 @@ from rnnnas.evaluation.run import rebuild_language_model as rebuild_text
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.nas.genotype import Genotype
 from rnnnas.runs.checkpoint import content_digest
+from rnnnas.runs.differences import completed
 from rnnnas.runs.hub_folder import model_path, trained_content
 from rnnnas.runs.sealed import read_result
 
@@ -175,7 +176,7 @@ def _command(content: Mapping[str, Any]) -> str:
 
     "" where none does: the weights that a training went on from are known by their digest alone.
     """
-    config = dict(content["config"])
+    config = completed(content["config"])
     if config.get("start"):
         return ""
     kind = "image-train" if is_classifier(content) else "train"
@@ -222,7 +223,7 @@ def _changes(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = ""
     out = []
     for key, value in here.items():
         other = there.get(key)
-        if key in ("genotype", "cell", "corpus") and not prefix:
+        if key not in there or key in ("genotype", "cell", "corpus") and not prefix:
             continue
         if key in BY_BUDGET and not prefix and here.get("seconds"):
             continue

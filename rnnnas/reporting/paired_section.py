@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from rnnnas.reporting.charts import Row, Series, line_chart, strips
 from rnnnas.reporting.read import StudyData, number
 from rnnnas.reporting.sections import duration, figure, fold, table, tiles
 from rnnnas.studies.paired import p_text
+from rnnnas.studies.paired_table import count_text, noise_notes
 
 _COLOURS = 7  # of methods; the random cells are grey
 
@@ -119,7 +121,8 @@ def _curves(study: StudyData, result: Mapping[str, Any], colours: Mapping[str, s
                                      faint=name == "random cells"))  # fmt: skip
     log = measure_in(result) == "perplexity"
     chart = line_chart(
-        series, label="final trainings", x_label="epoch",
+        series, label="final trainings",
+        x_label=next((run.noun for run in study.runs.values() if run.kind == "train"), "epoch"),
         y_label=f"validation {'perplexity (log)' if log else 'accuracy (%)'}", log_y=log,
     )  # fmt: skip
     keys = "".join(f'<span class="key f {css}">{name}</span>' for name, css in colours.items())
@@ -148,7 +151,7 @@ def _rows(result: Mapping[str, Any]) -> str:
         said += "" if deviation is None else f" ± {deviation:.2f}"
         steps, seconds = own["search_steps"], number(own["search_seconds"])
         rows.append([
-            name, str(test["n"]), f"{said}\n{_interval(test)}", f"{steps:,}" if steps else "–",
+            name, count_text(own), f"{said}\n{_interval(test)}", f"{steps:,}" if steps else "–",
             duration(seconds) if seconds else "–",
         ])  # fmt: skip
     measure = measure_in(result)
@@ -177,11 +180,10 @@ def _notes(result: Mapping[str, Any]) -> str:
         f"{'Perplexities' if measure_in(result) == 'perplexity' else 'Errors in percent'}, "
         "lower is better: mean ± standard deviation over cells, each the geometric "
         f"mean of {finals} final training{'s' if finals > 1 else ''} with seeds that no search "
-        "used. Differences are paired by search seed and by training seed; those from a fixed cell "
-        "have the noise of its own trainings in their interval; p values, two-sided, are corrected "
-        "by Holm over all methods held against the same thing."
+        "used. Differences are paired by search seed and by training seed; p values, two-sided, "
+        "are corrected by Holm over all methods held against the same thing."
     )
-    return f'<p class="sub">{said}</p>'
+    return f'<p class="sub">{escape(" ".join([said, *noise_notes(result)]))}</p>'
 
 
 def _cells(result: Mapping[str, Any]) -> str:

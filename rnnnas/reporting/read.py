@@ -11,7 +11,7 @@ from typing import Any, final
 
 from rnnnas.cnn.dense.space import DenseConfig, Layout
 from rnnnas.cnn.space import image_spaces
-from rnnnas.engine.budget import PLAN
+from rnnnas.engine.budget import read_plan
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import CellSpace, recurrent_space
@@ -146,8 +146,8 @@ class RunData:
         that there were.
         """
         if self.config.get("seconds"):
-            path = self.folder / PLAN
-            planned = int(read_json(path)["rounds"]) if path.is_file() else 0
+            plan = read_plan(self.folder)
+            planned = 0 if plan is None else plan.rounds
             seen = [int(number(line.get("epoch")) or 0) for line in self.lines]
             return max([planned, *seen])
         finetuned = self.config.get("weights", {}).get("finetune_epochs", 0)

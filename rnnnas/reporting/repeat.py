@@ -10,7 +10,7 @@ from typing import Any
 from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
 from rnnnas.config.plain import from_plain, to_plain
 from rnnnas.config.presets import IMAGE, preset_names, resolve
-from rnnnas.config.text import SearchConfig, TrainConfig
+from rnnnas.config.text import BY_BUDGET, SearchConfig, TrainConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.reporting.read import RunData, StudyData
@@ -90,8 +90,9 @@ def _settings(
         reached = json_plain(to_plain(_resolved(kind, preset, settings, flags)))
     except UsageError:
         return None
-    same = {k: v for k, v in leaves(reached) if k not in _LATER}
-    if same != {k: v for k, v in leaves(json_plain(wanted)) if k not in _LATER}:
+    free = {*_LATER, *(BY_BUDGET if wanted.get("seconds") else ())}
+    same = {k: v for k, v in leaves(reached) if k not in free}
+    if same != {k: v for k, v in leaves(json_plain(wanted)) if k not in free}:
         return None
     return [word for setting in settings for word in ("--set", setting)]
 
@@ -106,7 +107,10 @@ def _differences(base: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return [
         f"{key}={json.dumps(value)}"
         for key, value in leaves(wanted)
-        if there.get(key) != value and not key.startswith("genotype") and key not in _LATER
+        if there.get(key) != value
+        and not key.startswith("genotype")
+        and key not in _LATER
+        and not (key in BY_BUDGET and wanted.get("seconds"))
     ]
 
 

@@ -107,7 +107,7 @@ def numbers(run: RunData, names: Mapping[str, str], detail: Detail) -> str:
         rows.append([str(line.get("epoch", "")), *("–" if v is None else shown(v) for v in values)])
     if not rows or not detail.numbers:
         return ""
-    return fold("Numbers", table(["epoch", *names.values()], rows[-200:], "num"))
+    return fold("Numbers", table([run.noun, *names.values()], rows[-200:], "num"))
 
 
 def measured(run: RunData, split: str) -> str:
@@ -291,7 +291,7 @@ def _search_values(run: RunData) -> str:
         if len(points) > 1:
             chart = line_chart(
                 [Series(label="", points=points, css="c2", marked=True)], label=label,
-                x_label="epoch", y_label=label,
+                x_label=run.noun, y_label=label,
             )  # fmt: skip
             found.append(figure(label[0].upper() + label[1:], chart))
     return "".join(found)

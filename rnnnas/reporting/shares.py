@@ -21,6 +21,7 @@ _SIDE = 128.0  # of a heat map
 _EDGE = 22.0  # beside it, for the names of its first and last row
 _HEADINGS = {
     "epoch": "The cell, epoch by epoch",
+    "round": "The cell, round by round",
     "rung": "The best cell, rung by rung",
     "cell": "The best cell so far",
 }
@@ -224,6 +225,6 @@ def leading(run: RunData) -> str:
     if not series or len(run.frames) < 2:
         return ""
     return line_chart(
-        series, label="share of the leading operation of each node", x_label="epoch",
+        series, label="share of the leading operation of each node", x_label=run.noun,
         y_label="share",
     )  # fmt: skip

@@ -78,7 +78,8 @@ def _charts(runs: Sequence[RunData], measure: str) -> list[str]:
     if any(len(line.points) > 1 for line in series):
         log = measure == "perplexity"
         chart = line_chart(
-            series, label=f"validation {measure}", x_label="epoch",
+            series, label=f"validation {measure}",
+            x_label=" or ".join(sorted({run.noun for run in own})),
             y_label=f"{measure} {'(log)' if log else 'in %'}", log_y=log,
         )  # fmt: skip
         found.append(figure(f"Validation {measure}", chart))

@@ -42,15 +42,15 @@ def result_of(study: StudyData) -> Mapping[str, Any] | None:
     """
     if study.result is not None:
         return study.result
+    sizes = Sizes({"train": range(1_000_000)})  # steps are not told of here
     try:
         config: StudyConfig = from_plain(StudyConfig, study.plan["config"])
+        jobs: list[Job] = first_jobs(config, sizes)
     except (UsageError, TypeError, ValueError):
         return None
     record = Record(study.folder, config, str(study.plan.get("corpus_sha256", "")))
     record.jobs = {name: dict(job) for name, job in study.jobs.items()}
     results = {n: dict(run.result) for n, run in study.runs.items() if run.result is not None}
-    sizes = Sizes({"train": range(1_000_000)})  # steps are not told of here
-    jobs: list[Job] = first_jobs(config, sizes)
     if all(job.name in results for job in jobs):
         jobs += final_jobs(config, choose(jobs, results), sizes)
     told = paired_report if config.finals == "all" else report

@@ -51,6 +51,19 @@ def differences(
     ]
 
 
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested configuration with what runs did before the settings that it is older than, of the
+    groups that it has.
+    """
+    found = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    for key, old in LATER.items():
+        group, _, name = key.rpartition(".")
+        place = found.get(group) if group else found
+        if isinstance(place, dict):
+            place.setdefault(name, old)
+    return found
+
+
 def _shown(flat: Mapping[str, Any], key: str) -> str:
     return json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
 

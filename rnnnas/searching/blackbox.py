@@ -17,10 +17,10 @@ from rnnnas.engine.budget import Course, Pace
 from rnnnas.engine.cuda_graphs import cuda_graphs_for
 from rnnnas.engine.job import Position, StepReport
 from rnnnas.engine.metrics import perplexity
-from rnnnas.engine.steps import evaluate, generator, own_state, weight_step
+from rnnnas.engine.steps import evaluate, generator, load_weights, own_state, weight_step
 from rnnnas.engine.task import products_in
 from rnnnas.engine.text_task import begin_output, scoring_streams, search_texts
-from rnnnas.errors import DivergedError
+from rnnnas.errors import CheckpointError, DivergedError
 from rnnnas.lm.model import RecurrentLM, cell_path, low_precision
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.optim import restore_optimizer, scheduled, weight_optimizer
@@ -203,14 +203,26 @@ class CandidateJob:
             "optimizer": self.optimizer.state_dict(),
             "carry": self.hidden_state,
             "lost": self.diverged,
+            "output_bias": self.config.output_bias,
             "valid_perplexity": self.valid_perplexity,
             **({} if self.pace is None else {"pace": self.pace.state()}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            CheckpointError: where the cells so far were trained otherwise, by an earlier version.
+        """
+        if state.get("output_bias", "zeros") != self.config.output_bias:
+            raise CheckpointError(
+                "the cells that this search has tried were trained from an output bias of zeros, "
+                "by an earlier version, whatever was set",
+                "start anew with --fresh",
+            )
         self.strategy.restore(state["candidates"])
         self._begin(Genotype.from_plain(state["genotype_now"]))
-        self.net.load_state_dict(state["weights"])
+        load_weights(self.net, state["weights"], "the saved state")
         restore_optimizer(self.optimizer, state["optimizer"])
         self.hidden_state = own_state(state["carry"], self.device, ALONE)
         self.diverged = state["lost"]

@@ -20,7 +20,14 @@ from rnnnas.data.text_streams import Streams, window_lengths
 from rnnnas.distributed import ALONE
 from rnnnas.engine.cuda_graphs import CudaGraphs, cuda_graphs_for
 from rnnnas.engine.metrics import perplexity
-from rnnnas.engine.steps import evaluate, generator, own_state, state_of, weight_step
+from rnnnas.engine.steps import (
+    evaluate,
+    generator,
+    load_weights,
+    own_state,
+    state_of,
+    weight_step,
+)
 from rnnnas.engine.task import products_in
 from rnnnas.engine.text_task import begin_output
 from rnnnas.errors import CheckpointError
@@ -29,6 +36,7 @@ from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.halving import Outcome, Trial
 from rnnnas.optim import restore_optimizer, scheduled, weight_optimizer
 from rnnnas.runs.checkpoint import load_content, save_content
+from rnnnas.runs.differences import differences
 from rnnnas.types import HiddenState
 
 DECAY = 0.98  # of the averaged weights
@@ -148,7 +156,7 @@ class CellTraining:
             )
             self.optimizer = weight_optimizer(self._net, config.weights)
             if self._saved is not None:
-                self._net.load_state_dict(self._saved["weights"])
+                load_weights(self._net, self._saved["weights"], self.path)
                 restore_optimizer(self.optimizer, self._saved["optimizer"])
                 self._saved = None
         return self._net
@@ -268,10 +276,12 @@ class CellTraining:
         save_content(self.path, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state.get("identity") != self._identity():
+        own, there = self._identity(), dict(state.get("identity") or {})
+        changed = differences(there.pop("config", {}), own.pop("config"), self.course.config.idle)
+        if changed or there != own:
             raise CheckpointError(
-                f"{self.path} is not of this race",
-                "move it away, and the same command trains that cell anew",
+                f"{self.path} is not of this race" + (f": {'; '.join(changed)}" if changed else ""),
+                "start anew with --fresh",
             )
         self.nats = list(state["nats"])
         self.heldout = {int(step): float(loss) for step, loss in state["heldout"]}

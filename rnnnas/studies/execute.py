@@ -157,6 +157,7 @@ class Execution:
                 entry["state"] = "done"
             elif entry["state"] != "failed" or again:
                 entry["state"] = "waiting"
+        self._skip()
         self.record.save()
         for _ in range(2):  # the final jobs are known by the results of the others
             self._look()
@@ -196,14 +197,18 @@ class Execution:
             self.foreign.discard(name)
             ended[name] = 0
             self._look()
-        for job in self.firsts:  # a search stands before the training of its cell
-            if job.after and self.record.job(job.after)["state"] in ("failed", "skipped"):
-                self.record.job(job.name).update(state="skipped", message=f"{job.after} failed")
+        self._skip()
         if any(self._is(job, "done") and job.name not in self.results for job in self.jobs()):
             self._look()  # a final training of an earlier start, of a cell that is chosen again
         if ended:
             self._save()
         return all(self._is(job, *SETTLED) for job in self.jobs())
+
+    def _skip(self) -> None:
+        """Leave out the trainings of cells whose search failed."""
+        for job in self.firsts:  # a search stands before the training of its cell
+            if job.after and self.record.job(job.after)["state"] in ("failed", "skipped"):
+                self.record.job(job.name).update(state="skipped", message=f"{job.after} failed")
 
     def _is(self, job: Job, *states: str) -> bool:
         return self.record.job(job.name)["state"] in states

@@ -21,6 +21,7 @@ from rnnnas.studies.record import DAMAGED
 from rnnnas.studies.record import NAME as STUDY
 
 State = Literal["finished", "running", "stopped", "failed", "damaged"]
+PLAN = "plan.json"  # as in engine.budget, which needs torch
 DEPTH = 3  # folders below the one that is looked through
 _TAIL = 1 << 16  # bytes of metrics.jsonl in which its last epoch is looked for
 _NO_FIGURES = ("seconds", "parameters")  # numbers of a result that say nothing of how good it is
@@ -32,7 +33,7 @@ class RunInfo:
 
     kind: "search", "train", "image-search", "image-train" or "study". what: the method of a
     search, the cell of a training, the methods of a study. state: "stopped" for what ended before
-    it was finished, or was killed. done, total: epochs; of a study, jobs.
+    it was finished, or was killed. done, total: epochs, or what `unit` says; of a study, jobs.
     figures: what the result measured. seconds: it took. date: when it was last written, UTC.
     note: why it failed, or what is damaged.
     """
@@ -45,6 +46,7 @@ class RunInfo:
     state: State
     done: int = 0
     total: int = 0
+    unit: str = "epoch"
     figures: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     date: str = ""
@@ -58,7 +60,7 @@ class RunInfo:
         """'finished', 'stopped at epoch 2 of 4', 'failed at epoch 1 of 4: ...'."""
         if self.state in ("finished", "damaged"):
             return self.state if not self.note else f"{self.state}: {self.note}"
-        unit = "job" if self.kind == "study" else "epoch"
+        unit = "job" if self.kind == "study" else self.unit
         where = f"{self.state} at {unit} {self.done} of {self.total}"
         return f"{where}: {self.note}" if self.note else where
 
@@ -122,9 +124,13 @@ def _run(folder: Path, date: str) -> RunInfo:
     elif failed:
         state = "failed"
     result = result or {}
+    total, unit = config.get("epochs", 0), "epoch"
+    if config.get("seconds"):  # its rounds take the place of epochs
+        path = folder / PLAN
+        total, unit = (read_sealed(path, DAMAGED)["rounds"] if path.is_file() else 0), "round"
     return RunInfo(
         path=folder, kind=kind, corpus=config["corpus"], what=what, seed=config.get("seed"),
-        state=state, done=epoch, total=max(epoch, config.get("epochs", 0)),
+        state=state, done=epoch, total=max(epoch, total), unit=unit,
         figures=figures_of(result), seconds=result.get("seconds"), date=date, note=failed,
     )  # fmt: skip
 

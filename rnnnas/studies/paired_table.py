@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -35,8 +36,10 @@ def paired_report(record: Record, jobs: Sequence[Job], results: Results) -> dict
     config = record.config
     measure = measure_of(results.values())
     every = {name: _logs(name, jobs, results) for name in rows_of(config)}
-    there = {t for own in every.values() for cell in own.values() for t in cell}
-    seeds = [t for t in config.final_seeds if t in there]  # all, but of a study under way
+    # All seeds, but of a study under way those that most cells have got to.
+    counts = Counter(t for own in every.values() for cell in own.values() for t in cell)
+    most = max(counts.values(), default=0)
+    seeds = [t for t in config.final_seeds if 2 * counts[t] > most]
     logs = {name: _whole(own, seeds) for name, own in every.items()}
     noise = training_variance(
         [[cell[t] for t in seeds] for own in logs.values() for cell in own.values()]
@@ -233,9 +236,7 @@ def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
         mean = "failed" if test["mean"] is None else f"{test['mean']:.2f}"
         sd = "" if test["sd"] is None else f" ± {test['sd']:.2f}"
         interval = "-" if test["low"] is None else f"[{test['low']:.2f}, {test['high']:.2f}]"
-        planned = row.get("planned", test["n"])  # earlier versions do not tell
-        count = str(test["n"]) if planned == test["n"] else f"{test['n']} of {planned}"
-        line = [name, count, mean + sd, interval]
+        line = [name, count_text(row), mean + sd, interval]
         if told:
             drawn = row["random_same_cost"]
             line.append("-" if drawn is None else
@@ -262,6 +263,37 @@ def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
     ]
 
 
+def noise_notes(result: Mapping[str, Any]) -> list[str]:
+    """What the table counts and its intervals hold; nothing of studies of earlier versions."""
+    notes = []
+    noise = result.get("training_sd")
+    fixed = any(t["against"] not in (RANDOM, *_searched(result)) for t in result["tests"])
+    if noise is not None:
+        notes.append(
+            f"One training of a cell has a noise of {100 * math.expm1(noise):.2f} %"
+            + ("; of a fixed cell's own trainings it is part of the interval and of t." if fixed
+               else ".")
+        )  # fmt: skip
+    elif "training_sd" in result and fixed:
+        notes.append("With one final training a cell, the error of a fixed cell is not known.")
+    rows = result["rows"].values()
+    if any(row.get("planned", row["test"]["n"]) != row["test"]["n"] for row in rows):
+        notes.append("Cells count of which every final training came to a finite loss.")
+    return notes
+
+
+def _searched(result: Mapping[str, Any]) -> set[str]:
+    """The rows that searches made."""
+    return {str(test["method"]) for test in result["tests"]}
+
+
+def count_text(row: Mapping[str, Any]) -> str:
+    """'8', or '7 of 8' where a cell lacks a final training."""
+    own = row["test"]["n"]
+    planned = row.get("planned", own)  # earlier versions do not tell
+    return str(own) if planned == own else f"{own} of {planned}"
+
+
 def paired_notes(result: Mapping[str, Any]) -> list[str]:
     """What the numbers are."""
     finals = len(result["final_seeds"])
@@ -274,16 +306,7 @@ def paired_notes(result: Mapping[str, Any]) -> list[str]:
         "training seed; from random cells, which belong to no search, by Welch's t and rank sums;",
         "p values, two-sided, are corrected by Holm over the methods held against the same thing.",
     ]
-    noise = result.get("training_sd")
-    if noise is not None:
-        notes.append(
-            f"One training of a cell has a noise of {100 * math.expm1(noise):.2f} %, which, of a "
-            "fixed cell's own trainings, is part of the interval and of t."
-        )
-    elif "training_sd" in result and any(t["low"] is None for t in result["tests"]):
-        notes.append("With one final training a cell, the error of a fixed cell is not known.")
-    if any(row.get("planned", 0) != row["test"]["n"] for row in result["rows"].values()):
-        notes.append("Cells count of which every final training came to a finite loss.")
+    notes += noise_notes(result)
     if all("cost" in row for row in result["rows"].values()):
         notes.append(
             f"random, same cost: the expected test {measure} of the best by validation of as many "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rnnnas.cnn import zoo as image_zoo
+from rnnnas.cnn.space import NODES
 from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
 from rnnnas.config.plain import from_plain, merge, to_plain
 from rnnnas.config.presets import IMAGE, KINDS, AnySearch, AnyTrain, compose, resolve
@@ -195,7 +196,7 @@ class Sizes:
             return plan.total_steps
         if isinstance(config, SearchConfig) and config.from_scratch and config.blackbox.windows:
             return config.blackbox.windows * config.cells
-        if isinstance(config, SearchConfig) and "alphas.held_out" not in config.idle:
+        if isinstance(config, SearchConfig) and config.holds_out:
             tokens = self._searched(config)
         steps = self._all_passes(config, tokens)
         if isinstance(config, SearchConfig) and config.races:
@@ -283,6 +284,15 @@ def search_config(config: StudyConfig, method: str) -> AnySearch:
     resolved: AnySearch = resolve(
         config.start + "search", preset=preset, file=None, settings=settings, flags=flags
     )
+    if isinstance(resolved, ImageSearchConfig) and (
+        resolved.space != "cells" or resolved.model.nodes != NODES
+    ):
+        dense = resolved.space != "cells"
+        raise UsageError(
+            f"a study on images compares with random cells of {NODES} nodes, and its searches are "
+            f"of {'dense blocks' if dense else f'{resolved.model.nodes} nodes'}",
+            "leave out search.space and search.model.nodes, or search without a study",
+        )
     return resolved
 
 
@@ -407,9 +417,10 @@ def races_by_cost(config: StudyConfig, method: str) -> str | None:
     says it itself.
     """
     table = _search_table(config, method)
-    group = "blackbox" if method_of(base(method)).derive == "halving" else "select"
-    said = table.get(group, {}).get("budget")
-    return None if said is None else f"{group}.budget = {said:g}"
+    for group in ("blackbox", "select"):
+        if (said := table.get(group, {}).get("budget")) is not None:
+            return f"{group}.budget = {said:g}"
+    return None
 
 
 def _line(run: str, config: StudyConfig, table: Mapping[str, Any], *more: str) -> tuple[str, ...]:

@@ -68,6 +68,13 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         "Cost: in full trainings of the table, by weight steps. Methods that train cells from "
         "scratch are replayed on the table, the others searched for real.",
     ]
+    diverged = sum(run["regret"] is None or not math.isfinite(run["regret"])
+                   for row in result["rows"].values() for run in row["runs"])  # fmt: skip
+    if diverged:
+        lines.append(
+            f"Regret and tests leave out {diverged} searches, whose cell diverged with one of the "
+            "table's seeds; its rank is the worst."
+        )
     lines += [
         f"DIVERGED: {e['method']}, seed {e['seed']}: {e['message']}" for e in result["failed"]
     ]

@@ -15,6 +15,7 @@ from rnnnas.data.text_corpus import Corpus
 from rnnnas.errors import DataError, UsageError
 from rnnnas.evaluation.run import load_checkpoint
 from rnnnas.runs.differences import differences
+from rnnnas.runs.hub_folder import model_path
 
 # Settings of a checkpoint that a training from it does not take over: its length and its text.
 OWN = ("corpus", "epochs", "least_steps", "seconds", "start", "seed", "save_seconds", "capture")
@@ -46,13 +47,12 @@ class Start:
 
 
 def read_start(path: Path) -> Start:
-    """The start that a best.pt, or the folder of a finished training, gives.
+    """The start that a best.pt, the folder of a finished training or a hub folder gives.
 
     Raises:
         CheckpointError: where it is missing, damaged, or of anything else.
     """
-    best = path / "best.pt" if path.is_dir() else path
-    loaded = load_checkpoint(best, torch.device("cpu"))
+    loaded = load_checkpoint(model_path(path), torch.device("cpu"))
     return Start(
         weights={name: p.detach() for name, p in loaded.net.named_parameters()},
         config=loaded.config,

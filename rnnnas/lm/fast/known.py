@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rnnnas.lm.fast.cpu_library import COLUMNS
 from rnnnas.nas.genotype import CellGene
 from rnnnas.nas.space import NONE, CellSpace
+
+if TYPE_CHECKING:
+    import torch
+
+STREAMS = 1024  # of a search by kernels on a device, at most: a unit's statistics are one program's
 
 
 def reason_against(cell: CellGene | CellSpace) -> str:
@@ -30,3 +37,16 @@ def note_of(cell: CellGene | CellSpace | str) -> str:
     """
     reason = "" if isinstance(cell, str) else reason_against(cell)
     return reason and f"note: the cell is computed by torch's operations, hence slower: {reason}"
+
+
+def without_device_kernels(device: torch.device, streams: int, processes: int) -> str:
+    """The line for the user where a search on CUDA has to do without the kernels of the cell; empty
+    where it has them.
+    """
+    if device.type != "cuda" or (processes == 1 and streams <= STREAMS):
+        return ""
+    why = f"{processes} processes share them" if processes > 1 else f"they are over {STREAMS:,}"
+    return (
+        "note: without the kernels of a cell under a mixture, hence slower: these take the "
+        f"statistics of all streams at once, and {why}"
+    )

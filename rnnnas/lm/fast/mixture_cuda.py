@@ -17,12 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from rnnnas.lm.fast.buffers import WORKSPACE
 from rnnnas.lm.fast.cpu_library import COLUMNS
+from rnnnas.lm.fast.known import STREAMS as STREAMS
 from rnnnas.lm.fast.matmul import accumulate, multiply
 from rnnnas.lm.fast.triton_support import cut, padded, precision, rows, table, wide
 from rnnnas.lm.search_cell import EPSILON, Route, picked, stretches
 from rnnnas.nas.space import CellSpace
 
-STREAMS = 1024  # at most: the statistics of a unit are taken over all of them at once
 # Tiles: of products, streams x units x what is summed at once, in bfloat16 and in float32; of
 # statistics, which hold all streams; of element-wise work. What others gave: benchmarks/README.md.
 PRODUCT = {"ROWS": 64, "UNITS": 32, "DEEP": 64, "num_warps": 4, "num_stages": 4}

@@ -435,7 +435,7 @@ def test_a_small_text_is_read_more_often(corpus: Corpus) -> None:  # noqa: F811
             return TrainJob(config, corpus, CPU)
         return job_of(config, corpus, CPU)
 
-    for kind, least in (("train", 3320), ("search", 900)):
+    for kind, least in (("train", 6640), ("search", 900)):
         longer = job(kind)
         counts = [len(longer.lengths(epoch)) for epoch in range(longer.epochs)]
         assert sum(counts[:-1]) < least <= sum(counts)

@@ -175,7 +175,7 @@ def test_a_process_that_waits_is_timed_on_the_wall(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(growth, "clock_of", lambda device: time.thread_time)
     (own,) = growth.measure("train", config, [sizes], CPU, sweeps=1)
     (wall,) = growth.measure("train", config, [sizes], CPU, sweeps=1, wall=True)
-    assert own.seconds < 0.02 <= wall.seconds
+    assert own.seconds < 0.01 < wall.seconds  # it sleeps for 0.02
 
 
 def test_the_tracked_peak_is_what_is_held_at_once() -> None:

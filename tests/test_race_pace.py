@@ -134,7 +134,7 @@ def test_a_race_in_a_time_resumes_as_it_was(
         rung(self)
 
     def told(self: RaceClock, steps: float) -> None:
-        # What an earlier session did of these trainings took none of this one's time.
+        # What was done of these trainings before a restart took none of the time since.
         assert steps == count[0] - at_rung[0]
         passed(self, steps)
 

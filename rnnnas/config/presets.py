@@ -131,8 +131,12 @@ def _settle_length(
         if "windows.limit" not in said | _keys(filed):
             table.setdefault("windows", {})["limit"] = 0  # all of the text, as time permits
     given = said | _keys(filed)
-    if {"epochs", "windows.limit"} & given and "least_steps" in table:
-        table["least_steps"] = table["least_steps"] if "least_steps" in given else 0
+    if (
+        {"epochs", "windows.limit"} & given
+        and "least_steps" in table
+        and "least_steps" not in given
+    ):
+        table["least_steps"] = 0
 
 
 def _keys(table: Mapping[str, Any], prefix: str = "") -> set[str]:

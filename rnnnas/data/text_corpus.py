@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def write_corpus(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with hidden_sibling(folder) as hidden:
             description = _write(hidden, name, texts, vocab, about)
-            same = lambda: _same_content(folder, name, description, counted=replace)  # noqa: E731
+            same = partial(_same_content, folder, name, description, counted=replace)
             install(hidden, folder, name, same, replace)
     except OSError as error:
         raise DiskError(

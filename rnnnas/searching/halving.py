@@ -183,7 +183,7 @@ class HalvingJob:
             while not race.done:
                 trials = race.due()
                 at = {t.number: 0 for t in trials}
-                begun: dict[int, int] = {}  # of each trial, the step that this session found it at
+                begun: dict[int, int] = {}  # of each trial, the step that it stood at
                 over = len(race.standings)
                 bar_base = race.steps
                 beside = min(self.workers, len(trials))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import IMAGE, given, resolve
 from rnnnas.config.recipes import Reading
-from rnnnas.config.text import WITHOUT_RESULT
+from rnnnas.config.text import WITHOUT_RESULT, SearchConfig, TrainConfig
 from rnnnas.data import corpus as corpora
 from rnnnas.engine.device import pick_device
 from rnnnas.errors import CheckpointError, UsageError, visible
@@ -153,9 +153,10 @@ def search(
         reading=Reading() if flags.get("seconds") else None,
     )  # fmt: skip
     folder = Path(out) if out is not None else default_folder("search", resolved)
+    where = pick_device(device)
     if not images and not quiet:
-        _say_cell(resolved.cell_space)
-    result = run(resolved, opened, folder, device=pick_device(device), fresh=fresh, quiet=quiet)
+        _say_how_computed(resolved, where)
+    result = run(resolved, opened, folder, device=where, fresh=fresh, quiet=quiet)
     return SearchResult.of(result)
 
 
@@ -197,10 +198,11 @@ def train(
     resolved = resolve_train(
         opened, device, preset=preset, file=config, flags=flags, images=images, kept=before
     )
+    where = pick_device(device)
     if not images and not quiet:
-        _say_cell(resolved.network)
+        _say_how_computed(resolved, where)
     folder = Path(out) if out is not None else default_folder("train", resolved, called)
-    result = run(resolved, opened, folder, device=pick_device(device), fresh=fresh, quiet=quiet)
+    result = run(resolved, opened, folder, device=where, fresh=fresh, quiet=quiet)
     return TrainResult.of(result)
 
 
@@ -506,13 +508,23 @@ def checkpoint_of(model: Any) -> Path:
     return model_path(Path(model))
 
 
-def _say_cell(cell: Any) -> None:
-    """One line to standard error where the fast path does not know a cell, or a search's space."""
+def _say_how_computed(config: SearchConfig | TrainConfig, device: torch.device) -> None:
+    """Lines to standard error where kernels are missing, or the fast path does not know a cell or a
+    search's space.
+    """
     import sys
 
-    from rnnnas.lm.fast.known import note_of
+    from rnnnas.lm.fast.known import note_of, notes_on_device, without_device_kernels
 
-    if note := note_of(cell):
+    if config.model.path != "fast":
+        return
+    notes = notes_on_device(device, config.model.precision)
+    if isinstance(config, SearchConfig):
+        notes += [without_device_kernels(device, config.windows.streams, 1)]
+        notes += [note_of(config.cell_space)]
+    else:
+        notes += [note_of(config.network)]
+    for note in filter(None, notes):
         print(visible(note), file=sys.stderr)
 
 

@@ -22,6 +22,7 @@ from rnnnas.evaluation.checkpoint_cell import trained_in
 from rnnnas.evaluation.image_model import ImageModel
 from rnnnas.evaluation.language_model import LanguageModel, draw_token
 from rnnnas.evaluation.run import _beside
+from rnnnas.lm.fast import cpu_library
 from rnnnas.nas import methods
 from rnnnas.nas.relax import base
 from rnnnas.searching import run as searching
@@ -391,6 +392,19 @@ def test_an_image_model_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sum(p.probability for p in one) == pytest.approx(1)  # type: ignore[union-attr]
     with pytest.raises(rnnnas.DataError):
         model.predict(tmp_path / "none.png")
+
+
+def test_a_line_says_that_there_are_no_kernels(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(cpu_library, "built", lambda: cpu_library.Built(None, "no compiler"))
+    loud = {**TINY, "quiet": False}
+    rnnnas.train(corpus, "sigmoid0 relu1 tanh1", test_streams=2, out=tmp_path / "t", **loud)
+    assert "note: without compiled kernels, hence slower: no compiler\n" in capsys.readouterr().err
+    rnnnas.search(corpus, method="darts-1st", out=tmp_path / "s", **loud)
+    assert "note: without compiled kernels, hence slower: no compiler\n" in capsys.readouterr().err
+    rnnnas.train(corpus, "sigmoid0 relu1 tanh1", test_streams=2, out=tmp_path / "q", **TINY)
+    assert "kernels" not in capsys.readouterr().err
 
 
 def test_a_model_leaves_and_comes_back(trained: TrainResult, tmp_path: Path) -> None:

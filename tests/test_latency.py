@@ -21,6 +21,7 @@ from rnnnas.data.corpus import Corpus, open_corpus
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.latency import recurrent
 from rnnnas.latency.recurrent import LatencyTable, read_table
+from rnnnas.lm.fast.known import has_kernels
 from rnnnas.nas.genotype import CellGene, Genotype
 from rnnnas.nas.latency_price import RecurrentCosts
 from rnnnas.nas.methods import METHODS
@@ -342,7 +343,8 @@ def test_where_no_table_is_kept_one_is_measured_for_the_run(
     assert read_table(tmp_path / recurrent.RUN_FILE).processor == "measured"
     place = recurrent.default_path(CPU, 8, 6)
     for kept, taken in (
-        (table(8), True), (table(3), False), (table(8, dtype="bfloat16"), False),
+        (table(8), has_kernels(CPU)), (table(8, kernels=False), not has_kernels(CPU)),
+        (table(3), False), (table(8, dtype="bfloat16"), False),
     ):  # fmt: skip
         place.write_text(json.dumps(kept.to_plain()))
         assert recurrent.given_table(config, CPU) == (kept if taken else None)

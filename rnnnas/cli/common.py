@@ -121,23 +121,13 @@ def compiling(quiet: bool = False) -> contextlib.AbstractContextManager[Any]:
 
 
 def say_kernels(device: torch.device, precision: str = "auto") -> None:
-    """One line where the recurrent cells have to do without their compiled kernels, and one where
-    `precision` asks for what the processor can only imitate.
-    """
-    from rnnnas.lm.fast import triton_support as devices
-    from rnnnas.lm.fast.cpu_library import built, has_bfloat16
+    """What `notes_on_device` has to say, and that it waits where kernels are compiled for it."""
+    from rnnnas.lm.fast.known import notes_on_device
 
-    if device.type == "cuda" and (reason := devices.reason(device)):
-        echo(f"note: without kernels for CUDA, hence slower: {reason}", err=True)
-    if device.type != "cpu":
-        return
-    with compiling():
-        reason = built().reason
-    if reason:
-        echo(f"note: without compiled kernels, hence slower: {reason}", err=True)
-    if precision == "bfloat16" and not has_bfloat16():
-        echo("note: this processor has no bfloat16 products: imitating them is many times "
-                   "slower than model.precision=float32", err=True)  # fmt: skip
+    with compiling() if device.type == "cpu" else contextlib.nullcontext():
+        notes = notes_on_device(device, precision)
+    for note in notes:
+        echo(note, err=True)
 
 
 def say_compared(result: dict[str, Any], perplexity: float | None, whose: str, remedy: str) -> None:

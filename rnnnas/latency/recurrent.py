@@ -23,6 +23,7 @@ from rnnnas.distributed import ALONE, Ranks
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.home import home
 from rnnnas.lm.fast.derived import unroll
+from rnnnas.lm.fast.known import has_kernels
 from rnnnas.lm.model import low_precision
 from rnnnas.nas.genotype import RECURRENT, CellGene, Gene
 from rnnnas.nas.latency_price import MICROSECOND, LatencyPrice, RecurrentCosts
@@ -42,7 +43,8 @@ class LatencyTable:
     """Costs of a time step, and what they were measured on.
 
     device: "cpu" or "cuda". processor: its name. dtype: that products' factors were rounded to.
-    steps: T of the windows. date: UTC.
+    steps: T of the windows. date: UTC. kernels: whether the cell had its compiled kernels; tables
+    of earlier versions do not say, and count as measured with them.
     """
 
     device: str
@@ -53,12 +55,14 @@ class LatencyTable:
     steps: int
     date: str
     costs: RecurrentCosts
+    kernels: bool = True
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values; `from_plain` is the inverse."""
         costs = self.costs
         return {
             **{name: getattr(self, name) for name in _ABOUT},
+            "kernels": self.kernels,
             "seconds": {
                 "first": costs.first,
                 "products": list(costs.products),
@@ -81,7 +85,8 @@ class LatencyTable:
             activations={op: tuple(map(float, s)) for op, s in seconds["activations"].items()},
             level=float(seconds["level"]),
         )
-        return cls(costs=costs, **{name: kind(plain[name]) for name, kind in _ABOUT.items()})
+        about = {name: kind(plain[name]) for name, kind in _ABOUT.items()}
+        return cls(costs=costs, kernels=bool(plain.get("kernels", True)), **about)
 
     def describe(self) -> str:
         """'cpu, float32, H 300, B 256'."""
@@ -222,6 +227,7 @@ def measure_table(
         streams=streams,
         steps=steps,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        kernels=has_kernels(device),
         costs=RecurrentCosts(
             first=first,
             products=tuple(products),
@@ -280,7 +286,8 @@ def given_table(config: SearchConfig, device: torch.device) -> LatencyTable | No
 
     A table that the settings name is taken whatever it was measured on: a cell may be searched
     here for another machine. One in the default place must be of the same kind of device and
-    sizes, which its name says, of the same dtype, and have enough nodes.
+    sizes, which its name says, of the same dtype, with kernels where there are some now, and have
+    enough nodes.
 
     Raises:
         CheckpointError: where it is missing or damaged.
@@ -293,7 +300,9 @@ def given_table(config: SearchConfig, device: torch.device) -> LatencyTable | No
         return None
     table = read_table(path)
     dtype = "bfloat16" if low_precision(config.model, device) else "float32"
-    if table.dtype != dtype or len(table.costs.products) < config.model.nodes:
+    if (table.dtype, table.kernels) != (dtype, has_kernels(device)):
+        return None
+    if len(table.costs.products) < config.model.nodes:
         return None
     return _fitting(config, table)
 

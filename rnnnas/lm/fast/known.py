@@ -50,3 +50,35 @@ def without_device_kernels(device: torch.device, streams: int, processes: int) -
         "note: without the kernels of a cell under a mixture, hence slower: these take the "
         f"statistics of all streams at once, and {why}"
     )
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the recurrent cells have their kernels on a device. Builds those of a CPU."""
+    return not _reason_without(device)
+
+
+def _reason_without(device: torch.device) -> str:
+    from rnnnas.lm.fast import cpu_library
+    from rnnnas.lm.fast import triton_support as devices
+
+    if device.type == "cuda":
+        return devices.reason(device)
+    return cpu_library.built().reason if device.type == "cpu" else ""
+
+
+def notes_on_device(device: torch.device, precision: str = "auto") -> list[str]:
+    """Lines for the user: that the recurrent cells have to do without their compiled kernels, and
+    that `precision` asks for what the processor can only imitate. Builds the kernels of a CPU.
+    """
+    from rnnnas.lm.fast import cpu_library
+
+    notes = []
+    if reason := _reason_without(device):
+        which = "kernels for CUDA" if device.type == "cuda" else "compiled kernels"
+        notes.append(f"note: without {which}, hence slower: {reason}")
+    if device.type == "cpu" and precision == "bfloat16" and not cpu_library.has_bfloat16():
+        notes.append(
+            "note: this processor has no bfloat16 products: imitating them is many times slower "
+            "than model.precision=float32"
+        )
+    return notes

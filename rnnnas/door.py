@@ -239,6 +239,8 @@ def study(
     from rnnnas.studies.plan import resolve_study, study_name
     from rnnnas.studies.result import StudyResult
 
+    if jobs < 1:
+        raise UsageError(f"jobs = {jobs} must be at least 1")
     opened = _opened(corpus)
     which = list(range(1, seeds + 1)) if isinstance(seeds, int) else seeds
     flags: dict[str, Any] = {

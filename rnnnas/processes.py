@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 PARENT = "RNNNAS_PARENT"  # the process that started this one, which ends when that one does
 GRACE = 20.0  # seconds that a process has to save, once the one that started it has gone
@@ -170,3 +171,13 @@ def _begun(number: int) -> str:
         return "0"
     fields = about.rpartition(")")[2].split()
     return "-1" if fields[0] in "ZX" else fields[19]
+
+
+def answers() -> BinaryIO:
+    """Standard output as a worker's answers take it; from then on what is printed, by a user's
+    plug-in for instance, goes to standard error.
+    """
+    sys.stdout.flush()
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return out

@@ -17,6 +17,7 @@ import rnnnas
 from rnnnas.config.presets import resolve
 from rnnnas.config.recipes import Reading, recipe
 from rnnnas.data.corpus import Corpus
+from rnnnas.errors import UsageError
 from rnnnas.evaluation import language_model
 from rnnnas.evaluation.checkpoint_cell import trained_in
 from rnnnas.evaluation.image_model import ImageModel
@@ -405,6 +406,12 @@ def test_a_line_says_that_there_are_no_kernels(
     assert "note: without compiled kernels, hence slower: no compiler\n" in capsys.readouterr().err
     rnnnas.train(corpus, "sigmoid0 relu1 tanh1", test_streams=2, out=tmp_path / "q", **TINY)
     assert "kernels" not in capsys.readouterr().err
+
+
+def test_a_study_needs_a_job_at_a_time(corpus: Corpus) -> None:
+    for jobs in (0, -1):
+        with pytest.raises(UsageError, match="jobs"):
+            rnnnas.study(corpus, preset="study-smoke", jobs=jobs)
 
 
 def test_a_model_leaves_and_comes_back(trained: TrainResult, tmp_path: Path) -> None:

@@ -153,14 +153,17 @@ def test_holm_by_hand() -> None:
     assert holm([None, 0.4, 0.9]) == [None, pytest.approx(0.8), pytest.approx(0.9)]
 
 
+OWN = 'own={"random@2"={blackbox={cells=2}},"random@4"={blackbox={cells=4}}}'
+
+
 def plan(*settings: str) -> StudyConfig:
-    own = ["seeds=[1,2,3]", "final_seeds=[11,12]", 'methods=["random@2","random@4"]']
+    own = ["seeds=[1,2,3]", "final_seeds=[11,12]", 'methods=["random@2","random@4"]', OWN]
     own += ["finals=all", 'fixed=["LSTM"]', "random_cells=3", *settings]
     return resolve_study(preset="study-smoke", settings=own, flags={"corpus": "hmm"})
 
 
 def test_every_found_cell_gets_its_final_trainings(tmp_path: Path) -> None:
-    config = plan('own={"random@2"={blackbox={cells=2}},"random@4"={blackbox={cells=4}}}')
+    config = plan()
 
     def give(name: str) -> Any:
         kind, method, *_ = name.split("-")
@@ -211,7 +214,7 @@ def test_a_cell_that_lacks_a_training_does_not_count(tmp_path: Path) -> None:
     """Of three cells of each method one has a final training that diverged, for all that is known
     its only one to do so; a mean over fewer seeds would compare seeds.
     """
-    config = plan('own={"random@2"={blackbox={cells=2}},"random@4"={blackbox={cells=4}}}')
+    config = plan()
 
     def give(name: str) -> Any:
         if name.startswith("search"):
@@ -234,6 +237,37 @@ def test_a_cell_that_lacks_a_training_does_not_count(tmp_path: Path) -> None:
     assert against["low"] is not None and against["wilcoxon_p"] is None
 
 
+def test_a_training_seed_that_few_have_got_to_does_not_count(tmp_path: Path) -> None:
+    config = plan("final_seeds=[11,12,13]", "seeds=[11,2,3]")
+
+    def give(name: str) -> Any:
+        if name.startswith("search"):
+            return {"cell": "tanh0 relu1", "valid_perplexity": 1.0, "seconds": 2.0}
+        if name.endswith("t13") and name != "final-random@2-s2-t13":
+            return 6
+        log = 9.0 if name.endswith("t13") else 4.0
+        return {"valid_perplexity": 1.0, "test_perplexity": math.exp(log), "seconds": 1.0}
+
+    record = Record.open(tmp_path, config, "0" * 64)
+    runner = Fake(tmp_path, give)
+    result = Execution(record, SIZES, runner, set(), (), lambda text: None).run()
+    assert result["rows"]["random@2"]["test"]["mean"] == pytest.approx(math.exp(4.0))
+    assert all(t["mean"] == pytest.approx(0.0) for t in result["tests"])
+    assert "of which seed 11 is a search's, too" in paired_table(result)
+
+
+def test_a_search_in_a_small_space_costs_what_its_cells_do() -> None:
+    flags = {"corpus": "hmm", "method": "random"}
+    own = ["model.nodes=1", "blackbox.windows=100", "blackbox.cells=9"]
+    config = resolve("search", preset="quick", file=None, settings=own, flags=flags)
+    assert config.cell_space.count() == 4 and SIZES.steps(config) == 4 * 100
+    config = resolve("search", preset="quick", file=None, settings=own[:2],
+                     flags={**flags, "method": "halving"})  # fmt: skip
+    budget = config.blackbox.budget
+    assert SIZES.steps(config) == plan_of(budget, 100, cells=4).total_steps
+    assert SIZES.steps(config) < plan_of(budget, 100).total_steps
+
+
 def test_the_steps_of_a_search_are_of_the_text_that_it_trains_on() -> None:
     """Of a single-level search all of it, whatever the race behind it holds out."""
     steps = {}
@@ -251,7 +285,10 @@ def test_settings_of_a_comparison_are_checked() -> None:
     with pytest.raises(UsageError, match="finals"):
         plan("finals=best")
     with pytest.raises(UsageError, match="unknown"):
-        plan('methods=["randon@2"]')
+        plan('methods=["randon@2"]', 'own={"randon@2"={blackbox={cells=2}}}')
+    # It would be the method itself under another name.
+    with pytest.raises(UsageError, match="random@8 would be random itself"):
+        plan('methods=["random@2","random@8"]')
 
 
 def test_the_preset_is_equal_in_cost() -> None:

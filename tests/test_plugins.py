@@ -79,6 +79,31 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return command
 
 
+def test_processes_of_a_race_and_of_a_table_know_plug_ins_that_print(
+    run: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "talks.py"
+    file.write_text(
+        "import rnnnas, torch\nprint('hello from a plug-in')\n"
+        "rnnnas.operations.register('twice', lambda z: torch.tanh(2 * z))\n"
+    )
+    race = ["--method", "halving", "--set", "blackbox.windows=10", "--set", "blackbox.rung=3",
+            "--set", "blackbox.budget=2", "--set", "space.nodes=2",
+            "--set", 'space.ops=["none","tanh","twice"]']  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 2)  # torch itself keeps its one
+        done = run("search", *TINY, *race, "--plugin", file, "--out", tmp_path / "s")
+    assert done.exit_code == 0, done.output
+    sets = ["nodes=1", "seeds=[1]", 'ops=["tanh","twice"]', "train.model.hidden=6", "stretches=2",
+            "train.windows.streams=4", "train.windows.limit=4", "train.valid_streams=4",
+            "train.test_streams=4"]  # fmt: skip
+    words = [word for text in sets for word in ("--set", text)]
+    done = run("study", "--corpus", "tiny", "--preset", "table", *words, "--plugin", file,
+               "--out", tmp_path / "t", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout[done.stdout.index("{") :])["trainings"] == 2
+
+
 def test_a_longer_run_still_says_what_it_was_made_with(run: Any, tmp_path: Path) -> None:
     words = ["train", *TINY[:-2], "--genotype", "tanh0 relu1", *PLUGIN, "--out", tmp_path / "r"]
     for epochs in ("1", "2"):

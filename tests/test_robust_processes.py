@@ -127,10 +127,10 @@ side_by_side.main()
 def test_a_worker_of_a_race_obeys_a_signal_and_ends_with_its_input() -> None:
     for ends in ("signal", "input"):
         with subprocess.Popen(
-            [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stderr=subprocess.PIPE
         ) as child:
-            assert child.stdout is not None and child.stdin is not None
-            assert child.stdout.readline() == b"waits\n"
+            assert child.stderr is not None and child.stdin is not None
+            assert child.stderr.readline() == b"waits\n"
             if ends == "signal":
                 child.send_signal(signal.SIGTERM)
             else:

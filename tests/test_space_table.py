@@ -181,6 +181,30 @@ def test_wherever_a_table_dies_it_goes_on_and_ends_the_same(
     assert finish(whole, corpus)["noise"]["test"]["cells"] == 4 and not here.trained
 
 
+def test_another_build_goes_on_with_a_table_and_is_told(
+    corpus: Corpus, tmp_path: Path, here: type[Here], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.crash = 3
+    with pytest.raises(Crash):
+        finish(tmp_path, corpus)
+    here.crash = None
+    monkeypatch.setattr(make, "computed_by", lambda job: "float32 on cpu, torch 9")
+    said: list[str] = []
+    make_table(config(), corpus, tmp_path, quiet=True, say=said.append)
+    assert any("from here on by float32 on cpu, torch 9" in line for line in said)
+    about = read_table(tmp_path / "table.csv").about
+    assert about["arithmetic_also"] == ["float32 on cpu, torch 9"]
+    assert "torch 9" not in about["arithmetic"]
+    monkeypatch.setattr(make, "computed_by", lambda job: "bfloat16 on cpu, torch 9")
+    with pytest.raises(UsageError, match="arithmetic"):
+        finish(tmp_path, corpus)
+
+
+def test_more_parts_than_steps_are_refused() -> None:
+    with pytest.raises(UsageError, match="stretches = 7 of a training of 6 steps"):
+        config("stretches=7")
+
+
 def test_a_signal_keeps_the_rows(corpus: Corpus, tmp_path: Path, here: type[Here],
                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     add = RowFile.add
@@ -247,11 +271,16 @@ def test_workers_give_the_rows_of_one_thread(corpus: Corpus, tmp_path: Path) -> 
 
 
 def test_noise_by_the_textbook() -> None:
-    """ICC(1) and ICC(k) of Shrout and Fleiss (1979, table 2): .17 and .44."""
+    """ICC(3,1) and ICC(3,k) of Shrout and Fleiss (1979, tables 2 to 4): .71 and .91; their mean
+    squares of the error 1.02 and within targets 6.26, and between judges 32.49, of 6 targets.
+    """
     ratings = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
     own = noise_of([[float(v) for v in row] for row in ratings])
-    assert own.icc == pytest.approx(0.17, abs=0.005)
-    assert own.reliability == pytest.approx(0.44, abs=0.005)
+    assert own.icc == pytest.approx(0.71, abs=0.005)
+    assert own.reliability == pytest.approx(0.91, abs=0.005)
+    assert own.sd == pytest.approx(math.sqrt(6.26), abs=0.001)
+    assert own.residual == pytest.approx(math.sqrt(1.02), abs=0.001)
+    assert own.shift == pytest.approx(math.sqrt(32.49 / 6), abs=0.001)
     assert own.sd == pytest.approx(math.sqrt(statistics.mean(map(statistics.variance, ratings))))
     assert own.spread == pytest.approx(statistics.stdev(map(statistics.mean, ratings)))
     away = sorted(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rnnnas.errors import CheckpointError, UsageError
+from rnnnas.errors import CheckpointError, Interrupted, UsageError
 from rnnnas.runs.files import Lock
 from rnnnas.studies.execute import Execution, seconds_of
 from rnnnas.studies.finished import finished_study
@@ -117,6 +117,33 @@ def execute(
     record = Record.open(folder, config, "sha")
     execution = Execution(record, SIZES, runner, set(), ("--device", "cpu"), said.append)
     return execution.run(), runner, said
+
+
+class Stopping(Fake):
+    """Its first look is when someone stops the study, whose jobs had run a while."""
+
+    def ended(self) -> dict[str, int]:
+        if self.started and "stopped" not in self.words:
+            self.words["stopped"] = ()
+            raise Interrupted("SIGTERM", "again", 143)
+        return super().ended()
+
+    def stop(self) -> str:
+        self.spent = dict.fromkeys(self.started, 5.0)
+        return "stopped"
+
+
+def test_what_jobs_spent_before_a_stop_is_kept(tmp_path: Path) -> None:
+    record = Record.open(tmp_path, plan(), "sha")
+    runner = Stopping(tmp_path, numbers())
+    with pytest.raises(Interrupted):
+        Execution(record, SIZES, runner, set(), (), lambda text: None).run()
+    (first, *_) = runner.started
+    again = Fake(tmp_path, numbers())
+    again.spent[first] = 2.0
+    record = Record.open(tmp_path, plan(), "sha")
+    Execution(record, SIZES, again, set(), (), lambda text: None).run()
+    assert record.job(first)["processor_seconds"] == 7.0
 
 
 def test_a_study_goes_through_and_says_what_it_gave(tmp_path: Path) -> None:

@@ -86,9 +86,13 @@ def made(result: Mapping[str, Any]) -> str:
             continue
         sd, spread, within = (f"{100 * math.expm1(own[key]):.1f} %" for key in
                               ("sd", "spread", "within"))  # fmt: skip
+        common = ""
+        if "residual" in own:  # not of earlier versions
+            shift, residual = (f"{100 * math.expm1(own[k]):.1f} %" for k in ("shift", "residual"))
+            common = f", {residual} beside the {shift} that seeds do to all cells alike"
         lines.append(
-            f"{measure}: trainings of one cell differ by {sd} (standard deviation), cells by "
-            f"{spread}; reliability of one training {own['icc']:.2f}, of the mean over seeds "
+            f"{measure}: trainings of one cell differ by {sd} (standard deviation){common}; cells "
+            f"by {spread}; reliability of one training {own['icc']:.2f}, of the mean over seeds "
             f"{own['reliability']:.2f}; 95 % of trainings lie within {within} of their cell's "
             "others"
         )
@@ -109,7 +113,7 @@ def show(folder: Path, form: Format) -> bool:
 
         result = read_sealed(folder / RESULT, "give the command that made it again")
         if form == "json":
-            print_json(result)
+            print_json({"run": str(folder), "picture": str(folder / RANKS), **result})
         else:
             echo(rendered([sheet(result)], notes(result), form))
         return True
@@ -146,10 +150,15 @@ def against(
     from rnnnas.tabular.against import BUDGET, PRESET, all_methods
     from rnnnas.tabular.against import against as run
     from rnnnas.tabular.against_report import notes, picture, sheet
+    from rnnnas.tabular.make import TABLE
     from rnnnas.tabular.table import read_table
 
     table = read_table(path)
-    folder = out or checkpoints_folder() / f"against-{path.stem}"
+    if methods is not None and not methods:
+        raise UsageError("--methods names none", "leave it out for all")
+    # Every table is a table.csv: its folder has the name.
+    name = path.resolve().parent.name if path.name == TABLE else path.stem
+    folder = out or checkpoints_folder() / f"against-{name}"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     result = run(
@@ -160,7 +169,7 @@ def against(
     write_sealed(folder / RESULT, {"kind": "against", "table": str(path), **result})
     write_where_told(folder / RANKS, picture(result).encode(), (".svg",))
     if form == "json":
-        print_json({"run": str(folder), "picture": str(folder / RANKS), **result})
+        show(folder, form)
         return
     echo(rendered([sheet(result)], notes(result), form))
     echo(f"picture: {folder / RANKS}", err=True)

@@ -11,7 +11,7 @@ from rnnnas.reporting.charts import Row, Series, line_chart, strips
 from rnnnas.reporting.read import StudyData, number
 from rnnnas.reporting.sections import duration, figure, fold, table, tiles
 from rnnnas.studies.paired import p_text
-from rnnnas.studies.paired_table import count_text, noise_notes
+from rnnnas.studies.paired_table import count_text, figures_note, noise_notes
 
 _COLOURS = 7  # of methods; the random cells are grey
 
@@ -106,7 +106,7 @@ def _differences(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
         level=0.0,
     )
     note = "A dot the mean, a bar its 95 % interval; below 0 the first of the two is better."
-    return figure("Differences, paired by seed", chart, note)
+    return figure("Differences", chart, note)
 
 
 def _curves(study: StudyData, result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
@@ -170,20 +170,12 @@ def _tests(result: Mapping[str, Any]) -> str:
                 str(test["method"]), str(test["against"]), str(test["n"]), f"{mean:+.1f} %{ends}",
                 *(p_text(p, "–") for p in chances),
             ])  # fmt: skip
-    head = ["", "against", "pairs", "difference", "p, Student's t", "p, Wilcoxon"]
+    head = ["", "against", "n", "difference", "p, t", "p, Wilcoxon"]
     return table(head, rows, "num") if rows else ""
 
 
 def _notes(result: Mapping[str, Any]) -> str:
-    finals = len(result["final_seeds"])
-    said = (
-        f"{'Perplexities' if measure_in(result) == 'perplexity' else 'Errors in percent'}, "
-        "lower is better: mean ± standard deviation over cells, each the geometric "
-        f"mean of {finals} final training{'s' if finals > 1 else ''} with seeds that no search "
-        "used. Differences are paired by search seed and by training seed; p values, two-sided, "
-        "are corrected by Holm over all methods held against the same thing."
-    )
-    return f'<p class="sub">{escape(" ".join([said, *noise_notes(result)]))}</p>'
+    return f'<p class="sub">{escape(" ".join([figures_note(result), *noise_notes(result)]))}</p>'
 
 
 def _cells(result: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from rnnnas.nas.genotype import RECURRENT, Genotype, cell_text
 from rnnnas.nas.halving import Decision, Entrant, Proposal, Prospect, Race, Standing, Trial
 from rnnnas.nas.race_pace import decide, decisions, plain_of
 from rnnnas.nas.race_plan import Plan, children_of, plan_of
+from rnnnas.plugins import load as plugins
 from rnnnas.runs.files import disk_errors
 from rnnnas.runs.folder import Run
 from rnnnas.runs.progress import Progress
@@ -247,6 +248,7 @@ class HalvingJob:
             "name": self.corpus.name,
             "folder": str(folder.absolute()),
             "save_seconds": save_seconds,
+            "plugins": [str(path) for path in plugins.files()],
         }
         return Workers(race, min(self.workers, most))
 

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, BinaryIO, final
 
 import rnnnas
 from rnnnas.config.plain import from_plain
@@ -33,7 +33,7 @@ from rnnnas.config.text import SearchConfig
 from rnnnas.errors import RnnnasError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.halving import Trial
-from rnnnas.processes import PARENT, end_with_parent
+from rnnnas.processes import PARENT, answers, end_with_parent
 
 _TELL_SECONDS = 0.5  # between two messages of how far a training is
 _STOP_SECONDS = 120.0  # what a worker has to save in
@@ -60,7 +60,8 @@ class Workers:
     """Processes that train cells; made at the first trials, ended by `close`.
 
     Args:
-        race: what a worker must know: config, corpus, folder, save_seconds, as plain values.
+        race: what a worker must know: config, corpus, folder, save_seconds, plugins, as plain
+            values.
     """
 
     def __init__(self, race: dict[str, Any], count: int) -> None:
@@ -201,9 +202,10 @@ class _Inbox:
             return bool(selector.select(0))
 
 
-def _work() -> None:
+def _work(out: BinaryIO) -> None:
     """What a worker does until its input ends."""
     from rnnnas.data.text_corpus import read_corpus
+    from rnnnas.plugins.load import load
     from rnnnas.searching.cell_training import CellTraining, Course
 
     inbox = _Inbox()
@@ -213,6 +215,7 @@ def _work() -> None:
     import torch
 
     torch.set_num_threads(1)
+    load(*race["plugins"])
     config = from_plain(SearchConfig, race["config"])
     corpus = read_corpus(Path(race["corpus"]), race["name"])
     course = Course(config, corpus, torch.device("cpu"))
@@ -225,16 +228,16 @@ def _work() -> None:
             for step in steps:
                 if time.monotonic() - told >= _TELL_SECONDS:
                     told = time.monotonic()
-                    _tell(step=step, ended=False)
+                    _tell(out, step=step, ended=False)
                     inbox.take(wait=False)  # nothing but its end can come now
                 if inbox.closed:
                     return
-        _tell(step=training.step, ended=True)
+        _tell(out, step=training.step, ended=True)
 
 
-def _tell(**message: Any) -> None:
-    sys.stdout.buffer.write(json.dumps(message).encode() + b"\n")
-    sys.stdout.buffer.flush()
+def _tell(out: BinaryIO, **message: Any) -> None:
+    out.write(json.dumps(message).encode() + b"\n")
+    out.flush()
 
 
 def _end_input(*_: object) -> None:
@@ -255,11 +258,12 @@ def main() -> None:
             signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, _OBEY_SECONDS)
         )
     end_with_parent()
+    out = answers()
     try:
         with contextlib.suppress(BrokenPipeError):
-            _work()
+            _work(out)
     except RnnnasError as error:
-        _tell(error=error.cause, remedy=error.remedy, exit_code=error.exit_code)
+        _tell(out, error=error.cause, remedy=error.remedy, exit_code=error.exit_code)
 
 
 if __name__ == "__main__":

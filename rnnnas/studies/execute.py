@@ -137,6 +137,9 @@ class Execution:
                     time.sleep(self.runner.poll_seconds)
             except Interrupted as interrupted:
                 said = self.runner.stop()
+                for name in list(self.runner.spent):
+                    self._add_spent(name)
+                self._save()
                 raise Interrupted(
                     f"{interrupted.cause}; {said}", interrupted.remedy, interrupted.exit_code
                 ) from interrupted
@@ -215,9 +218,7 @@ class Execution:
 
     def _end(self, name: str, code: int) -> None:
         entry = self.record.job(name)
-        if name in self.runner.spent:  # of every start of the job
-            before = entry.get("processor_seconds", 0.0)
-            entry["processor_seconds"] = round(before + self.runner.spent.pop(name), 3)
+        self._add_spent(name)
         path = self.record.folder / name / "result.json"
         if code == 0 and path.exists():
             self.results[name] = _result(path)
@@ -235,6 +236,13 @@ class Execution:
         entry["state"] = "waiting" if again else "failed"
         then = "trying again" if again else "given up"
         self.say(f"{name}: FAILED with exit code {code}, {then}: {entry['message']}")
+
+    def _add_spent(self, name: str) -> None:
+        """Note what a job spent since it was started last, beside what it had before."""
+        if name in self.runner.spent:
+            entry = self.record.job(name)
+            before = entry.get("processor_seconds", 0.0)
+            entry["processor_seconds"] = round(before + self.runner.spent.pop(name), 3)
 
     def _start(self) -> None:
         """Start what is ready, as far as there is room."""

@@ -15,7 +15,7 @@ from rnnnas.studies.measure import Measure, loss_of, measure_of
 from rnnnas.studies.paired import Paired, beside_one, holm, p_text, paired, unpaired
 from rnnnas.studies.plan import RANDOM, Job, StudyConfig
 from rnnnas.studies.record import Record
-from rnnnas.studies.statistics import spread, training_variance
+from rnnnas.studies.statistics import expected_choice, spread, training_variance
 
 Results = Mapping[str, dict[str, Any]]
 
@@ -127,10 +127,7 @@ def _random_of(
     if not searched or not trained or not order:
         return None
     n = min(max(1, round(searched / trained)), len(order))
-    # The cell of rank i is the best of n where the others come from those behind it.
-    tests = [test for _, test in sorted(order)]
-    chances = [math.comb(len(order) - 1 - i, n - 1) for i in range(len(order))]
-    value = math.fsum(c * t for c, t in zip(chances, tests, strict=True)) / sum(chances)
+    value = expected_choice(order, n)
     return {"n": n, "wanted": round(searched / trained, 1), f"test_{measure}": value}
 
 
@@ -163,11 +160,11 @@ def _log(value: float | None) -> float:
 def _whole(
     cells: Mapping[int, Mapping[int, float]], seeds: Sequence[int]
 ) -> dict[int, dict[int, float]]:
-    """The cells whose final trainings with all these seeds came to a finite loss: a mean over fewer
-    seeds than others have would compare seeds.
+    """The cells whose final trainings with all these seeds came to a finite loss, with these alone:
+    a mean over fewer seeds than others have, or over more, would compare seeds.
     """
     return {
-        seed: dict(cell)
+        seed: {t: cell[t] for t in seeds}
         for seed, cell in cells.items()
         if all(math.isfinite(cell.get(t, math.inf)) for t in seeds)
     }
@@ -263,6 +260,31 @@ def paired_sheets(result: Mapping[str, Any]) -> list[Sheet]:
     ]
 
 
+def figures_note(result: Mapping[str, Any]) -> str:
+    """What the means, the differences and the p values are."""
+    finals = len(result["final_seeds"])
+    measure = result.get("measure", "perplexity")
+    what = "Perplexities" if measure == "perplexity" else "Errors in percent of the images"
+    return (
+        f"{what}, lower is better: mean ± standard deviation over cells, each the geometric mean "
+        f"of {finals} final training{'s' if finals > 1 else ''} {_seeds_text(result)}. Differences "
+        f"in {measure}, paired by search seed and by training seed; from random cells, which "
+        "belong to no search, by Welch's t and rank sums; p values, two-sided, are corrected by "
+        "Holm over the methods held against the same thing."
+    )
+
+
+def _seeds_text(result: Mapping[str, Any]) -> str:
+    """Whether final trainings are of seeds that no search has seen."""
+    both = sorted({*result["seeds"]} & {*result["final_seeds"]})
+    if not both:
+        return "with seeds that no search used"
+    return (
+        f"of which seed {', '.join(map(str, both))} is a search's, too, so that a cell that was "
+        "chosen by such a training may owe some of its lead to it"
+    )
+
+
 def noise_notes(result: Mapping[str, Any]) -> list[str]:
     """What the table counts and its intervals hold; nothing of studies of earlier versions."""
     notes = []
@@ -296,17 +318,8 @@ def count_text(row: Mapping[str, Any]) -> str:
 
 def paired_notes(result: Mapping[str, Any]) -> list[str]:
     """What the numbers are."""
-    finals = len(result["final_seeds"])
     measure = result.get("measure", "perplexity")
-    what = "Perplexities" if measure == "perplexity" else "Errors in percent of the images"
-    notes = [
-        f"{what}, lower is better: mean ± standard deviation over cells, each the geometric "
-        f"mean of {finals} final training{'s' if finals > 1 else ''}",
-        f"with seeds that no search used. Differences in {measure}, paired by search seed and by "
-        "training seed; from random cells, which belong to no search, by Welch's t and rank sums;",
-        "p values, two-sided, are corrected by Holm over the methods held against the same thing.",
-    ]
-    notes += noise_notes(result)
+    notes = [figures_note(result), *noise_notes(result)]
     if all("cost" in row for row in result["rows"].values()):
         notes.append(
             f"random, same cost: the expected test {measure} of the best by validation of as many "

@@ -105,6 +105,13 @@ class StudyConfig:
             if not isinstance(table, Mapping):
                 raise UsageError(f"own.{method} is a group of settings, not the value {table!r}")
             method_of(base(method))
+        for method in self.methods:
+            if method != base(method) and method not in self.own:
+                raise UsageError(
+                    f"the row {method} would be {base(method)} itself: nothing says what is its own",
+                    f'give its settings in a file, under [study.own."{method}"]; '
+                    f"known rows: {', '.join(name for name in self.own if '@' in name) or 'none'}",
+                )
         known = (*image_zoo.ZOO,) if self.medium == "images" else (*BASELINES, *ZOO)
         for name in self.fixed:
             if name.upper() not in known:
@@ -192,16 +199,21 @@ class Sizes:
         if isinstance(config, SearchConfig) and method_of(config.method).derive == "halving":
             own = self._all_passes(config, self._searched(config))
             each = config.blackbox.windows or own
-            plan = plan_of(config.blackbox.budget, each, least=config.blackbox.rung)
+            count = config.cell_space.count()
+            plan = plan_of(config.blackbox.budget, each, least=config.blackbox.rung, cells=count)
             return plan.total_steps
         if isinstance(config, SearchConfig) and config.from_scratch and config.blackbox.windows:
-            return config.blackbox.windows * config.cells
+            count = config.cells
+            if method_of(config.method).derive == "random":  # which tries no cell twice
+                count = min(count, config.cell_space.count())
+            return config.blackbox.windows * count
         if isinstance(config, SearchConfig) and config.holds_out:
             tokens = self._searched(config)
         steps = self._all_passes(config, tokens)
         if isinstance(config, SearchConfig) and config.races:
             each = config.select.windows or self._all_passes(config, self._searched(config))
-            plan = plan_of(config.select.budget, each, least=config.select.rung)
+            count = config.cell_space.count()
+            plan = plan_of(config.select.budget, each, least=config.select.rung, cells=count)
             return steps + plan.total_steps
         return steps
 

@@ -148,10 +148,16 @@ def expected_best(values: Sequence[float], k: int) -> float | None:
     What a method that offers k cells is to be held against: the least of more cells is lower by
     their number alone.
     """
-    n = len(values)
+    return expected_choice([(value, value) for value in values], k)
+
+
+def expected_choice(pairs: Sequence[tuple[float, float]], k: int) -> float | None:
+    """The mean, over all choices of k of the n pairs (score, value), of the value whose score is
+    the least among them; None for k > n.
+    """
+    n = len(pairs)
     if not 1 <= k <= n:
         return None
-    ordered = sorted(values)
-    # The value of rank i is the least of k where the others come from the n - 1 - i above it.
-    sums = (value * math.comb(n - 1 - i, k - 1) for i, value in enumerate(ordered))
+    # The pair of rank i has the least score of k where the others come from the n - 1 - i above it.
+    sums = (value * math.comb(n - 1 - i, k - 1) for i, (_, value) in enumerate(sorted(pairs)))
     return math.fsum(sums) / math.comb(n, k)

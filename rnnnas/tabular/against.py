@@ -20,13 +20,14 @@ from rnnnas.nas.methods import METHODS, method_of
 from rnnnas.runs.files import json_plain
 from rnnnas.studies.paired import holm, paired
 from rnnnas.studies.plan import Sizes
-from rnnnas.studies.statistics import kendall_tau, spread
+from rnnnas.studies.statistics import expected_choice, kendall_tau, spread
 from rnnnas.tabular.replay import REPLAYED, Found, Replay
 from rnnnas.tabular.searched import search_cell, search_settings
 from rnnnas.tabular.table import Table
 
 CHANCE = "random"  # what other methods are tested against
 BUDGET = 16.0  # full trainings of a search that trains cells from scratch
+LONGEST = 8  # budgets that a comparison takes, in times the table's number of cells
 PRESET = "table"  # of the searches with shared weights
 
 
@@ -40,6 +41,7 @@ class Truth:
     def __init__(self, table: Table) -> None:
         self.means = table.means("test")
         self._sorted = sorted(self.means.values())
+        self._by_cell = table.by_cell()
 
     def rank(self, cell: str) -> int:
         """1 for the best; of equal cells all have the lowest number."""
@@ -55,6 +57,29 @@ class Truth:
         if len(known) < 2:
             return None
         return kendall_tau([scores[cell] for cell in known], [self.means[cell] for cell in known])
+
+    @cached_property
+    def random_rank(self) -> float:
+        """Of a cell drawn at random, on average."""
+        return math.fsum(map(self.rank, self.means)) / len(self.means)
+
+    def random_regret(self, seed: int, n: int) -> float:
+        """What random search with n trainings that sees the table's trainings of a search `seed`
+        is expected to have: the mean regret over all choices of n cells of the one with the best
+        validation. Cells that diverged with any of the seeds are left out.
+
+        Raises:
+            DivergedError: where no cell is left.
+        """
+        seen = []
+        for cell, rows in self._by_cell.items():
+            valid = rows[seed % len(rows)].valid
+            if valid is not None and math.isfinite(self.means[cell]):
+                seen.append((valid, self.regret(cell)))
+        found = expected_choice(seen, min(n, len(seen)))
+        if found is None:
+            raise DivergedError("every cell of the table diverged")
+        return found
 
     @cached_property
     def median_regret(self) -> float:
@@ -79,20 +104,23 @@ def against(
     table's corpus, each in a run folder below `folder`, and are not run again where they are
     finished there.
 
-    A cell that diverged with one of the table's seeds has no finite regret: it is the worst in
-    rank, and its pair with random search is left out of the test (`left_out`: how many are).
+    Every search is held against random search that spends as much: what that is expected to find,
+    over all draws (`Truth.random_regret`). A cell that diverged with one of the table's seeds has
+    no finite regret: it is the worst in rank, and left out of the test (`left_out`: how many are).
 
     Returns:
         corpus, cells, seeds, budget, random_rank and median_regret (of chance), rows by method: per
         seed cell, rank, regret (log perplexity above the best), tau, cost (in full trainings) and
         seconds; and their spreads "rank", "regret", "tau", mean "cost" and "seconds"; tests (of
-        each method against random at the same seeds: regret, paired), failed.
+        each method's regret less that of random search at the same cost), failed.
 
     Raises:
-        UsageError: for a table that is not complete, or a method there is not.
-        DataError: where the corpus is another than the table's.
+        UsageError: for a table that is not complete, a method there is not, a budget that is no
+            number of trainings, or settings where no search is run for real.
+        RnnnasError: where the corpus is another than the table's.
     """
     truth = Truth(table)
+    settings = list(settings)
     if len(truth.means) < table.space.count():
         raise UsageError(
             f"the table has {len(truth.means):,} of {table.space.count():,} cells",
@@ -100,6 +128,25 @@ def against(
         )
     for method in methods:
         method_of(method)
+    if len(set(methods)) < len(methods):
+        raise UsageError(f"methods {', '.join(methods)}", "name each once")
+    replayed = [method for method in methods if method in REPLAYED]
+    if replayed and len(table.seeds) < 2:
+        raise UsageError(
+            f"the table has one seed: what {', '.join(replayed)} would choose by is what they "
+            "would be judged by",
+            "make it with more: rnnnas study --preset table --set seeds=[1,2,3]",
+        )
+    if len(replayed) == len(methods) and (settings or preset != PRESET):
+        raise UsageError(
+            f"settings are of searches that are run, and {', '.join(methods)} are replayed",
+            "leave out --set and --preset; --budget says what a replayed search may spend",
+        )
+    if not 2 <= budget <= LONGEST * len(truth.means):
+        raise UsageError(
+            f"a budget of {budget:g} full trainings in a space of {len(truth.means):,} cells",
+            f"give 2 to {LONGEST * len(truth.means):,}",
+        )
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(
             f"search seeds {', '.join(map(str, seeds)) or 'of which there is none'}",
@@ -112,10 +159,11 @@ def against(
     for method in methods:
         found[method] = []
         for seed in seeds:
-            began = time.perf_counter()
             try:
                 if method in REPLAYED:
+                    began = time.perf_counter()
                     own = Replay(table, seed, budget).find(method)
+                    own = own._replace(seconds=time.perf_counter() - began)
                 else:
                     if corpus is None:
                         corpus = _corpus(table)
@@ -126,7 +174,7 @@ def against(
             except DivergedError as error:
                 failed.append({"method": method, "seed": seed, "message": error.cause})
                 continue
-            found[method].append(_looked_up(own, truth, seed, time.perf_counter() - began))
+            found[method].append(_looked_up(own, truth, seed))
         say(f"{method}: {_said(found[method])}")
     plain: dict[str, Any] = json_plain(
         {
@@ -135,10 +183,10 @@ def against(
             "seeds": list(seeds),
             "budget": budget,
             "noise": table.about["noise"]["test"],
-            "random_rank": (len(truth.means) + 1) / 2,
+            "random_rank": truth.random_rank,
             "median_regret": truth.median_regret,
             "rows": {method: _row(method, runs) for method, runs in found.items()},
-            "tests": _tests(found),
+            "tests": _tests(found, truth),
             "failed": failed,
         }
     )
@@ -169,7 +217,7 @@ def _corpus(table: Table) -> Corpus:
     return corpus
 
 
-def _looked_up(own: Found, truth: Truth, seed: int, seconds: float) -> dict[str, Any]:
+def _looked_up(own: Found, truth: Truth, seed: int) -> dict[str, Any]:
     if own.cell not in truth.means:
         raise UsageError(f"{own.cell!r} is no cell of the table")
     return {
@@ -180,7 +228,7 @@ def _looked_up(own: Found, truth: Truth, seed: int, seconds: float) -> dict[str,
         "tau": truth.tau(own.scores),
         "scored": len(own.scores),
         "cost": own.cost,
-        "seconds": round(seconds, 3),
+        "seconds": round(own.seconds, 3),
     }
 
 
@@ -197,20 +245,22 @@ def _row(method: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _tests(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Each method's regret against that of random search, paired by seed, corrected by Holm, as
-    far as both are finite.
+def _tests(found: Mapping[str, Sequence[Mapping[str, Any]]], truth: Truth) -> list[dict[str, Any]]:
+    """Each method's regret less what random search is expected to have at the same cost and seed,
+    corrected by Holm over the methods.
     """
-    chance = {run["seed"]: run["regret"] for run in found.get(CHANCE, ())}
     tests: list[dict[str, Any]] = []
     for method, runs in found.items():
-        if method == CHANCE or not chance:
+        if method == CHANCE:
             continue
-        pairs = [(run["regret"], chance[run["seed"]]) for run in runs if run["seed"] in chance]
-        finite = [own - other for own, other in pairs if math.isfinite(own + other)]
+        finite = [run for run in runs if math.isfinite(run["regret"])]
+        less = [
+            run["regret"] - truth.random_regret(run["seed"], max(1, round(run["cost"])))
+            for run in finite
+        ]
         tests.append(
-            {"method": method, "against": CHANCE, "left_out": len(pairs) - len(finite),
-             **asdict(paired(finite))}
+            {"method": method, "against": CHANCE, "left_out": len(runs) - len(finite),
+             **asdict(paired(less))}
         )  # fmt: skip
     for key in ("t_p", "wilcoxon_p"):
         for test, value in zip(tests, holm([test[key] for test in tests]), strict=True):

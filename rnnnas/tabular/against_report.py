@@ -54,19 +54,21 @@ def sheet(result: Mapping[str, Any]) -> Sheet:
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What the figures are."""
-    noise = result["noise"]["sd"]
+    noise = result["noise"].get("residual", result["noise"]["sd"])  # of earlier tables
     lines = [
         f"{result['cells']:,} cells on {result['corpus']}; {len(result['seeds'])} search seeds. "
         f"Rank 1 is the best cell; one drawn at random has {result['random_rank']:.0f} on average.",
         "Regret: test perplexity above the best cell's, geometric means over the table's seeds; "
         f"that of the median cell is {_percent(result['median_regret'])}"
         + ("." if noise is None else f", the noise of one training {_percent(noise)}."),
-        "Tau: Kendall's tau-b of what a search thinks of cells (of those that it trained or "
-        "tried, or by the alphas of all) with the table.",
-        "Against random: difference in perplexity, paired by seed, its 95 % interval, and the p "
-        "value of Wilcoxon's test corrected by Holm.",
+        "Tau: Kendall's tau-b of what a search thinks of cells (of those that it trained in full "
+        "or tried, or by the alphas of all) with the table.",
+        "Against random: difference in perplexity from what random search is expected to find at "
+        "the same cost, over all its draws; its 95 % interval over seeds, and the p value of "
+        "Wilcoxon's test corrected by Holm.",
         "Cost: in full trainings of the table, by weight steps. Methods that train cells from "
-        "scratch are replayed on the table, the others searched for real.",
+        "scratch are replayed on the table, and have chosen by one of the trainings that the cell "
+        "is judged by; the others searched for real.",
     ]
     diverged = sum(run["regret"] is None or not math.isfinite(run["regret"])
                    for row in result["rows"].values() for run in row["runs"])  # fmt: skip

@@ -65,13 +65,14 @@ def make_table(
     check_unchanged(corpus)
     folder = first_free(folder) if fresh else folder
     plan = plan_of(config, corpus)
+    new = plan["arithmetic"]
     _enter(folder, plan, look=True)  # what it refuses leaves no trace
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = Lock(folder)
     try:
         remove_temporaries(folder)
-        _enter(folder, plan)
+        plan = _enter(folder, plan)
         file = RowFile(folder)
         every = tasks(config)
         left = [task for task in every if task not in file.rows]
@@ -80,6 +81,7 @@ def make_table(
             + (f", {len(every) - len(left):,} done" if len(left) < len(every) else "")
         )
         if left:
+            _note_arithmetic(folder, plan, new, say)
             about = {
                 "config": to_plain(config),
                 "corpus": str(corpus.folder.absolute()),
@@ -149,8 +151,8 @@ def _one_thread(work: Callable[[], Any]) -> Any:
         torch.set_num_threads(threads)
 
 
-def _enter(folder: Path, plan: dict[str, Any], look: bool = False) -> None:
-    """Write the plan, or hold the one that is there against it."""
+def _enter(folder: Path, plan: dict[str, Any], look: bool = False) -> dict[str, Any]:
+    """Write the plan, or hold the one that is there against it; the plan that holds."""
     path = folder / PLAN
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder", "give another folder with --out")
@@ -159,11 +161,13 @@ def _enter(folder: Path, plan: dict[str, Any], look: bool = False) -> None:
             raise UsageError(f"{folder} holds files but no table (no {PLAN})", _NEW)
         if not look:
             write_sealed(path, plan)
-        return
+        return plan
     there = read_sealed(path, _NEW)
     if there.get("kind") != "table":
         raise CheckpointError(f"{path} is no plan of a table", _NEW)
-    changed = [key for key in plan if there.get(key) != plan[key]]
+    changed = [
+        key for key in plan if _told_apart(key, there.get(key)) != _told_apart(key, plan[key])
+    ]
     if changed:
         key = changed[0]
         raise UsageError(
@@ -171,6 +175,28 @@ def _enter(folder: Path, plan: dict[str, Any], look: bool = False) -> None:
             f"{plan[key]!r} here",
             _NEW,
         )
+    return there
+
+
+def _told_apart(key: str, value: Any) -> Any:
+    """What tables of one folder must share: of the arithmetic the precision and the device alone,
+    since another build of torch rounds otherwise, by far less than a seed changes.
+    """
+    if key == "arithmetic":
+        return str(value).partition(",")[0]
+    return None if key == "version" else value
+
+
+def _note_arithmetic(
+    folder: Path, plan: dict[str, Any], new: str, say: Callable[[str], None]
+) -> None:
+    """Where rows from here on are computed otherwise than those before, say so and keep it."""
+    also = plan.get("arithmetic_also", [])
+    if new in (plan["arithmetic"], *also):
+        return
+    say(f"note: the rows so far were computed by {plan['arithmetic']}, from here on by {new}")
+    plan["arithmetic_also"] = [*also, new]
+    write_sealed(folder / PLAN, plan)
 
 
 def assemble(plan: dict[str, Any], rows: list[Row]) -> Table:

@@ -33,7 +33,13 @@ def resolve_table(*, preset: str, settings: Iterable[str], flags: Mapping[str, A
             f"a space of {count:,} cells is too large to be trained whole",
             "give fewer nodes or operations, e.g. --set nodes=3",
         )
-    train_config(config, next(cells(config.space)), config.seeds[0])
+    training = train_config(config, next(cells(config.space)), config.seeds[0])
+    steps = training.windows.limit * training.epochs
+    if 0 < steps < config.stretches:
+        raise UsageError(
+            f"stretches = {config.stretches} of a training of {steps} steps",
+            f"give --set stretches={steps} or fewer",
+        )
     return config
 
 

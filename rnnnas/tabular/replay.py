@@ -23,12 +23,13 @@ _FINE = 1000  # parts of a training that a plan of rungs is made in
 
 class Found(NamedTuple):
     """What a search came to. scores: by cell, what it thought of those it looked at, less is
-    better; cost: in full trainings.
+    better; cost: in full trainings; seconds: that it took.
     """
 
     cell: str
     scores: Mapping[str, float]
     cost: float
+    seconds: float = 0.0
 
 
 @final
@@ -105,8 +106,14 @@ class Replay:
     def _outcome(self, trial: Trial) -> Outcome:
         row = self._row(trial.genotype, trial.draw)
         parts = self.table.about["stretches"]
+        if trial.stop * parts < _FINE:
+            raise UsageError(
+                f"the table's curves have {parts} parts, of which none ends by the first rung of "
+                f"halving, at {trial.stop / _FINE:g} of a training",
+                "make it with more: rnnnas study --preset table --set stretches=10",
+            )
         # Every part tells of its own second half, which has to lie in that of the rung.
-        over = max(1, int(trial.stop * parts / _FINE + 1e-9))
+        over = trial.stop * parts // _FINE
         middle = (trial.start + trial.stop) / 2 / _FINE
         own = [part for part in range(1, over + 1) if (part - 0.5) / parts >= middle - 1e-9]
         own = own or [over]

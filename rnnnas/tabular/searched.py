@@ -55,7 +55,7 @@ def search_cell(
     result = search(config, corpus, folder, device=torch.device("cpu"), quiet=True)
     lines = _lines(folder / "metrics.jsonl")
     cost = steps_of(lines) / training_steps
-    return Found(result["cell"], own_scores(lines, table.space), cost)
+    return Found(result["cell"], own_scores(lines, table.space), cost, result["seconds"])
 
 
 def steps_of(lines: Sequence[Mapping[str, Any]]) -> int:

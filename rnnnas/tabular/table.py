@@ -27,7 +27,8 @@ class Table:
     """Trainings of cells of one space, in the cells' order and then the seeds'.
 
     about: corpus, corpus_sha256, nodes, ops, seeds, stretches, training (all its settings), preset,
-    arithmetic (of what it was trained in), version, noise. rows: as they were trained; where all
+    arithmetic (of what it was trained in; `arithmetic_also`, where a part was by another build or
+    without kernels), version, noise. rows: as they were trained; where all
     cells are there with all seeds, the table is complete.
     """
 

@@ -20,10 +20,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import Any, BinaryIO, final
 
 import rnnnas
 from rnnnas.errors import RnnnasError
+from rnnnas.processes import answers
 from rnnnas.runs.files import json_plain
 from rnnnas.tabular.rows import Row, curve_of
 
@@ -65,9 +66,11 @@ class Workers:
 
     def _listen(self, number: int, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self._answers.put((number, json.loads(line)))
-        self._answers.put((number, None))
+        try:
+            for line in process.stdout:
+                self._answers.put((number, json.loads(line)))
+        finally:  # or `train` waits for ever
+            self._answers.put((number, None))
 
     def _send(self, number: int, message: dict[str, Any]) -> None:
         pipe = self._processes[number].stdin
@@ -146,7 +149,7 @@ def train_row(config: Any, corpus: Any, cell: str, seed: int) -> Row:
     )  # fmt: skip
 
 
-def _work() -> None:
+def _work(out: BinaryIO) -> None:
     """What a worker does until its input ends."""
     lines = sys.stdin.buffer
     about = json.loads(lines.readline() or b"null")
@@ -165,12 +168,12 @@ def _work() -> None:
     corpus = read_corpus(Path(about["corpus"]), about["name"])
     for line in iter(lines.readline, b""):
         task = json.loads(line)
-        _tell(asdict(train_row(config, corpus, task["cell"], task["seed"])))
+        _tell(out, asdict(train_row(config, corpus, task["cell"], task["seed"])))
 
 
-def _tell(message: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(json.dumps(json_plain(message)).encode() + b"\n")
-    sys.stdout.buffer.flush()
+def _tell(out: BinaryIO, message: dict[str, Any]) -> None:
+    out.write(json.dumps(json_plain(message)).encode() + b"\n")
+    out.flush()
 
 
 def main() -> None:
@@ -178,11 +181,12 @@ def main() -> None:
     # A terminal's Ctrl-C and a study's stop reach the process that started this one.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    out = answers()
     try:
         with contextlib.suppress(BrokenPipeError):
-            _work()
+            _work(out)
     except RnnnasError as error:
-        _tell({"error": error.cause, "remedy": error.remedy, "exit_code": error.exit_code})
+        _tell(out, {"error": error.cause, "remedy": error.remedy, "exit_code": error.exit_code})
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rnnnas.config.plain import to_plain
-from rnnnas.config.presets import IMAGE, given, resolve
+from rnnnas.config.plain import leaves, to_plain
+from rnnnas.config.presets import resolve_run
 from rnnnas.config.recipes import Reading
-from rnnnas.config.text import WITHOUT_RESULT, SearchConfig, TrainConfig
+from rnnnas.config.text import WITHOUT_RESULT
 from rnnnas.data import corpus as corpora
 from rnnnas.engine.device import pick_device
 from rnnnas.errors import CheckpointError, UsageError, visible
@@ -141,8 +141,11 @@ def search(
     Raises:
         RnnnasError: with a cause and a remedy, as the command line would print them.
     """
+    from rnnnas.engine.budget import Stopwatch
+    from rnnnas.engine.computed_by import notes_on_run
     from rnnnas.searching.run import search as run
 
+    stopwatch = Stopwatch()
     opened = _opened(corpus)
     name, relax = _method_name(method)
     flags = {**relax, **_timed(settings, minutes)}
@@ -154,9 +157,12 @@ def search(
     )  # fmt: skip
     folder = Path(out) if out is not None else default_folder("search", resolved)
     where = pick_device(device)
+    if not quiet:
+        _say(_idle_notes(settings, resolved, "search"))
     if not images and not quiet:
-        _say_how_computed(resolved, where)
-    result = run(resolved, opened, folder, device=where, fresh=fresh, quiet=quiet)
+        _say(notes_on_run(resolved, where))
+    timed: dict[str, Any] = {} if images else {"stopwatch": stopwatch}
+    result = run(resolved, opened, folder, device=where, fresh=fresh, quiet=quiet, **timed)
     return SearchResult.of(result)
 
 
@@ -184,9 +190,12 @@ def train(
     Raises:
         RnnnasError: with a cause and a remedy, as the command line would print them.
     """
-    from rnnnas.training.reading import kept
+    from rnnnas.engine.budget import Stopwatch
+    from rnnnas.engine.computed_by import notes_on_run
+    from rnnnas.training.reading import kept, resolve_train
     from rnnnas.training.run import train as run
 
+    stopwatch = Stopwatch()
     opened = _opened(corpus)
     flags = {**_timed(settings, minutes), "corpus": opened.name, "seed": seed}
     if genotype is not None:
@@ -199,11 +208,14 @@ def train(
         opened, device, preset=preset, file=config, flags=flags, images=images, kept=before
     )
     where = pick_device(device)
+    if not quiet:
+        _say(_idle_notes(settings, resolved, "training"))
     if not images and not quiet:
-        _say_how_computed(resolved, where)
+        _say(notes_on_run(resolved, where))
     folder = Path(out) if out is not None else default_folder("train", resolved, called)
-    result = run(resolved, opened, folder, device=where, fresh=fresh, quiet=quiet)
-    return TrainResult.of(result)
+    timed: dict[str, Any] = {} if images else {"stopwatch": stopwatch}
+    result = run(resolved, opened, folder, device=where, fresh=fresh, quiet=quiet, **timed)
+    return TrainResult.of(result, opened)
 
 
 def study(
@@ -299,8 +311,11 @@ def evaluate(
     text: Paths | None = None,
     dynamic: bool = False,
     cache: bool = False,
+    corpus: AnyCorpus | str | None = None,
+    encoding: str | None = None,
     device: str | torch.device = "auto",
     quiet: bool = False,
+    **settings: Any,
 ) -> Evaluation:
     """The perplexity of a trained model, or of an image network its accuracy.
 
@@ -309,16 +324,38 @@ def evaluate(
         split: "train", "valid" or "test" of the corpus that it was trained on.
         text: a file that is evaluated instead.
         dynamic: dynamic evaluation; cache: the neural cache (`rnnnas eval --help`).
+        corpus: that corpus, or its name; by default the one that the training was given, or what
+            lies under its name here.
+        encoding: of the text, where that is not UTF-8.
+        settings: of dynamic evaluation, which are then not chosen: `**{"dynamic.lr": 1e-4}`.
+
+    Raises:
+        UsageError: for an unknown split or setting.
     """
     from rnnnas.evaluation.run import evaluate_checkpoint
 
-    if split not in corpora.SPLITS:
-        raise UsageError(f"there is no split {split!r}", f"splits: {', '.join(corpora.SPLITS)}")
+    given = _dynamic_settings(settings, dynamic)
+    opened = model.corpus if corpus is None and isinstance(model, TrainResult) else corpus
+    if isinstance(opened, str):
+        opened = _opened(opened)
     result = evaluate_checkpoint(
-        checkpoint_of(model), split, text=None if text is None else Path(text),
+        checkpoint_of(model), split, text=text, corpus=opened, encoding=encoding, given=given,
         device=pick_device(device), dynamic=dynamic, cache=cache, quiet=quiet,
     )  # fmt: skip
     return Evaluation.of(result)
+
+
+def _dynamic_settings(settings: Mapping[str, Any], dynamic: bool) -> dict[str, Any]:
+    """By name, of `dynamic.name`. Raises UsageError for another, or without dynamic evaluation."""
+    for key in settings:
+        group, _, name = key.partition(".")
+        if group != "dynamic" or not name:
+            raise UsageError(
+                f"{key} is no argument of an evaluation", "a setting is **{'dynamic.KEY': VALUE}"
+            )
+        if not dynamic:
+            raise UsageError(f"{key} is for dynamic evaluation", "add dynamic=True")
+    return {key.partition(".")[2]: value for key, value in settings.items()}
 
 
 def sample(
@@ -388,15 +425,18 @@ def list_runs(folder: Paths | None = None) -> list[RunInfo]:
 
 
 def genotype(cell: Genotype | SearchResult | Paths, *, images: bool = False) -> Genotype:
-    """The genotype that a published name, a file, a run folder or a cell's text stands for.
+    """The genotype that a published name, a file, a run folder, a best.pt or a cell's text stands
+    for.
 
     Args:
         images: whether a name that is published for both means the cells of an image network.
 
     Raises:
-        UsageError: for what is none of these.
+        UsageError: for what is none of these, a trained LSTM for instance.
+        CheckpointError: for a damaged best.pt.
     """
     from rnnnas.cnn import zoo as image_zoo
+    from rnnnas.evaluation.checkpoint_cell import checkpoint_cell, trained_in
     from rnnnas.nas.zoo import genotype_of
 
     if isinstance(cell, Genotype):
@@ -404,6 +444,11 @@ def genotype(cell: Genotype | SearchResult | Paths, *, images: bool = False) -> 
     if isinstance(cell, SearchResult):
         return cell.genotype
     name = os.fspath(cell)
+    if path := trained_in(name):
+        held = checkpoint_cell(path)
+        if isinstance(held, Genotype):
+            return held
+        raise UsageError(held, "give a search, or a training of a cell of its own")
     return image_zoo.genotype_of(name, 1) if images else genotype_of(name, 1)
 
 
@@ -429,68 +474,6 @@ def show(cell: Genotype | SearchResult | Paths, format: str = "text") -> str:
 # What the command line shares
 
 
-def resolve_run(
-    kind: str,
-    *,
-    preset: str | None,
-    file: Paths | None,
-    flags: Mapping[str, Any],
-    images: bool,
-    settings: Sequence[str] = (),
-    base: Mapping[str, Any] | None = None,
-    reading: Reading | None = None,
-    kept: Mapping[str, Any] | None = None,
-) -> Any:
-    """The configuration of a "search" or a "train" run; arguments as of `presets.resolve`.
-
-    Raises:
-        UsageError: naming the key, the value, what is allowed and the nearest known key.
-    """
-    return resolve(
-        (IMAGE if images else "") + kind,
-        preset=preset,
-        file=None if file is None else Path(file),
-        settings=settings,
-        flags=flags,
-        base=base,
-        reading=reading,
-        kept=kept,
-    )
-
-
-def resolve_train(
-    opened: AnyCorpus, device: str | torch.device, *, kept: Mapping[str, Any] | None, **given: Any
-) -> Any:
-    """The configuration of a training; where a time is given and neither preset nor file, with
-    the sizes that this device's speed allows.
-
-    Args:
-        kept: what was chosen for the run that goes on. given: other arguments of `resolve_run`.
-
-    Raises:
-        UsageError: as `resolve_run`.
-    """
-    from rnnnas.training.reading import reading_of
-
-    budget = given["flags"].get("seconds")
-    free = not (given.get("preset") or given.get("file") or given.get("base"))
-    if not (budget and free and isinstance(opened, corpora.Corpus)):
-        return resolve_run("train", **given)
-    resolved = resolve_run("train", reading=Reading(), kept=kept, **given)
-    if kept is not None:
-        return resolved
-    allowed = reading_of(resolved, opened, pick_device(device))
-    return resolve_run("train", reading=allowed, **given)
-
-
-def without_effect(
-    config: Any, kind: str, file: Paths | None, settings: Sequence[str], images: bool
-) -> list[str]:
-    """Keys that the user set and that change nothing in this run."""
-    keys = given((IMAGE if images else "") + kind, None if file is None else Path(file), settings)
-    return [key for key in keys if key in config.idle and key not in WITHOUT_RESULT]
-
-
 def checkpoint_of(model: Any) -> Path:
     """The best.pt of a model, a training's result, a best.pt or a run folder; of a folder that
     `export` wrote for the hub, and of a model that was loaded from one, the folder.
@@ -498,6 +481,8 @@ def checkpoint_of(model: Any) -> Path:
     from rnnnas.evaluation.image_model import ImageModel
     from rnnnas.evaluation.language_model import LanguageModel
 
+    if isinstance(model, LanguageModel):
+        model.check_as_loaded()
     if isinstance(model, LanguageModel | ImageModel):
         return model.path
     if isinstance(model, TrainResult):
@@ -510,24 +495,18 @@ def checkpoint_of(model: Any) -> Path:
     return model_path(Path(model))
 
 
-def _say_how_computed(config: SearchConfig | TrainConfig, device: torch.device) -> None:
-    """Lines to standard error where kernels are missing, or the fast path does not know a cell or a
-    search's space.
-    """
+def _idle_notes(settings: Mapping[str, Any], config: Any, noun: str) -> list[str]:
+    """A line for each setting that changes nothing in this run."""
+    keys = [key for key, _ in leaves(_nested(settings))]
+    idle = [key for key in keys if key in config.idle and key not in WITHOUT_RESULT]
+    return [f"warning: {key} has no effect on this {noun}" for key in idle]
+
+
+def _say(lines: Sequence[str]) -> None:
     import sys
 
-    from rnnnas.lm.fast.known import note_of, notes_on_device, without_device_kernels
-
-    if config.model.path != "fast":
-        return
-    notes = notes_on_device(device, config.model.precision)
-    if isinstance(config, SearchConfig):
-        notes += [without_device_kernels(device, config.windows.streams, 1)]
-        notes += [note_of(config.cell_space)]
-    else:
-        notes += [note_of(config.network)]
-    for note in filter(None, notes):
-        print(visible(note), file=sys.stderr)
+    for line in lines:
+        print(visible(line), file=sys.stderr)
 
 
 def _opened(corpus: AnyCorpus | str) -> AnyCorpus:

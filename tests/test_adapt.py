@@ -322,6 +322,12 @@ def test_settings_are_chosen_once(best: Path, monkeypatch: pytest.MonkeyPatch) -
             evaluate_checkpoint(best, "test", device=CPU, **CACHE)
     evaluate_checkpoint(best, "test", device=CPU, **CACHE)
     assert set(json.loads(kept.read_text())) == {*content, "cache"}
+    # What is chosen beside a given setting does not take its place.
+    before = kept.read_bytes()
+    for _ in range(2):
+        evaluate_checkpoint(best, "test", device=CPU, given={"lr": 1e-4}, **DYNAMIC)
+    assert kept.read_bytes() == before
+    assert len(list(best.parent.glob("best.dynamic-*.json"))) == 1
 
 
 def test_a_choice_that_was_stopped_goes_on(best: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rnnnas.cli import main
+from rnnnas.errors import Interrupted
 
 PTB = Path(__file__).parents[2] / "shared" / "data" / "ptb.zip"
 SMALL = ["--preset", "smoke", "--set", "model.hidden=8", "--set", "windows.limit=4"]
@@ -367,6 +368,16 @@ def test_a_search_is_told_from_a_training(home: Path) -> None:
     assert pasted[0] == "rnnnas" and run(*pasted[1:]).exit_code == 0
     (out / "genotype.json").unlink()  # as in a search that is not at its end
     assert "finish the search" in refused(4, "eval", "--checkpoint", str(out))
+
+
+def test_what_continues_a_fresh_run_that_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise Interrupted("stopped by SIGINT; the state is saved in x-2", "the same", 130)
+
+    monkeypatch.setattr("rnnnas.cli.runs._resolve", stopped)
+    for words, told in (([], "the same"), (["--fresh"], "without --fresh, and with that folder")):
+        done = CliRunner().invoke(main, ["train", "--corpus", "x", "--genotype", "LSTM", *words])
+        assert done.exit_code == 130 and told in done.output
 
 
 def test_settings_without_effect_are_warned_of(home: Path) -> None:

@@ -231,6 +231,31 @@ def test_the_command_takes_cell_settings_and_corpus_from_the_start(
     assert refused.exit_code == 2 and "--from" in refused.stderr
 
 
+def test_a_start_that_had_a_budget_does_not_say_how_long(
+    home: Path,  # noqa: F811
+    corpus: Corpus,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    from rnnnas.runs.checkpoint import load_content, save_content
+    from rnnnas.training.start import read_start
+
+    run(train_config("epochs=1"), corpus, tmp_path / "first")
+    best = tmp_path / "first" / "best.pt"
+    content = load_content(best)
+    content["config"]["weights"]["finetune_epochs"] = 2  # a part of its length
+    save_content(best, content)
+    assert "finetune_epochs" not in read_start(best).settings()["weights"]
+    content["config"]["weights"]["finetune_epochs"] = 0
+    content["config"]["seconds"] = 60.0
+    save_content(best, content)
+    words = ["train", "--from", str(best), "--out", str(tmp_path / "more"), "--print-config"]
+    told = CliRunner().invoke(main, words)
+    assert told.exit_code == 2 and "--minutes or --epochs" in told.output
+    told = CliRunner().invoke(main, [*words, "--epochs", "1", "--json"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["epochs"] == 1
+
+
 def test_more_time_extends_a_run_that_had_a_budget(
     corpus: Corpus,  # noqa: F811
     tmp_path: Path,

@@ -408,6 +408,75 @@ def test_a_line_says_that_there_are_no_kernels(
     assert "kernels" not in capsys.readouterr().err
 
 
+def test_a_model_that_was_changed_is_not_evaluated_by_its_file(
+    trained: TrainResult, tmp_path: Path
+) -> None:
+    model = rnnnas.load(trained.run)
+    assert isinstance(model, LanguageModel)
+    assert model.evaluate("test").perplexity == trained.test_perplexity
+    with torch.no_grad():
+        next(model.parameters()).mul_(3.0)
+    for taken in (
+        lambda: model.evaluate("test"), lambda: rnnnas.evaluate(model),
+        lambda: rnnnas.load(trained.run).export("pt2") and model.export("pt2", out=tmp_path / "m"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="weights were changed"):
+            taken()
+    assert math.isfinite(model.perplexity("the cat"))
+
+
+def test_a_corpus_of_another_home_is_evaluated(tmp_path: Path) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("\n".join(LINES * 200), encoding="utf-8")
+    mine = rnnnas.add_corpus("elsewhere", text, vocab="words", home=tmp_path / "home")
+    result = rnnnas.train(mine, "tanh0", test_streams=2, out=tmp_path / "t", **TINY)
+    assert result.evaluate("test").perplexity == result.test_perplexity
+    assert rnnnas.evaluate(result, "test").perplexity == result.test_perplexity
+    model = rnnnas.load(result.run)
+    assert model.evaluate("test", corpus=mine).perplexity == result.test_perplexity
+    with pytest.raises(rnnnas.RnnnasError, match="elsewhere"):
+        model.evaluate("test")
+
+
+def test_an_evaluation_takes_what_the_command_takes(lm: LanguageModel, tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_bytes("the cat sat\n".encode("utf-16"))
+    found = rnnnas.evaluate(lm.path, text=str(text), encoding="utf-16")
+    assert found.perplexity == lm.evaluate(text=str(text), encoding="utf-16").perplexity
+    adapted = rnnnas.evaluate(lm.path, dynamic=True, quiet=True, **{"dynamic.lr": 1e-3})
+    assert adapted["dynamic"]["lr"] == 1e-3
+    for wrong in ({"dynamic.lr": 1e-3}, {"dynamic": True, "lr": 1e-3}):
+        with pytest.raises(UsageError):
+            rnnnas.evaluate(lm.path, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_line_end_begins_no_line_of_its_own(lm: LanguageModel, tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("the cat sat\na dog ran\n", encoding="utf-8")
+    found = lm.log_probs(text.read_text())
+    assert len(found) == 8 and torch.equal(found, lm.log_probs("the cat sat\na dog ran"))
+
+
+def test_a_checkpoint_is_a_genotype_too(
+    trained: TrainResult, corpus: Corpus, tmp_path: Path
+) -> None:
+    wanted = rnnnas.genotype("sigmoid0 relu1 tanh1")
+    assert rnnnas.genotype(trained.checkpoint) == wanted == rnnnas.genotype(trained.run)
+    lstm = rnnnas.train(corpus, "LSTM", out=tmp_path / "l", test_streams=2, **TINY)
+    with pytest.raises(UsageError, match="LSTM of one layer"):
+        rnnnas.genotype(lstm.run)
+
+
+def test_settings_without_effect_are_told_from_python(
+    corpus: Corpus, tmp_path: Path, capsys: Any
+) -> None:
+    loud = {**TINY, "quiet": False, "out": tmp_path / "t", "test_streams": 2}
+    rnnnas.train(corpus, "LSTM", **{**loud, "noise.dropoutx": 0.5})
+    told = capsys.readouterr().err
+    assert "warning: noise.dropoutx has no effect on this training" in told
+    assert told.count("no effect") == 1
+
+
 def test_a_study_needs_a_job_at_a_time(corpus: Corpus) -> None:
     for jobs in (0, -1):
         with pytest.raises(UsageError, match="jobs"):
@@ -431,7 +500,10 @@ def test_a_study_from_a_file(
 ) -> None:
     monkeypatch.setattr(execute, "study", begins)
     file = tmp_path / "mine.toml"
-    file.write_text('extends = "study-quick"\n[study]\nmethods = ["gdas@warm"]\nretries = 3\n')
+    file.write_text(
+        'extends = "study-quick"\n[study]\nmethods = ["gdas@warm"]\nretries = 3\n'
+        '[study.own."gdas@warm".alphas]\nwarmup = 0.5\n'
+    )
     with pytest.raises(Begun) as begun:
         rnnnas.study(corpus, config=file, seeds=2, quiet=True)
     config = begun.value.args[0]

@@ -17,13 +17,14 @@ from rnnnas.config.text import TrainConfig
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus, open_corpus
 from rnnnas.door import sample
 from rnnnas.engine.job import Position
-from rnnnas.errors import CheckpointError, DataError
+from rnnnas.errors import CheckpointError, DataError, UsageError
 from rnnnas.evaluation.run import LEAK_MARGIN, evaluate_checkpoint, load_checkpoint
 from rnnnas.nas.genotype import Genotype
 from rnnnas.runs.checkpoint import load_content, save_content
 from rnnnas.training.run import TrainJob
 
-KEYS = {"split", "perplexity", "nats", "tokens", "unknown", "digest", "word_perplexity"}
+KEYS = {"split", "perplexity", "nats", "tokens", "unknown", "digest", "word_perplexity",
+        "bits_per_byte", "unknown_share"}  # fmt: skip
 CPU = torch.device("cpu")
 CELL = Genotype.from_text("tanh0 relu1 sigmoid1 concat 1,3")
 
@@ -96,8 +97,7 @@ def as_rows(tokens: Any, streams: int) -> list[list[int]]:
 def test_a_split(best: Path, corpus: Corpus, split: str, streams: int) -> None:
     result = evaluate_checkpoint(best, split, device=CPU)
     nats = nats_of(best, as_rows(corpus.splits[split], streams))
-    beside = {"unigram_perplexity", "bigram_perplexity", "bits_per_byte"}
-    beside |= {"unknown_share"}
+    beside = {"unigram_perplexity", "bigram_perplexity"}
     assert set(result) == KEYS | beside
     assert (result["split"], result["unknown"]) == (split, 0)
     assert result["tokens"] == len(nats) == streams * (len(corpus.splits[split]) // streams - 1)
@@ -208,6 +208,11 @@ def test_a_text_with_unknown_words(best: Path, corpus: Corpus, tmp_path: Path) -
     assert (result["split"], result["unknown"], result["tokens"]) == ("text", 3, 9)
     assert result["nats"] == pytest.approx(sum(nats) / 9, rel=1e-5)
     assert set(result) == KEYS
+    assert result["unknown_share"] == 0.4  # of ten tokens, the text's own included
+    size = len(text.read_bytes())
+    assert result["bits_per_byte"] == pytest.approx(sum(nats) / 9 * 10 / math.log(2) / size)
+    with pytest.raises(UsageError, match="no split 'dev'"):
+        evaluate_checkpoint(best, "dev", device=CPU)
 
 
 def test_a_text_needs_no_corpus(

@@ -61,6 +61,14 @@ def test_text_is_no_image_folder(tmp_path: Path) -> None:
     assert image_folder(tmp_path) is None and image_folder(tmp_path / "a.txt") is None
 
 
+def test_pictures_of_a_document_are_no_corpus(tmp_path: Path) -> None:
+    """One folder of images among texts, as documents have."""
+    written(tmp_path / "book.txt", TEXT)
+    put(tmp_path / "figures" / "1.png", png(1))
+    put(tmp_path / "figures" / "2.png", png(2))
+    assert image_folder(tmp_path) is None
+
+
 def test_what_is_mixed_or_misplaced_is_refused(tmp_path: Path) -> None:
     def text_within(folder: Path) -> None:
         class_folders(folder)
@@ -69,10 +77,6 @@ def test_what_is_mixed_or_misplaced_is_refused(tmp_path: Path) -> None:
     def text_of_a_split(folder: Path) -> None:
         class_folders(folder, ".")
         written(folder / "train.txt", TEXT)
-
-    def pictures_in_a_text(folder: Path) -> None:
-        written(folder / "book.txt", TEXT)
-        put(folder / "figures" / "1.png", png(1))
 
     def beside_splits(folder: Path) -> None:
         class_folders(folder)
@@ -89,7 +93,6 @@ def test_what_is_mixed_or_misplaced_is_refused(tmp_path: Path) -> None:
     cases = {
         text_within: "holds images and text .train/dog/dog.txt",
         text_of_a_split: "holds images and text .train.txt",
-        pictures_in_a_text: "holds images and text .book.txt",
         beside_splits: "folders of splits .train. and others beside them .cow",
         beside_classes: "1.png is in no class folder",
         no_classes: "test/1.png is in no class folder",

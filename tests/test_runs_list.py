@@ -79,6 +79,11 @@ def test_runs_are_listed_with_what_they_are_and_gave(kept: Path) -> None:
     assert "test_accuracy" in images["figures"]
 
 
+def test_a_folder_for_the_hub_is_no_run(lstm: Path, model: LanguageModel, tmp_path: Path) -> None:
+    model.export("hf", out=tmp_path / "runs" / "model")
+    assert rnnnas.list_runs(tmp_path / "runs") == []
+
+
 def test_an_interrupted_run_says_at_which_epoch(kept: Path) -> None:
     info = info_of(kept / "interrupted")
     lines = (kept / "interrupted" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -164,6 +164,12 @@ def test_a_checkpoint_is_a_genotype(tmp_path: Path) -> None:
     assert "best.pt" in refused(str(tmp_path / "missing" / "best.pt"))
 
 
+def test_an_ending_of_no_form_is_refused(tmp_path: Path) -> None:
+    for name in ("cell.png", "cell.pdf"):
+        assert ".svg" in refused("DARTS_V2", "--out", str(tmp_path / name))
+        assert not (tmp_path / name).exists()
+
+
 def test_the_ending_says_the_form(tmp_path: Path) -> None:
     for ending, start in ((".svg", "<svg"), (".dot", "digraph"), (".tex", "%"), (".json", "{")):
         out = tmp_path / f"cell{ending}"

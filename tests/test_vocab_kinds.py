@@ -150,6 +150,20 @@ def test_options_that_mean_nothing() -> None:
             Vocab.from_plain(plain)
 
 
+def test_bytes_are_those_that_tokens_stand_for() -> None:
+    """Words do not say how much white space parts them, nor which letters were capitals; bytes and
+    pieces do.
+    """
+    lines = ["  if  a:\tB  ", "", "\t\tb"]
+    whole = len("".join(f"{line}\n" for line in lines))
+    vocab = Vocab(words=(EOS, "if", "a:", "b"), lower=True)
+    encoded = vocab.encode(lines)
+    assert encoded.bytes == len(vocab.decode(encoded.tokens.tolist())) == len("if a: b\n\nb\n")
+    assert Vocab(kind="bytes").encode(lines).bytes == whole
+    letters = Vocab(kind="characters", words=(EOS, *sorted(set("".join(lines)))))
+    assert letters.encode(lines).bytes == whole
+
+
 def test_the_share_of_unknown_words_is_said(tmp_path: Path) -> None:
     text = str(written(tmp_path / "t.txt", PLAIN))
     run = CliRunner().invoke(main, ["corpus", "add", "own", "--from", text])
@@ -158,9 +172,15 @@ def test_the_share_of_unknown_words_is_said(tmp_path: Path) -> None:
     shares = []
     for lines in blocks(PLAIN).values():
         words = [word for line in lines for word in line.split()]
-        shares.append(sum(w not in vocab for w in words) / (len(words) + len(lines)))
+        # Those that the text itself calls <unk> are as unknown as what the vocabulary lacks.
+        shares.append(
+            sum(w not in vocab or w == "<unk>" for w in words) / (len(words) + len(lines))
+        )
     said = " / ".join(f"{100 * share:.2f} %" for share in shares)
-    assert f"unknown (<unk>): {said} of train / valid / test" in run.output
+    assert (
+        f"unknown (<unk>): {said} of train / valid / test, with those of the text itself"
+        in run.output
+    )
     assert "warning: more than 2 %" in run.output
     made = CliRunner().invoke(main, ["corpus", "add", "b", "--from", text, "--vocab", "bytes",
                                      "--json"])  # fmt: skip

@@ -25,7 +25,7 @@ from rnnnas.cli import (
 )
 from rnnnas.cli.common import echo
 from rnnnas.cli.memory import ANY, is_out_of_memory, reason_of
-from rnnnas.errors import RnnnasError
+from rnnnas.errors import Interrupted, RnnnasError
 from rnnnas.processes import end_with_parent
 from rnnnas.ranks.presence import announce
 
@@ -44,7 +44,8 @@ class _Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
         # The words of the command, for processes that are to run it too.
-        kwargs["obj"] = list(args[0] if args and args[0] is not None else sys.argv[1:])
+        given = args[0] if args else kwargs.get("args")
+        kwargs["obj"] = list(sys.argv[1:] if given is None else given)
         try:
             # Outside a run's loop, which saves first: end as on an exception, so that what is half
             # made is cleaned up. Not in the main thread: the program that called us handles its
@@ -73,8 +74,14 @@ class _Group(click.Group):
         except RnnnasError as error:
             if not error.quiet:
                 echo(f"rnnnas: {error.cause}", err=True)
-                if error.remedy:
-                    echo(f"  {error.remedy}", err=True)
+                remedy = error.remedy
+                if isinstance(error, Interrupted) and "--fresh" in kwargs["obj"]:
+                    remedy = (
+                        "without --fresh, and with that folder as --out, the same command "
+                        "continues it"
+                    )
+                if remedy:
+                    echo(f"  {remedy}", err=True)
             sys.exit(error.exit_code)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

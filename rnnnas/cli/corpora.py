@@ -79,7 +79,7 @@ def info(name: str, as_json: bool) -> None:
             f"{split:10} {described[split]:>12,} tokens, "
             f"{described['words'][split] - described['lines'][split]:,} words, "
             f"{described['lines'][split]:,} lines, {_said_bytes(described['bytes'][split])}, "
-            f"{_said_share(described['unknown'][split], described[split])} unknown"
+            f"{100 * described['unknown_share'][split]:.2f} % <unk>"
         )
     kind = described["kind"] + (", punctuation split off" if described["tokenizer"] else "")
     echo(f"{'vocabulary':10} {described['vocabulary']:>12,} ({kind})")
@@ -93,10 +93,6 @@ def info(name: str, as_json: bool) -> None:
 
 def _said_bytes(size: int | None) -> str:
     return "bytes not recorded" if size is None else f"{size:,} bytes"
-
-
-def _said_share(unknown: int, tokens: int) -> str:
-    return f"{unknown:,} ({100 * unknown / tokens:.2f} %)"
 
 
 def _say_images(described: dict[str, Any]) -> None:
@@ -246,6 +242,9 @@ def rm(name: str, as_json: bool) -> None:
 
 
 def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
+    from rnnnas.data.corpus import Corpus
+    from rnnnas.data.yardsticks import unknown_share
+
     sizes = {split: len(part) for split, part in prepared.splits.items()}
     described, counts = prepared.description, " / ".join(f"{n:,}" for n in sizes.values())
     if described["kind"] == "images":
@@ -255,17 +254,21 @@ def _report(prepared: Corpus | ImageCorpus, as_json: bool) -> None:
         keys = ["vocabulary", "sha256", "canonical", "note", "kind"]
         said = f"{counts} tokens, vocabulary {described['vocabulary']:,} ({described['kind']})"
     about = {key: described[key] for key in keys}
-    unknown: dict[str, float] = {}
-    if described["kind"] != "images":
+    unknown: dict[str, float] = {}  # what the vocabulary lacks, of all tokens
+    shares: dict[str, float] = {}  # with what the text itself calls <unk>
+    if isinstance(prepared, Corpus):
         unknown = {s: described["splits"][s]["unknown"] / size for s, size in sizes.items()}
-        about["unknown_share"] = unknown
+        shares = {s: unknown_share(part, prepared.vocab) for s, part in prepared.splits.items()}
+        about["unknown_share"] = shares
     if as_json:
         print_json({"name": prepared.name, **sizes, **about})
         return
     echo(f"{prepared.name}: {said}")
-    if unknown:
-        shares = " / ".join(f"{100 * share:.2f} %" for share in unknown.values())
-        echo(f"unknown (<unk>): {shares} of train / valid / test")
+    if shares:
+        said = " / ".join(f"{100 * share:.2f} %" for share in shares.values())
+        own = any(shares[split] > unknown[split] for split in shares)
+        echo(f"unknown (<unk>): {said} of train / valid / test"
+             + (", with those of the text itself" if own else ""))  # fmt: skip
     if max(unknown.values(), default=0) > UNKNOWN_LIMIT:
         most = [split for split, share in unknown.items() if share >= 0.5]
         if "train" in most:

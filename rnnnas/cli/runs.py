@@ -29,6 +29,7 @@ from rnnnas.cli.common import (
 )
 from rnnnas.cli.memory import memory_errors
 from rnnnas.cli.processes import check_processes, joined, processes_option, run_all, started_by_hand
+from rnnnas.errors import UsageError
 from rnnnas.home import checkpoints_folder
 from rnnnas.nas.methods import METHODS
 from rnnnas.runs.progress import waiting
@@ -179,6 +180,7 @@ def train(genotype: str | None, start: Path | None, **options: Any) -> None:
 
         begins = read_start(start)
         base = begins.settings()
+        _check_length(options, begins.config.seconds, start)
         options["corpus"] = options["corpus"] or begins.corpus
     elif genotype is None and options["file"] is None and not options["settings"]:
         raise click.UsageError("Missing option '--genotype' (or '--from').")
@@ -244,6 +246,18 @@ def _say_lstm(result: Settings, corpus: str) -> None:
         "what the cell is worth, an LSTM of the same time shows: rnnnas train "
         f"--corpus {corpus} --genotype LSTM --seconds {seconds:g}", err=True,
     )  # fmt: skip
+
+
+def _check_length(options: Settings, seconds: float, start: Path) -> None:
+    """Raises UsageError where a training goes on from one of a time budget, from which no number of
+    passes follows, and nothing says how long.
+    """
+    said = any(options[key] for key in ("minutes", "seconds", "epochs", "preset", "file"))
+    if seconds and not said and not any(s.startswith("epochs") for s in options["settings"]):
+        raise UsageError(
+            f"the training in {start} had a time budget: how long is this one to be?",
+            "give --minutes or --epochs",
+        )
 
 
 def _train_folder(options: Settings, genotype: str | None, start: Path | None) -> Path:
@@ -350,11 +364,11 @@ def _resolve(
     with waiting("starting PyTorch", quiet=not _speaks()):
         from rnnnas.config.catalogue import commented
         from rnnnas.config.plain import to_plain
-        from rnnnas.config.presets import corpus_of
+        from rnnnas.config.presets import corpus_of, resolve_run, without_effect
         from rnnnas.config.recipes import Reading
         from rnnnas.data.corpus import holds_images, open_any
-        from rnnnas.door import resolve_run, resolve_train, without_effect
         from rnnnas.plugins.load import require_for
+        from rnnnas.training.reading import resolve_train
 
     noun = {"train": "training"}.get(kind, kind)
     file, settings = options["file"], list(options["settings"])

@@ -69,7 +69,7 @@ def show(
     from rnnnas.nas.genotype import RECURRENT
     from rnnnas.nas.zoo import ZOO
 
-    form = form or _ENDINGS.get("" if out is None else out.suffix.lower(), "text")
+    form = form or _form_of(out)
     if (table is not None or measure) and (form != "text" or history or compare is not None):
         raise UsageError("--latency and --measure are for a cell that is shown as text")
     if history:
@@ -117,6 +117,19 @@ def show(
 
 
 _ENDINGS = {".svg": "svg", ".dot": "dot", ".tex": "tikz", ".gif": "gif", ".json": "json"}
+
+
+def _form_of(out: Path | None) -> str:
+    """The form that a file's ending says; text where there is no file, or it has none."""
+    ending = "" if out is None else out.suffix.lower()
+    if ending in ("", ".txt"):
+        return "text"
+    if ending not in _ENDINGS:
+        raise UsageError(
+            f"a cell has no form for {out}",
+            f"endings: {', '.join(_ENDINGS)}, .txt; or say --format",
+        )
+    return _ENDINGS[ending]
 
 
 def _look_up(reference: str) -> tuple[str, Genotype | None]:

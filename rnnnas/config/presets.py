@@ -25,7 +25,7 @@ from rnnnas.config.preset_files import preset_table as preset_table
 from rnnnas.config.preset_files import preset_tables as preset_tables
 from rnnnas.config.preset_files import preset_text as preset_text
 from rnnnas.config.recipes import Reading, recipe
-from rnnnas.config.text import SearchConfig, TrainConfig
+from rnnnas.config.text import WITHOUT_RESULT, SearchConfig, TrainConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.zoo import BASELINES, ZOO, genotype_of
 
@@ -224,6 +224,36 @@ def _key(setting: str) -> str:
     return setting.partition("=")[0].strip()
 
 
+def resolve_run(
+    kind: str,
+    *,
+    preset: str | None,
+    file: Path | str | None,
+    flags: Mapping[str, Any],
+    images: bool,
+    settings: Iterable[str] = (),
+    base: Mapping[str, Any] | None = None,
+    reading: Reading | None = None,
+    kept: Mapping[str, Any] | None = None,
+) -> Any:
+    """The configuration of a "search" or a "train" run; arguments as of `resolve`, `images`
+    says of what medium it is.
+
+    Raises:
+        UsageError: naming the key, the value, what is allowed and the nearest known key.
+    """
+    return resolve(
+        (IMAGE if images else "") + kind,
+        preset=preset,
+        file=None if file is None else Path(file),
+        settings=settings,
+        flags=flags,
+        base=base,
+        reading=reading,
+        kept=kept,
+    )
+
+
 def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
     """Keys that the user set: with --set, or in a group of a file to other than their default.
 
@@ -237,6 +267,14 @@ def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
             known = to_plain(group.default_factory())
             keys += [f"{group.name}.{k}" for k, v in inner.items() if known.get(k) != v]
     return list(dict.fromkeys(keys))
+
+
+def without_effect(
+    config: Any, kind: str, file: Path | str | None, settings: Iterable[str], images: bool
+) -> list[str]:
+    """Keys that the user set and that change nothing in this run."""
+    keys = given((IMAGE if images else "") + kind, None if file is None else Path(file), settings)
+    return [key for key in keys if key in config.idle and key not in WITHOUT_RESULT]
 
 
 def with_budget(config: Run, minutes: float) -> Run:

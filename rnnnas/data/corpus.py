@@ -49,6 +49,7 @@ from rnnnas.data.vocab import (
     pieces_for,
     sentence_pieces,
 )
+from rnnnas.data.yardsticks import unknown_share
 from rnnnas.errors import DataError, DiskError, UsageError, nearest
 from rnnnas.home import corpora_folder
 
@@ -459,6 +460,7 @@ def corpus_info(corpus: Corpus | ImageCorpus) -> dict[str, Any]:
         "lines": {split: corpus.units(split).lines for split in SPLITS},
         "bytes": {split: corpus.units(split).bytes for split in SPLITS},
         "unknown": {split: described["splits"][split]["unknown"] for split in SPLITS},
+        "unknown_share": {s: unknown_share(corpus.splits[s], corpus.vocab) for s in SPLITS},
         "unigram_perplexity": unigram_perplexity(train, test, size),
         "bigram_perplexity": bigram_perplexity(train, test, size),
         "best_perplexity": corpus.best_perplexity("test"),

@@ -66,6 +66,8 @@ def image_folder(path: Path) -> ImageSource | None:
     loose = [name for name in images if "/" not in name]
     if len(loose) == len(images):
         return None  # a text, perhaps with an image or two beside it
+    if texts and len({PurePosixPath(name).parent for name in images}) == 1:
+        return None  # one folder of images among texts: pictures of a document
     called = shown(path)
     tops = {name.split("/")[0] for name in images if "/" in name}
     splits = {top for top in tops if top.lower() in SPLIT_WORDS}

@@ -123,16 +123,16 @@ class Vocab:
         """As `encode`, in chunks of at most `CHUNK` lines, for texts larger than memory."""
         remaining = iter(lines)
         while chunk := list(islice(remaining, CHUNK)):
+            if self.lower:
+                chunk = [line.lower() for line in chunk]
             try:
-                size = sum(map(_byte_length, chunk)) + len(chunk)
+                size = sum(map(_byte_length, self._kept(chunk))) + len(chunk)
             except UnicodeEncodeError as error:
                 half = error.object[error.start]
                 raise DataError(
                     f"the text holds {half!a}, half a character, which no text can",
                     "Give it in UTF-8.",
                 ) from error
-            if self.lower:
-                chunk = [line.lower() for line in chunk]
             tokens, words = self._encode(chunk)
             if words < 0:
                 words = sum(len(line.split()) + 1 for line in chunk)
@@ -149,6 +149,10 @@ class Vocab:
                     )
                 tokens[missing] = self.unk
             yield Encoded(tokens, unknown, words, size)
+
+    def _kept(self, lines: list[str]) -> Iterable[str]:
+        """What of lines the tokens stand for: words do not tell how much white space parts them."""
+        return (" ".join(line.split()) for line in lines) if self.kind == "words" else lines
 
     def _encode(self, lines: list[str]) -> tuple[npt.NDArray[np.int32], int]:
         """The tokens of lines, -1 for what is not known, and the words, -1 where not counted."""

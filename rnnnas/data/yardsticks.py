@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rnnnas.data.ngrams import bigram_model, unigram_probabilities
 from rnnnas.data.text_corpus import Corpus
+from rnnnas.data.vocab import Vocab
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,13 @@ def yardsticks(corpus: Corpus, split: str, streams: int = 1) -> Yardsticks:
 
 def _perplexity(probabilities: npt.NDArray[np.float64]) -> float:
     return float(np.exp(-np.log(probabilities).mean()))
+
+
+def unknown_share(tokens: npt.NDArray[np.integer[Any]], vocab: Vocab) -> float:
+    """The share of tokens that are `<unk>`, whether the vocabulary lacks a word or the text itself
+    says so.
+    """
+    return 0.0 if vocab.unk is None else float(np.count_nonzero(tokens == vocab.unk) / len(tokens))
 
 
 def text_bytes(corpus: Corpus, split: str) -> int:

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from rnnnas.config.text import SearchConfig, TrainConfig
 from rnnnas.lm.fast.cpu_library import built
+from rnnnas.lm.fast.known import note_of, notes_on_device, without_device_kernels
 from rnnnas.lm.model import RecurrentLM
 
 
@@ -20,3 +22,18 @@ def computed_by(job: Any, ranks: int = 1) -> str:
     if ranks > 1:
         parts.append(f"{ranks} processes")
     return ", ".join(parts)
+
+
+def notes_on_run(config: SearchConfig | TrainConfig, device: torch.device) -> list[str]:
+    """Lines for the user of a run on text: that kernels are missing, or that the fast path does not
+    know a cell, or the space of a search.
+    """
+    if config.model.path != "fast":
+        return []
+    notes = notes_on_device(device, config.model.precision)
+    if isinstance(config, SearchConfig):
+        notes += [without_device_kernels(device, config.windows.streams, 1)]
+        notes += [note_of(config.cell_space)]
+    else:
+        notes += [note_of(config.network)]
+    return list(filter(None, notes))

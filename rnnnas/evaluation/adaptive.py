@@ -30,7 +30,7 @@ from rnnnas.evaluation.neural_cache import Cache, CacheConfig, mixed, with_cache
 from rnnnas.lm.model import RecurrentLM
 from rnnnas.runs.files import json_plain
 from rnnnas.runs.progress import Progress
-from rnnnas.runs.sealed import open_sealed, write_sealed
+from rnnnas.runs.sealed import digest_of, open_sealed, write_sealed
 from rnnnas.types import HiddenState
 
 T = TypeVar("T")
@@ -286,7 +286,7 @@ class _Kept:
 
     trials: the losses of dynamic evaluation on the validation text, so that what is stopped goes
     on. What is another checkpoint's, or chosen among other values, is chosen anew; so is what
-    cannot be read.
+    cannot be read. What is chosen beside given settings has a file of its own.
     """
 
     def __init__(
@@ -297,6 +297,9 @@ class _Kept:
         tried: list[Any] = [TARGETS, LRS, EPSILONS, DECAYS, SIZES, THETAS, SHARES]
         tried += [asdict(_start(given or {})), sorted(given or {})]
         self._content: dict[str, Any] = {"digest": digest, "tried": json_plain(tried)}
+        if given:
+            of = digest_of(json_plain(dict(given)))[:8]
+            self._path = path = path.with_name(f"{path.stem}-{of}{path.suffix}")
         if path.exists():
             try:
                 content, sealed = open_sealed(path, "")

@@ -47,12 +47,27 @@ class LanguageModel(nn.Module):
         self.metrics = dict(loaded.metrics)
         self.digest = loaded.digest
         self.exporter: Callable[..., Any] | None = None  # set by whoever loads it
+        self._loaded = self._sums()
         self.eval()
 
     @property
     def device(self) -> torch.device:
         """The device that the weights lie on."""
         return next(self.parameters()).device
+
+    def _sums(self) -> list[tuple[float, float]]:
+        """What tells the weights from others: the sum of each tensor, and of its squares."""
+        tensors = [value.detach().double() for value in self.state_dict().values()]
+        return [(float(value.sum()), float(value.square().sum())) for value in tensors]
+
+    def check_as_loaded(self) -> None:
+        """Raises UsageError where the weights are no more those of the file that they are from."""
+        if self._sums() != self._loaded:
+            raise UsageError(
+                "the model's weights were changed since it was loaded, and this takes those of "
+                f"{self.path}",
+                "`perplexity` and `log_probs` take the weights as they are",
+            )
 
     def forward(self, ids: Tensor, state: HiddenState = None) -> tuple[Tensor, HiddenState]:
         """Scores of the next word after every word, without dropout, and the state after the last.
@@ -109,9 +124,10 @@ class LanguageModel(nn.Module):
         """The log-probability, in nats, of each token of a text given those before it.
 
         The text's first token follows an end of line, as in training. Returns (T,) float64 on the
-        CPU, in the order of `encode(text)`: the end of each line has one, too.
+        CPU, in the order of `encode(text)`: the end of each line has one, too. A line end at the
+        end of the text ends its last line, as in a file, and begins no other.
         """
-        ids = self.encode(text)
+        ids = self.encode(text.removesuffix("\n"))
         before = torch.cat([self._line_end(), ids[:-1]])
         found, state = [], None
         for at in range(0, len(ids), _CHUNK):
@@ -207,14 +223,13 @@ class LanguageModel(nn.Module):
     def evaluate(
         self, split: str = "test", *, text: Path | str | None = None, **options: Any
     ) -> Evaluation:
-        """Its perplexity on a split of its corpus, or on a text file; see `rnnnas.evaluate`."""
-        result = evaluate_checkpoint(
-            self.path,
-            split,
-            text=None if text is None else Path(text),
-            device=self.device,
-            **options,
-        )
+        """Its perplexity on a split of its corpus, or on a text file; see `rnnnas.evaluate`.
+
+        Raises:
+            UsageError: where its weights were changed since it was loaded.
+        """
+        self.check_as_loaded()
+        result = evaluate_checkpoint(self.path, split, text=text, device=self.device, **options)
         return Evaluation.of(result)
 
     def _line_end(self) -> Tensor:
@@ -224,8 +239,9 @@ class LanguageModel(nn.Module):
         """Write the model as "onnx", "html", "hf" or "pt2"; options as of `rnnnas export`.
 
         Raises:
-            UsageError: for a model that `rnnnas.load` has not made.
+            UsageError: for a model that `rnnnas.load` has not made, or whose weights were changed.
         """
+        self.check_as_loaded()
         if self.exporter is None:
             raise UsageError("this model was made without an exporter", "load it by rnnnas.load")
         return self.exporter(self.path, format=format, **options)

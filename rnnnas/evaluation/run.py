@@ -14,12 +14,12 @@ from torch import nn
 
 from rnnnas.config.plain import from_plain
 from rnnnas.config.text import TrainConfig
-from rnnnas.data.corpus import Corpus, check_unchanged, open_corpus
+from rnnnas.data.corpus import SPLITS, Corpus, check_unchanged, open_corpus
 from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.data.text_files import read_lines
 from rnnnas.data.text_streams import Streams
 from rnnnas.data.vocab import Vocab
-from rnnnas.data.yardsticks import bits_per_byte, text_bytes, yardsticks
+from rnnnas.data.yardsticks import bits_per_byte, text_bytes, unknown_share, yardsticks
 from rnnnas.engine.device import exact_float32
 from rnnnas.engine.metrics import perplexity
 from rnnnas.engine.steps import evaluate
@@ -159,7 +159,7 @@ def evaluate_checkpoint(
     path: Path,
     split: str = "test",
     *,
-    text: Path | None = None,
+    text: Path | str | None = None,
     corpus: Corpus | ImageCorpus | None = None,
     device: torch.device,
     dynamic: bool = False,
@@ -186,7 +186,8 @@ def evaluate_checkpoint(
     Returns:
         split ("text" for a text), perplexity, nats (mean a token), tokens (targets counted),
         unknown (tokens read as `<unk>` that the text itself did not write so), digest (of the
-        checkpoint), word_perplexity, of a split bits_per_byte and unknown_share, and for a
+        checkpoint), word_perplexity, bits_per_byte, unknown_share (of tokens that are `<unk>`,
+        the text's own included), of a split unigram_perplexity and bigram_perplexity, and for a
         generated corpus best_perplexity with `leak`, whether the perplexity lies clearly below it.
         With `dynamic` or `cache` also plain_perplexity, without either on the same stream, and
         under their names the parameters used and the validation perplexity they were chosen by.
@@ -196,6 +197,8 @@ def evaluate_checkpoint(
         UsageError: a text, or learning from one, for an image network.
     """
     refuse_search(path)
+    if split not in SPLITS:
+        raise UsageError(f"there is no split {split!r}", f"splits: {', '.join(SPLITS)}")
     content = trained_content(path)
     if is_classifier(content):
         if text is not None or dynamic or cache:
@@ -211,12 +214,14 @@ def evaluate_checkpoint(
     bound: float | None = None
     if text is not None:
         split = "text"
-        encoded = loaded.vocab.encode(read_lines(text, encoding))
+        encoded = loaded.vocab.encode(read_lines(Path(text), encoding))
         tokens, unknown, words = encoded.tokens, encoded.unknown, encoded.words
+        size = encoded.bytes
     else:
         corpus = _trained_on(loaded, corpus)
         tokens, words = corpus.splits[split], corpus.words(split)
         unknown = int(corpus.description["splits"][split]["unknown"])
+        size = text_bytes(corpus, split)
         bound = corpus.best_perplexity(split)
     streams = config.valid_streams if split == "valid" else config.test_streams
     if text is not None or dynamic or cache:
@@ -245,9 +250,8 @@ def evaluate_checkpoint(
     result["word_perplexity"] = perplexity(score.loss * len(tokens), words)
     if text is None and corpus is not None:
         result |= yardsticks(corpus, split, streams).to_plain()
-        size = text_bytes(corpus, split)
-        result["bits_per_byte"] = bits_per_byte(score.loss, len(tokens), size)
-        result["unknown_share"] = unknown / len(tokens)
+    result["bits_per_byte"] = bits_per_byte(score.loss, len(tokens), size)
+    result["unknown_share"] = unknown_share(tokens, loaded.vocab)
     if bound is not None:
         result["best_perplexity"] = bound
         result["leak"] = score.perplexity < bound * (1 - LEAK_MARGIN)

@@ -16,6 +16,7 @@ from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.space import CellSpace, recurrent_space
 from rnnnas.runs.files import parse_json, read_json
+from rnnnas.runs.hub_folder import is_run
 from rnnnas.runs.sealed import CONFIG_CHANGED, read_result, read_sealed
 from rnnnas.studies.record import DAMAGED
 
@@ -211,7 +212,7 @@ def read_all(paths: Sequence[Path]) -> list[RunData | StudyData]:
 
 
 def _holds(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "study.json").is_file()
+    return is_run(folder) or (folder / "study.json").is_file()
 
 
 def _read(folder: Path) -> RunData | StudyData:

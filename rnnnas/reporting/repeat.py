@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
-from rnnnas.config.plain import from_plain, to_plain
+from rnnnas.config.plain import from_plain, leaves, to_plain
 from rnnnas.config.presets import IMAGE, preset_names, resolve
 from rnnnas.config.text import BY_BUDGET, SearchConfig, TrainConfig
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.reporting.read import RunData, StudyData
 from rnnnas.runs.files import json_plain
-from rnnnas.studies.plan import StudyConfig, leaves, resolve_study
+from rnnnas.studies.plan import StudyConfig, resolve_study
 
 _LATER = ("save_seconds", "capture")  # change no result
 _CLASSES: Mapping[str, Any] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from rnnnas.config.plain import leaves
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.zoo import ZOO
 from rnnnas.reporting.cells import cell_svg
@@ -25,7 +26,6 @@ from rnnnas.reporting.levels import latency_of, published_of, word_frequencies
 from rnnnas.reporting.read import RunData, number
 from rnnnas.reporting.repeat import command_of
 from rnnnas.reporting.shares import leading, slider
-from rnnnas.studies.plan import leaves
 
 NO_COMMAND = (
     '<p class="sub">No preset leads to these settings by the command line of this version; they '

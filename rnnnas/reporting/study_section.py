@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rnnnas.config.plain import from_plain
+from rnnnas.config.plain import from_plain, leaves
 from rnnnas.errors import UsageError
 from rnnnas.reporting.charts import Dot, Row, Series, line_chart, scatter, shown, strips
 from rnnnas.reporting.levels import latency_of
@@ -26,7 +26,7 @@ from rnnnas.reporting.sections import (
     tiles,
 )
 from rnnnas.studies.paired_table import paired_report
-from rnnnas.studies.plan import Job, Sizes, StudyConfig, final_jobs, first_jobs, leaves
+from rnnnas.studies.plan import Job, Sizes, StudyConfig, final_jobs, first_jobs
 from rnnnas.studies.record import Record
 from rnnnas.studies.report import choose, notes, report
 

@@ -28,6 +28,11 @@ def is_folder(path: Path) -> bool:
     return os.path.isfile(path / WEIGHTS) and os.path.isfile(path / CONFIG)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's: a hub folder has a config.json, too."""
+    return os.path.isfile(path / CONFIG) and not is_folder(path)
+
+
 def is_export(path: Path) -> bool:
     """Whether a folder holds an export of this library and nothing else: it may be replaced."""
     try:

@@ -16,6 +16,7 @@ from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.zoo import ZOO, genotype_of
 from rnnnas.runs.files import Lock, parse_json
+from rnnnas.runs.hub_folder import is_run
 from rnnnas.runs.sealed import CONFIG_CHANGED, read_result, read_sealed
 from rnnnas.studies.record import DAMAGED
 from rnnnas.studies.record import NAME as STUDY
@@ -84,7 +85,7 @@ def list_runs(folder: Path) -> list[RunInfo]:
 def _folders(folder: Path, depth: int, top: bool = False) -> Iterator[Path]:
     """The folders of runs and studies in a folder, itself among them."""
     study = (folder / STUDY).is_file()
-    if study or (folder / "config.json").is_file():
+    if study or is_run(folder):
         yield folder
         if not (study and top):
             return

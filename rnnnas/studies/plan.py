@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from rnnnas.cnn import zoo as image_zoo
 from rnnnas.cnn.space import NODES
 from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
-from rnnnas.config.plain import from_plain, merge, to_plain
+from rnnnas.config.plain import from_plain, leaves, merge, to_plain
 from rnnnas.config.presets import IMAGE, KINDS, AnySearch, AnyTrain, compose, resolve
 from rnnnas.config.table import TableConfig
 from rnnnas.config.text import SearchConfig, TrainConfig
@@ -108,7 +108,7 @@ class StudyConfig:
         for method in self.methods:
             if method != base(method) and method not in self.own:
                 raise UsageError(
-                    f"the row {method} would be {base(method)} itself: nothing says what is its own",
+                    f"the row {method} would be {base(method)} itself: it has no settings",
                     f'give its settings in a file, under [study.own."{method}"]; '
                     f"known rows: {', '.join(name for name in self.own if '@' in name) or 'none'}",
                 )
@@ -448,12 +448,3 @@ def _words_of(table: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
     if not isinstance(preset, str):
         raise UsageError(f"{where}.preset = {preset!r} must be the name of a preset")
     return preset, [f"{key}={json.dumps(value)}" for key, value in leaves(rest)]
-
-
-def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every value of nested tables."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rnnnas.config.plain import from_plain, to_plain
+from rnnnas.config.plain import from_plain, leaves, to_plain
 from rnnnas.config.presets import compose, resolve
 from rnnnas.config.table import TableConfig
 from rnnnas.config.text import TrainConfig
@@ -15,7 +15,6 @@ from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import RECURRENT, Gene, Genotype
 from rnnnas.nas.space import CellSpace
 from rnnnas.runs.files import json_plain
-from rnnnas.studies.plan import leaves
 
 MOST_CELLS = 100_000  # beyond that nobody trains them all
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rnnnas.config.presets import resolve_run
 from rnnnas.config.recipes import REFERENCE_UNITS, STEPS, STREAMS, Reading, chosen
 from rnnnas.config.text import TrainConfig
-from rnnnas.data.corpus import Corpus
+from rnnnas.data.corpus import AnyCorpus, Corpus
 from rnnnas.engine.budget import measure_step, read_plan
+from rnnnas.engine.device import pick_device
 from rnnnas.runs.files import read_object
 from rnnnas.training.run import TrainJob
 
@@ -37,6 +40,29 @@ def reading_of(config: TrainConfig, corpus: Corpus, device: torch.device) -> Rea
     passes = config.seconds / (steps * measure_step(job, SHARE * config.seconds))
     weights = sum(weight.numel() for weight in job.net.parameters())
     return Reading(passes, weights / len(corpus.splits["train"]))
+
+
+def resolve_train(
+    opened: AnyCorpus, device: str | torch.device, *, kept: Mapping[str, Any] | None, **given: Any
+) -> Any:
+    """The configuration of a training; where a time is given and neither preset nor file, with
+    the sizes that this device's speed allows.
+
+    Args:
+        kept: what was chosen for the run that goes on. given: other arguments of `resolve_run`.
+
+    Raises:
+        UsageError: as `resolve_run`.
+    """
+    budget = given["flags"].get("seconds")
+    free = not (given.get("preset") or given.get("file") or given.get("base"))
+    if not (budget and free and isinstance(opened, Corpus)):
+        return resolve_run("train", **given)
+    resolved = resolve_run("train", reading=Reading(), kept=kept, **given)
+    if kept is not None:
+        return resolved
+    allowed = reading_of(resolved, opened, pick_device(device))
+    return resolve_run("train", reading=allowed, **given)
 
 
 def kept(folder: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rnnnas.engine.device import pick_device
 from rnnnas.errors import UsageError
@@ -14,6 +14,9 @@ from rnnnas.evaluation.language_model import LanguageModel
 from rnnnas.evaluation.load import load_model
 from rnnnas.evaluation.result import Evaluation
 from rnnnas.evaluation.run import evaluate_checkpoint
+
+if TYPE_CHECKING:
+    from rnnnas.data.corpus import AnyCorpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +30,7 @@ class TrainResult:
     valid_accuracy, test_accuracy: of images, in percent; of text None.
     digest: SHA-256 of the content of best.pt.
     figures: everything that was measured, by the names of `rnnnas train --json`.
+    corpus: that it was trained on, which need not lie where corpora are looked for by name.
     """
 
     run: Path
@@ -39,9 +43,10 @@ class TrainResult:
     test_accuracy: float | None
     digest: str
     figures: Mapping[str, Any] = field(repr=False)
+    corpus: AnyCorpus | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, result: Mapping[str, Any]) -> TrainResult:
+    def of(cls, result: Mapping[str, Any], corpus: AnyCorpus | None = None) -> TrainResult:
         """From what `training.run.train` returns."""
         measures = ("valid_perplexity", "test_perplexity", "valid_accuracy", "test_accuracy")
         return cls(
@@ -52,6 +57,7 @@ class TrainResult:
             **{name: result.get(name) for name in measures},
             digest=result["digest"],
             figures=dict(result),
+            corpus=corpus,
         )
 
     def __repr__(self) -> str:
@@ -71,6 +77,7 @@ class TrainResult:
     def evaluate(self, split: str = "test", **options: Any) -> Evaluation:
         """The perplexity or accuracy on a split; options as of `rnnnas.evaluate`."""
         device = pick_device(options.pop("device", "auto"))
+        options.setdefault("corpus", self.corpus)
         return Evaluation.of(evaluate_checkpoint(self.checkpoint, split, device=device, **options))
 
     def sample(self, prompt: str = "", tokens: int = 100, **options: Any) -> str:

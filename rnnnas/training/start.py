@@ -43,6 +43,7 @@ class Start:
         for key in OWN:
             if key != "epochs":
                 plain.pop(key, None)
+        plain["weights"].pop("finetune_epochs", None)  # a part of its length
         return plain
 
 

@@ -6,6 +6,7 @@ Precedence: flag > `--set key=value` > `--config FILE` > preset.
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -228,7 +229,7 @@ def resolve_run(
     kind: str,
     *,
     preset: str | None,
-    file: Path | str | None,
+    file: str | os.PathLike[str] | None,
     flags: Mapping[str, Any],
     images: bool,
     settings: Iterable[str] = (),
@@ -270,7 +271,11 @@ def given(kind: str, file: Path | None, settings: Iterable[str]) -> list[str]:
 
 
 def without_effect(
-    config: Any, kind: str, file: Path | str | None, settings: Iterable[str], images: bool
+    config: Any,
+    kind: str,
+    file: str | os.PathLike[str] | None,
+    settings: Iterable[str],
+    images: bool,
 ) -> list[str]:
     """Keys that the user set and that change nothing in this run."""
     keys = given((IMAGE if images else "") + kind, None if file is None else Path(file), settings)

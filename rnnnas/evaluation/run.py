@@ -159,7 +159,7 @@ def evaluate_checkpoint(
     path: Path,
     split: str = "test",
     *,
-    text: Path | str | None = None,
+    text: str | os.PathLike[str] | None = None,
     corpus: Corpus | ImageCorpus | None = None,
     device: torch.device,
     dynamic: bool = False,

@@ -7,13 +7,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rnnnas.config.plain import leaves
 from rnnnas.draw.text_svg_dot import as_text
 from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.runs.files import read_json
 from rnnnas.runs.sealed import CONFIG_CHANGED, read_result, read_sealed
 from rnnnas.studies.listing import RunInfo, info_of
-from rnnnas.studies.plan import leaves
 
 _CELL = ("genotype", "cell")  # settings that are the cell itself, which is drawn
 _ABSENT = None

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, final
 
 import rnnnas
-from rnnnas.config.plain import from_plain, to_plain
+from rnnnas.config.plain import from_plain, leaves, to_plain
 from rnnnas.errors import CheckpointError, UsageError
 from rnnnas.runs.files import json_plain
 from rnnnas.runs.folder import first_free, is_empty
 from rnnnas.runs.sealed import read_sealed, write_sealed
-from rnnnas.studies.plan import FREE, GROWS, StudyConfig, leaves, resolved_runs
+from rnnnas.studies.plan import FREE, GROWS, StudyConfig, resolved_runs
 
 NAME = "study.json"
 DAMAGED = "restore it from a copy, or begin the study anew with --fresh"

@@ -83,6 +83,7 @@ def image_network(kind: str, corpus: ImageCorpus, path: Path) -> Path:
     }
     described = {
         "classes": list(corpus.classes), "mean": list(corpus.mean), "std": list(corpus.std),
+        "size": list(corpus.size),
     }  # fmt: skip
     return _saved(path, "convolutional", config, corpus, weights, described)
 

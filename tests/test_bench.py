@@ -40,6 +40,19 @@ def test_the_promised_keys(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(value > 0 for value in values.values())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--set", "genotype=GRU"],
+        ["search", "--set", "method=gdas"],
+        ["growth", "--set", "seed=2"],
+    ],
+)
+def test_what_bench_sets_itself_is_refused(words: list[str]) -> None:
+    result = CliRunner().invoke(main, ["bench", *words])
+    assert result.exit_code == 2 and "bench sets itself" in result.output
+
+
 def flops(shapes: Counter[recurrent.Product]) -> int:
     return sum(2 * m * k * n * count for (m, k, n, *_), count in shapes.items())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shlex
 from pathlib import Path
@@ -19,7 +20,7 @@ from rnnnas.cli import main
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import resolve
 from rnnnas.data.text_corpus import Corpus
-from rnnnas.errors import CheckpointError, RnnnasError, UsageError
+from rnnnas.errors import CheckpointError, DiskError, RnnnasError, UsageError
 from rnnnas.exporting import graphs, onnx_file, packing, run, source, verify
 from rnnnas.exporting.run import export
 from rnnnas.exporting.source import ExportError, read_source
@@ -140,6 +141,39 @@ def test_only_an_export_is_replaced(corpus: Corpus, tmp_path: Path) -> None:
     (own / ".git").rmdir()
     assert export(path, format="hf", out=own).path == own
     assert (other / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("chunk", [35, 64])
+def test_both_sides_of_a_chunk_score_the_same_targets(
+    chunk: int, corpus: Corpus, tmp_path: Path
+) -> None:
+    """In float32 both perplexities are one, whether or not the text is a multiple of T."""
+    path = language_model("derived", corpus, tmp_path / "best.pt")
+    told = export(path, format="pt2", chunk=chunk).verified
+    assert told["tokens"] % chunk == 0 and abs(told["perplexity_change"]) < 1e-5
+
+
+def test_a_full_disk_is_told_as_one(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = language_model("gru", corpus, tmp_path / "best.pt")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DiskError, match="No space left"):
+        export(path, format="pt2", out=tmp_path / "m.pt2")
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = language_model("gru", corpus, tmp_path / "best.pt")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="folder that you are in"):
+        export(path, format="hf", out=".")
 
 
 def test_a_chunk_may_be_longer_than_the_text(corpus: Corpus, tmp_path: Path) -> None:

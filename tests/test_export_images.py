@@ -13,11 +13,13 @@ from squares import squares
 from test_export import needs_onnx
 
 from rnnnas.data.image_corpus import ImageCorpus
-from rnnnas.exporting import onnx_file
+from rnnnas.errors import DataError, UsageError
+from rnnnas.exporting import onnx_file, verify
 from rnnnas.exporting.run import export
 from rnnnas.exporting.source import read_source
+from rnnnas.exporting.verify import real_images
 from rnnnas.runs import hub_folder
-from rnnnas.runs.checkpoint import content_digest
+from rnnnas.runs.checkpoint import content_digest, load_content, save_content
 
 __all__ = ["browser", "squares"]  # fixtures
 
@@ -38,6 +40,24 @@ def test_onnx_classifies_images_as_torch_does(
     expected = source.images.net.double().logits(inputs).softmax(-1).detach()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert result.verified["same_class"] == 100
+
+
+def test_without_its_corpus_a_network_keeps_the_size_of_its_images(
+    squares: ImageCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = image_network("dense", squares, tmp_path / "best.pt")
+
+    def gone(name: str) -> ImageCorpus:
+        raise DataError(f"there is no corpus {name}", "")
+
+    monkeypatch.setattr(verify, "open_images", gone)
+    assert squares.size != (32, 32)
+    assert real_images(read_source(path))[0].shape[1:] == (3, *squares.size)
+    content = load_content(path)
+    del content["size"]  # as earlier versions wrote it
+    save_content(path, content)
+    with pytest.raises(UsageError, match="how large"):
+        real_images(read_source(path))
 
 
 def test_the_hubs_own_class_reads_and_writes_it(squares: ImageCorpus, tmp_path: Path) -> None:

@@ -253,6 +253,23 @@ def test_subwords_are_cut_as_sentencepiece_does(
 
 
 @needs_browser
+def test_words_at_white_space_are_the_vocabularys(
+    home: Path, tmp_path: Path, browser: Browser
+) -> None:
+    (home / "plain.txt").write_text("the cat <unk> on the mat\nN dogs ate the cat\n" * 400)
+    own = add_corpus("plain", home / "plain.txt", VocabOptions(kind="words"))
+    assert isinstance(own, Corpus) and not own.vocab.tokenizer
+    browser.open(export(language_model("gru", own, tmp_path / "best.pt"), format="html").path)
+    for line in ("the  cat", "a <eos> b", "\\<eos> N", "x \ufeff y"):
+        expected = [int(i) for i in own.vocab.encode([line]).tokens][:-1]
+        assert browser.run("return rnnnas.tokens(arguments[0])", line) == expected
+    # A vocabulary that has no <unk> refuses a word that it lacks, as Python does.
+    told = browser.run("rnnnas.header.tokeniser.unk = null; try { rnnnas.tokens('dragon'); return ''; }"
+                       " catch (error) { return error.message; }")  # fmt: skip
+    assert "dragon" in told
+
+
+@needs_browser
 @pytest.mark.parametrize("kind", ["words", "characters", "bytes"])
 def test_tokens_and_texts_are_the_vocabularys(
     kind: str, home: Path, tmp_path: Path, browser: Browser

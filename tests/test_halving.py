@@ -23,6 +23,7 @@ from rnnnas.nas.halving import (
 from rnnnas.nas.neighbours import fits, neighbours
 from rnnnas.nas.race_plan import Plan, Round, Rung, plan_for, plan_of
 from rnnnas.nas.space import recurrent_space
+from rnnnas.nas.strategies import uniform
 from rnnnas.nas.structure import Structure, features, slowness
 from rnnnas.nas.zoo import ZOO
 
@@ -397,3 +398,14 @@ def test_a_seed_decides_the_cells() -> None:
     cells = [[e.genotype for e in Race(SPACES, seed, plan).entrants] for seed in (1, 1, 2)]
     assert cells[0] == cells[1] != cells[2]
     assert all(isinstance(gene, Gene) for node in cells[0][0].recurrent.nodes for gene in node)
+
+
+def test_chance_takes_part_in_the_smallest_race() -> None:
+    spaces = {RECURRENT: recurrent_space(8)}
+    rng = random.Random(1)
+    proposed = [Proposal(uniform(spaces, rng), f"p{i}") for i in range(14)]
+    for budget in (2.0, 2.5, 3.0, 6.0):
+        race = Race(spaces, 1, plan_of(budget, 500), proposed=proposed, guards=6)
+        origins = [entrant.origin for entrant in race.entrants]
+        chance = [o for o in origins if o == "random"]
+        assert len(chance) >= min(6, len(origins) // 2) and "p0" in origins

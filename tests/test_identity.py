@@ -192,14 +192,26 @@ def test_what_is_idle() -> None:
     plain |= {"save_seconds", "capture"}
     plain |= {f"stop.{k}" for k in ("every", "window", "ratio", "earliest", "streams", "steps")}
     plain |= {"latency.form", "latency.ref", "latency.table", "blackbox.budget", "blackbox.rung"}
-    plain |= {"space.join", "blackbox.draws"}
+    plain |= {"space.join", "blackbox.draws", "windows.shortest", "windows.longer"}
+    untried = ("cells", "windows", "targets", "weights", "population", "sample")
+    plain |= {f"blackbox.{k}" for k in untried}
     plain |= {f"select.{f.name}" for f in fields(SelectConfig)} - {"select.by"}
     assert search_config().idle == plain
-    raced = plain - {f"select.{f.name}" for f in fields(SelectConfig)} - {"blackbox.draws"}
+    raced = plain - {f"select.{f.name}" for f in fields(SelectConfig)}
+    raced -= {"blackbox.draws", "blackbox.targets"}
     assert search_config("select.by=race").idle == raced
     assert "blackbox.draws" not in search_config("method=halving").idle
     assert search_config("method=darts-1st").idle == plain | {"alphas.second_order"}
     assert search_config("alphas.text=valid").idle == plain | {"alphas.held_out"}
+    alphas = {"alphas.lr", "alphas.betas", "alphas.weight_decay", "alphas.warmup"}
+    for method in ("random", "random-ws", "evolution", "halving"):
+        assert alphas | {"select.points"} <= search_config(f"method={method}").idle
+    assert "blackbox.population" not in search_config("method=evolution").idle
+    assert "blackbox.cells" not in search_config("method=enas").idle
+    assert "windows.longer" not in search_config("windows.jitter=5").idle
+    staged = ["method=darts-1st", "stages.ops=[5,3]", "stages.hidden=[4,8]"]
+    assert "model.hidden" in search_config(*staged).idle
+    assert "model.hidden" not in search_config(*staged, "select.by=race").idle
     used = search_config("derive.by=perturbation", "derive.tune_windows=0").idle
     assert used == {k for k in plain if not k.startswith("derive.")} | {"derive.lr"}
     used = search_config("stop.eigenvalue=true", "stop.every=1").idle
@@ -215,6 +227,9 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
     (lstm("model.layers=2"), {"noise.dropoutx": 0.4}),
     (search_config("method=darts-1st"), {"alphas.second_order": "exact"}),
     (search_config("alphas.text=valid"), {"alphas.held_out": 0.3}),
+    (search_config(), {"windows.shortest": 2, "windows.longer": 3}),
+    (search_config("method=random-ws"), {"alphas.lr": 0.5, "alphas.warmup": 0.5}),
+    (search_config(), {"blackbox.cells": 3, "blackbox.windows": 7, "blackbox.targets": 40}),
 ]
 
 

@@ -130,7 +130,12 @@ def test_settings_that_others_replace_are_known_to_be_idle() -> None:
                       flags={**flags, "genotype": "DARTS_V2"})  # fmt: skip
     assert "augment.crop_padding" in resized.idle
     text = resolve("search", preset="quick-p-darts", file=None, settings=(), flags={"corpus": "p"})
-    assert "model.hidden" in text.idle and "noise.dropouth" not in text.idle
+    assert "noise.dropouth" not in text.idle
+    # Stages replace it; a race behind them does not.
+    assert "model.hidden" not in text.idle
+    alone = resolve("search", preset="quick-p-darts", file=None, settings=["select.by=alphas"],
+                    flags={"corpus": "p"})  # fmt: skip
+    assert "model.hidden" in alone.idle
 
 
 def test_a_training_learns_the_colours_and_says_so(squares: ImageCorpus, tmp_path: Path) -> None:

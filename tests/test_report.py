@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from rnnnas.reporting.read import RunData, StudyData, read_all, read_run
 from rnnnas.reporting.repeat import command_of, study_command
 from rnnnas.reporting.sections import Detail, runners_of
 from rnnnas.reporting.study_section import result_of
-from rnnnas.runs.files import write_json
+from rnnnas.runs.files import Lock, write_json
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)  # fmt: skip
@@ -154,6 +155,37 @@ def test_a_run_that_still_goes_on_is_shown_as_far_as_it_is(tmp_path: Path) -> No
     shutil.copytree(folder, begun)
     (begun / "metrics.jsonl").unlink()
     assert "just begun" in " ".join(Parts(written([begun], tmp_path)).words)
+
+
+def test_what_became_of_a_run_is_told(tmp_path: Path) -> None:
+    failed, held = (search_run(tmp_path / name, epochs=7, done=False) for name in ("bad", "held"))
+    with (failed / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "failed", "step": 9, "reason": "the loss was not finite"}\n')
+    words = " ".join(Parts(written([failed], tmp_path)).words)
+    assert "failed, epoch 6 of 7: the loss was not finite" in words
+    lock = Lock(held)
+    try:
+        assert "running, epoch 6 of 7" in " ".join(Parts(written([held], tmp_path)).words)
+    finally:
+        lock.release()
+    assert "stopped, epoch 6 of 7" in " ".join(Parts(written([held], tmp_path)).words)
+
+
+def test_a_mean_is_of_the_runs_that_it_counts(tmp_path: Path) -> None:
+    runs = [train_run(tmp_path / f"t{s}", seed=s, valid=v) for s, v in ((1, 100.0), (2, 104.0))]
+    shutil.copytree(runs[0], tmp_path / "t3")
+    (tmp_path / "t3" / "result.json").unlink()  # it is not over
+    words = " ".join(Parts(written([*runs, runs[0], tmp_path / "t3"], tmp_path)).words)
+    assert "mean of 2 seeds" in words and "102.00 [76.59, 127.41]" in words
+    assert "mean of" not in " ".join(Parts(written([runs[0], runs[0]], tmp_path)).words)
+
+
+def test_a_name_that_is_no_utf8_is_shown(tmp_path: Path) -> None:
+    folder = search_run(tmp_path / "x")
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/x\xff"))
+    folder.rename(strange)
+    report([strange], tmp_path / "r.html")
+    assert "x\\udcff" in (tmp_path / "r.html").read_text()
 
 
 def test_a_run_of_the_version_before_shows_what_it_has(tmp_path: Path) -> None:

@@ -76,10 +76,12 @@ def test_latencies_are_predicted_by_the_table_of_the_run(tmp_path: Path) -> None
     sizes = {"device": "cpu", "processor": "p", "dtype": "float32", "hidden": 8, "streams": 4}
     write_json(folder / "latency.json", {**sizes, "steps": 5, "date": "d", "seconds": seconds})
     star, chain = "tanh0 relu0", "tanh0 relu1"
-    found = latency_of([star, chain, "no cell", "tanh0 relu1 relu2"], read_run(folder))
+    found, of = latency_of([star, chain, "no cell", "tanh0 relu1 relu2"], read_run(folder))
     assert found == {star: pytest.approx(17.0), chain: pytest.approx(20.0)}
+    assert of == "cpu, float32, H 8, B 4"
     lines = [{"kind": "candidate", "step": i, "number": i, "cell": cell, "perplexity": 90.0 + i}
              for i, cell in enumerate((star, chain), 1)]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = report([folder], tmp_path / "r.html").read_text()
+    assert "Latencies of cpu, float32, H 8, B 4." in text
     assert "Latency against perplexity" in text and f"{chain}: 20.0 µs, 92" in text

@@ -97,13 +97,13 @@ def test_what_an_earlier_version_told_is_told_as_it_was() -> None:
 
 def test_rounds_of_a_time_budget_are_counted_as_such(tmp_path: Path) -> None:
     run = read_run(search_run(tmp_path / "a", epochs=4, done=False))
-    assert state_of(run) == "epoch 3 of 4"
+    assert state_of(run) == "stopped, epoch 3 of 4"
     timed = dataclasses.replace(run, config={**run.config, "epochs": 1, "seconds": 60.0})
-    assert state_of(timed) == "round 3 of 3"
+    assert state_of(timed) == "stopped, round 3 of 3"
     costs = Costs(step=0.1, validation=0.1, end=0.1)
     planned = Plan(seconds=60.0, spent=1.0, rounds=12, steps=5, every=1, costs=costs)
     write_plan(tmp_path / "a", planned)
-    assert state_of(timed) == "round 3 of 12"
+    assert state_of(timed) == "stopped, round 3 of 12"
     history = history_of(timed)
     assert history.caption(history.frames[-1]) == "round 3 of 12"
 

@@ -27,7 +27,7 @@ from rnnnas.bench.cost_model import (
     held_bytes,
 )
 from rnnnas.bench.fits import Fit, fit, grows_faster
-from rnnnas.bench.recurrent import search_step
+from rnnnas.bench.recurrent import check_settings, search_step
 from rnnnas.bench.share import python_share
 from rnnnas.config.presets import resolve
 from rnnnas.distributed import ALONE, STORE, Ranks, joined
@@ -87,6 +87,7 @@ def base_sizes(config: Any, kind: Kind) -> Sizes:
 
 def settings_of(kind: Kind, settings: Sequence[str]) -> Any:
     """The paper's settings at the base's sizes, changed by `--set` texts."""
+    check_settings(settings)
     own = (
         f"model.hidden={BASE.hidden}", f"model.nodes={BASE.nodes}",
         f"windows.streams={BASE.streams}", f"windows.bptt={BASE.steps}", *settings,

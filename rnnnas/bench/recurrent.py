@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
@@ -65,12 +65,25 @@ class Product(NamedTuple):
     matrices: int = 1
 
 
+def check_settings(settings: Sequence[str]) -> None:
+    """Raises UsageError for what bench itself sets, or what its random words know nothing of."""
+    for text in settings:
+        key = text.partition("=")[0].strip()
+        if key.partition(".")[0] in ("method", "genotype", "cell", "corpus", "seed"):
+            raise UsageError(
+                f"{key} is what bench sets itself: searches by DARTS, trainings of DARTS_V2, on "
+                "random words",
+                f"leave --set {key} out",
+            )
+
+
 def _config(kind: Kind, path: str, settings: tuple[str, ...]) -> Any:
     """The paper's own settings (presets ptb-darts and ptb); the reference is always float32.
 
     Raises:
         UsageError: for `model.path`, which the two sides differ in.
     """
+    check_settings(settings)
     if any(text.partition("=")[0].strip() == "model.path" for text in settings):
         raise UsageError("model.path is what bench compares", "leave --set model.path out")
     settings = (*settings, f"model.path={path}")

@@ -31,7 +31,7 @@ from rnnnas.cli.memory import memory_errors
 from rnnnas.cli.processes import check_processes, joined, processes_option, run_all, started_by_hand
 from rnnnas.errors import UsageError
 from rnnnas.home import checkpoints_folder
-from rnnnas.nas.methods import METHODS
+from rnnnas.nas.methods import METHODS, method_of
 from rnnnas.runs.progress import waiting
 
 if TYPE_CHECKING:
@@ -121,11 +121,13 @@ def search(method: str | None, **options: Any) -> None:
             _dry_run(job, job.config, lambda: search_seconds(job, corpus), options)
         return
     default = default_folder("search", config)
-    if config.alphas.text == "valid" and config.relaxation.level == "valid" and _speaks():
+    if config.alphas.text == "valid" and "alphas.text" not in config.idle and _speaks():
         images = is_of_images(corpus)
         what, measure = ("images", "accuracy") if images else ("text", "perplexity")
+        used = "cells are chosen by" if method_of(config.method).alphas == "none" else (
+            "alphas are trained on")  # fmt: skip
         echo(
-            f"note: alphas are trained on the validation {what}, as in the paper; "
+            f"note: {used} the validation {what}, as in the paper; "
             f"validation {measure} is then no independent measure", err=True,
         )  # fmt: skip
     result = _run(run, config, corpus, options, default)

@@ -18,7 +18,7 @@ from rnnnas.cli.common import (
     print_json,
     say_kernels,
 )
-from rnnnas.errors import UsageError
+from rnnnas.errors import RnnnasError, UsageError
 from rnnnas.home import checkpoints_folder, home
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _latency(cell: Any, reference: str, table: Path | None, device: str | None) 
     for path in paths:
         try:
             line = report(cell.recurrent, read_table(path), on)
-        except UsageError as error:
+        except RnnnasError as error:
             if table is not None:
                 raise
             line = f"{path} says nothing of it: {error.cause}"
@@ -252,7 +252,9 @@ def _give(text: str, out: Path | None) -> None:
     if out is None:
         echo(text)
     else:
-        write_where_told(out, (text + "\n").encode(), (".txt", *_ENDINGS))
+        write_where_told(
+            out, (text + "\n").encode("utf-8", "backslashreplace"), (".txt", *_ENDINGS)
+        )
         echo(f"wrote {out}", err=True)
 
 

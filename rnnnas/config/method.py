@@ -67,6 +67,8 @@ class MethodChoice:
             keys.add("alphas.second_order")
         if method.alphas != "gradient":
             keys.add("alphas.balanced")
+        if method.alphas == "none":
+            keys |= {"alphas.lr", "alphas.betas", "alphas.weight_decay", "alphas.warmup"}
         if not self.latency.weight:
             keys |= {"latency.form", "latency.ref", "latency.table"}
         elif method.alphas == "policy":

@@ -226,6 +226,13 @@ class SearchConfig(MethodChoice):
         for asked, key in ((perturbs, "derive.by = 'perturbation'"), (stops, "stop.eigenvalue")):
             if asked and method_of(self.method).alphas != "gradient":
                 raise UsageError(f"{key} needs alphas that gradients move: not {self.method!r}")
+        streams = self.windows.streams
+        if perturbs and 0 < self.derive.targets < streams:
+            raise UsageError(
+                f"derive.targets = {self.derive.targets} is less than one for each of the "
+                f"{streams} streams",
+                f"give {streams} or more, or 0",
+            )
         if stops and perturbs:
             raise UsageError(
                 "stop.eigenvalue goes back to the cell of an earlier epoch, which "
@@ -282,10 +289,25 @@ class SearchConfig(MethodChoice):
         if not self.stop.eigenvalue:
             keys |= {f"stop.{f.name}" for f in dataclasses.fields(StopConfig)}
             keys.remove("stop.eigenvalue")
-        halving = method_of(self.method).derive == "halving"
-        if self.stages.hidden:
+        method = method_of(self.method)
+        halving = method.derive == "halving"
+        if method.derive == "scores":  # no cell is tried by itself, but in the race
+            keys |= {"blackbox.cells", "blackbox.windows"}
+            if not self.races:
+                keys.add("blackbox.targets")
+        if method.derive != "evolution":
+            keys |= {"blackbox.weights", "blackbox.population", "blackbox.sample"}
+        elif not self.from_scratch:
+            keys.add("blackbox.windows")
+        if method.derive in ("random", "samples") and not self.from_scratch:
+            keys.add("blackbox.windows")
+        if method.alphas == "none":
+            keys.add("select.points")
+        if not self.windows.jitter:
+            keys |= {"windows.shortest", "windows.longer"}
+        if self.stages.hidden and not (self.races or self.latency.weight):
             keys.add("model.hidden")
-        if self.stages.dropouth:
+        if self.stages.dropouth and not self.races:
             keys.add("noise.dropouth")
         if self.from_scratch:
             keys.add("model.partial")

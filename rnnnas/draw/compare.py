@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from html import escape
 from itertools import zip_longest
 
 from rnnnas.draw.layout import INK, MARGIN, TEXT_SIZE, TITLE_SIZE, Drawing, arrange
-from rnnnas.draw.text_svg_dot import svg_cell
+from rnnnas.draw.text_svg_dot import plain_text, svg_cell
 from rnnnas.errors import UsageError
 from rnnnas.nas.genotype import CellGene, Gene, Genotype
 
 _BESIDE = 1800.0  # pixels that two cells may have together to stand side by side
 
 
-def common(first: CellGene, second: CellGene) -> list[set[Gene]]:
-    """For every node that both cells have, by its number, the genes that it has in both."""
+def common(first: CellGene, second: CellGene) -> list[Counter[Gene]]:
+    """For every node that both cells have, by its number, the genes that it has in both, and how
+    often.
+    """
     pairs = zip(first.nodes, second.nodes, strict=False)
-    return [set(one) & set(other) for one, other in pairs]
+    return [Counter(one) & Counter(other) for one, other in pairs]
 
 
 def _pairs(first: Genotype, second: Genotype) -> dict[str, tuple[CellGene, CellGene]]:
@@ -39,7 +42,7 @@ def compare_text(first: Genotype, second: Genotype, names: tuple[str, str]) -> s
     """
     parts = []
     for name, (one, other) in _pairs(first, second).items():
-        rows = [("", *names)]
+        rows = [("", *map(plain_text, names))]
         for i, (a, b) in enumerate(zip_longest(one.nodes, other.nodes, fillvalue=())):
             rows.append((f"s{i + one.inputs}", _words(a), _words(b)))
         if sorted(one.concat) != sorted(other.concat):
@@ -50,7 +53,7 @@ def compare_text(first: Genotype, second: Genotype, names: tuple[str, str]) -> s
             + ("" if i == 0 or row[1] == row[2] else "  differs")
             for i, row in enumerate(rows)
         ]
-        same = sum(len(genes) for genes in common(one, other))
+        same = sum(genes.total() for genes in common(one, other))
         total = max(sum(map(len, cell.nodes)) for cell in (one, other))
         lines.append(f"{same} of {total} genes of the {name} cell are the same")
         parts.append("\n".join(line.rstrip() for line in lines))
@@ -58,7 +61,7 @@ def compare_text(first: Genotype, second: Genotype, names: tuple[str, str]) -> s
 
 
 def _words(node: tuple[Gene, ...]) -> str:
-    return " + ".join(f"{op}(s{source})" for op, source in node) or "-"
+    return " + ".join(f"{op}(s{source})" for op, source in sorted(node)) or "-"
 
 
 def _concat(cell: CellGene) -> str:
@@ -93,7 +96,7 @@ def compare_svg(first: Genotype, second: Genotype, names: tuple[str, str]) -> st
                 top = bottom + MARGIN + head
         top = bottom + MARGIN + head
     height = top - head
-    label = escape(f"{names[0]} and {names[1]}: {_counts(pairs)}", quote=True)
+    label = escape(plain_text(f"{names[0]} and {names[1]}: {_counts(pairs)}"), quote=True)
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {wide:.0f} {height:.0f}" role="img" aria-label="{label}" '
@@ -106,25 +109,26 @@ def compare_svg(first: Genotype, second: Genotype, names: tuple[str, str]) -> st
 
 
 def _counts(pairs: Mapping[str, tuple[CellGene, CellGene]]) -> str:
-    same = sum(len(genes) for one, other in pairs.values() for genes in common(one, other))
+    same = sum(genes.total() for one, other in pairs.values() for genes in common(one, other))
     total = sum(max(sum(map(len, cell.nodes)) for cell in pair) for pair in pairs.values())
     return f"{same} of {total} genes are the same"
 
 
 def _placed(
-    drawing: Drawing, same: list[set[Gene]], inputs: int, words: str, left: float, top: float,
+    drawing: Drawing, same: list[Counter[Gene]], inputs: int, words: str, left: float, top: float,
     head: float,
 ) -> list[str]:  # fmt: skip
     """A drawing at its place under its name; what the other has, too, is pale."""
+    name = escape(plain_text(words), quote=False)
     lines = [
         f'<text x="{left + MARGIN:.0f}" y="{top - head + TITLE_SIZE - 3:.0f}" '
-        f'font-size="{TITLE_SIZE}" font-weight="bold">{escape(words, quote=False)}</text>',
+        f'font-size="{TITLE_SIZE}" font-weight="bold">{name}</text>',
         f'<g transform="translate({left:.1f} {top:.1f})">',
     ]
     return [*lines, *svg_cell(drawing, pale=_pale(same, inputs)), "</g>"]
 
 
-def _pale(same: list[set[Gene]], inputs: int) -> Callable[[str, str, str], bool]:
+def _pale(same: list[Counter[Gene]], inputs: int) -> Callable[[str, str, str], bool]:
     """Whether an edge (source, target, operation), by the states' names, is in both cells."""
 
     def number(state: str) -> int:

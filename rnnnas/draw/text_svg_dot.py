@@ -163,7 +163,7 @@ def as_svg(genotype: Genotype, title: str = "", theme: Theme = PAPER) -> str:
     picture = arrange_all(genotype, title)
     width, height = _number(picture.width), _number(picture.height)
     kinds = " and ".join(genotype.cells)
-    name = _plain(" ".join(title.split()) or f"{kinds} cell")
+    name = plain_text(" ".join(title.split()) or f"{kinds} cell")
     label = f"{name}: {'; '.join(_spoken(*named) for named in genotype.cells.items())}"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -177,7 +177,7 @@ def as_svg(genotype: Genotype, title: str = "", theme: Theme = PAPER) -> str:
         lines.append(
             f'<text class="title" x="{_number(MARGIN)}" y="{_number(MARGIN + TITLE_SIZE - 3)}" '
             f'font-size="{TITLE_SIZE}" font-weight="bold">'
-            f"{escape(_plain(picture.title), quote=False)}</text>"
+            f"{escape(plain_text(picture.title), quote=False)}</text>"
         )
     for cell in picture.cells:
         lines += svg_cell(cell, theme, caption=len(picture.cells) > 1)
@@ -194,7 +194,7 @@ def svg_cell(
     lines = [f'<g class="cell" data-name="{_attribute(cell.name)}">']
     if caption:
         x, y = map(_number, cell.caption)
-        text = escape(_plain(cell.name), quote=False)
+        text = escape(plain_text(cell.name), quote=False)
         lines.append(f'<text class="caption" x="{x}" y="{y}" font-weight="bold">{text}</text>')
     # Faint lines first: what matters lies above them.
     for link in sorted(cell.links, key=lambda link: link.kind != "concat"):
@@ -245,7 +245,7 @@ def _centred(box: Box) -> str:
     for piece, sub in box.pieces:
         shift = f' dy="{_number(drop if sub else -drop)}"' if sub != lowered else ""
         size = f' font-size="{_number(TEXT_SIZE * SUBSCRIPT)}"' if sub else ""
-        text = escape(_plain(piece), quote=False)
+        text = escape(plain_text(piece), quote=False)
         spans.append(f"<tspan{shift}{size}>{text}</tspan>" if shift or size else text)
         lowered = sub
     x, y = _number(box.x), _number(box.y + 0.35 * TEXT_SIZE)
@@ -261,13 +261,13 @@ def _spoken(name: str, cell: CellGene) -> str:
     return ", ".join([*steps, f"{output} from {states}"])
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """`text` with what XML 1.0 cannot hold (section 2.2) replaced."""
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
 def _attribute(text: str) -> str:
-    return escape(_plain(text), quote=True)
+    return escape(plain_text(text), quote=True)
 
 
 def _number(value: float) -> str:

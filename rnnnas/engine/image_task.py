@@ -221,4 +221,5 @@ class ImageTraining(_Images):
             "classes": list(corpus.classes),
             "mean": list(corpus.mean),
             "std": list(corpus.std),
+            "size": None if corpus.size is None else list(corpus.size),
         }

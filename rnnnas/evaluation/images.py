@@ -25,7 +25,8 @@ from rnnnas.runs.checkpoint import content_digest
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classifier:
     """What a best.pt of an image network holds, rebuilt; the network carries the saved weights and
-    running statistics. classes: names in the order of the scores; mean, std: a value a channel.
+    running statistics. classes: names in the order of the scores; mean, std: a value a channel;
+    size: (h, w) of the images of its corpus, None where they differ or an earlier version wrote it.
     """
 
     net: ConvNet | DenseNet
@@ -33,6 +34,7 @@ class Classifier:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    size: tuple[int, int] | None
     corpus: str
     corpus_sha256: str
     metrics: dict[str, Any]
@@ -65,6 +67,7 @@ def rebuild(content: Mapping[str, Any], path: Path, device: torch.device) -> Cla
             classes=classes,
             mean=tuple(content["mean"]),
             std=tuple(content["std"]),
+            size=_size(content.get("size")),
             corpus=content["corpus"]["name"],
             corpus_sha256=content["corpus"]["sha256"],
             metrics=content["metrics"],
@@ -75,6 +78,13 @@ def rebuild(content: Mapping[str, Any], path: Path, device: torch.device) -> Cla
             f"{path} is intact but does not hold a trained image network: {error}",
             "give the best.pt of a run of `rnnnas train`",
         ) from error
+
+
+def _size(plain: Any) -> tuple[int, int] | None:
+    if plain is None:
+        return None
+    height, width = plain
+    return int(height), int(width)
 
 
 def accuracy(

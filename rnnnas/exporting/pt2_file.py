@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,10 @@ def write_pt2(
         program = torch.export.export(module, args, dynamic_shapes=shapes)
         program = program.run_decompositions({})  # no trace of the source's lines in the file
         about = json.dumps(metadata, ensure_ascii=False)
-        torch.export.save(program, path, extra_files={ABOUT: about})
+        # torch tells of a file that it cannot write as it tells of everything: not as an OSError.
+        whole = io.BytesIO()
+        torch.export.save(program, whole, extra_files={ABOUT: about})
+    path.write_bytes(whole.getbuffer())
 
 
 class Pt2Runner:

@@ -120,7 +120,7 @@ def export(
         raise UsageError("--chunk is for language models", "leave it out")
     if chosen == "float16" and not fits_float16(source.content["weights"]):
         raise UsageError("a weight is larger than float16 can hold", "take --dtype float32")
-    target = Path(out) if out is not None else _default(source, format)
+    target = Path(os.path.abspath(out)) if out is not None else _default(source, format)
     if format == "hf":
         return _folder(source, target, chosen)
     check_replaceable(target, (_SUFFIX[format],))
@@ -276,6 +276,8 @@ def metadata(source: Source, dtype: Dtype) -> dict[str, object]:
 def _folder(source: Source, target: Path, dtype: Dtype) -> ExportResult:
     """The hub's layout: written beside its place, read back, compared, and put there."""
     _check_parent(target)
+    if target == Path.cwd():  # which is replaced: whoever stands in it would stand nowhere
+        raise UsageError(f"{target} is the folder that you are in", "name another with --out")
     with disk_errors(target):
         if target.is_file():
             raise UsageError(f"{target} is a file", "name a folder with --out")

@@ -20,7 +20,7 @@ from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.data.text_corpus import Corpus
 from rnnnas.data.text_streams import Streams
 from rnnnas.engine.steps import evaluate, generator
-from rnnnas.errors import DataError
+from rnnnas.errors import DataError, UsageError
 from rnnnas.exporting.graphs import state_names
 from rnnnas.exporting.packing import Dtype, rounded
 from rnnnas.exporting.source import CPU, ExportError, Source
@@ -101,6 +101,8 @@ def verify_text(
     tokens, what = real_text(source)
     if (least := max(batches) * max(chunk, 1) + 1) > len(tokens):
         tokens = np.resize(tokens, least)  # as often as it takes to fill a chunk of every stream
+    if chunk:  # both sides are asked for the same targets, in whole chunks
+        tokens = tokens[: 1 + (len(tokens) - 1) // chunk * chunk]
     net = source.language_model()
     own = evaluate(net, Streams(tokens.astype(np.int32), 1, CPU, ""), {}).perplexity
     net.load_state_dict(rounded(net.state_dict(), dtype))
@@ -168,7 +170,10 @@ def real_images(source: Source) -> tuple[Array, npt.NDArray[np.int64] | None, st
     """At most IMAGES images (n, 3, h, w) uint8, their classes, and what they are.
 
     Of the test split of the corpus the network was trained on; where that is not here, random
-    pixels of 32 x 32 or the size it scales to, without classes.
+    pixels of its images' size, without classes.
+
+    Raises:
+        UsageError: where that is not here, and the checkpoint does not say how large images are.
     """
     assert source.images is not None
     loaded = source.images
@@ -187,7 +192,14 @@ def real_images(source: Source) -> tuple[Array, npt.NDArray[np.int64] | None, st
         return (
             torch.stack(images).numpy(), split.labels[rows], f"the test split of {loaded.corpus}"
         )  # fmt: skip
-    pixels = np.random.RandomState(1).randint(0, 256, (IMAGES, 3, side or 32, side or 32))
+    size = (side, side) if side else loaded.size
+    if size is None:
+        raise UsageError(
+            f"its corpus {loaded.corpus} is not here, and the checkpoint does not say how large "
+            "images are",
+            "prepare that corpus again, or train with --set augment.size=N",
+        )
+    pixels = np.random.RandomState(1).randint(0, 256, (IMAGES, 3, *size))
     what = f"random pixels: its corpus {loaded.corpus} is not here"
     return pixels.astype(np.uint8), None, what
 

@@ -104,7 +104,8 @@ def report(genotype: Genotype, table: LayerTable) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DensePrice:
-    """The chained cost of dense blocks, and its price: an `architect.Outer`; see `nas.cost.Price`.
+    """The chained cost of dense blocks, and its price: an `architect.Outer`; see
+    `nas.latency_price.Price`.
 
     ref: seconds.
     """
@@ -149,7 +150,7 @@ class DensePrice:
         """Expected seconds of a batch, a scalar, differentiable in the mixtures' weights.
 
         Each layer costs the mean of its operations by their shares, and each block what
-        `nas.chain.expected_cost` says. Weights that do not sum to 1 are scaled so that they do.
+        `cnn.dense.chain.expected_cost` says. Weights that do not sum to 1 are scaled until they do.
         """
         layers, routes = (mixtures[name].weights for name in (LAYERS, ROUTES))
         shares = layers / layers.sum(-1, keepdim=True)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
-from rnnnas.nas.genotype import Genotype
+from rnnnas.nas.genotype import RECURRENT, Genotype
+from rnnnas.nas.operations import NONE
+from rnnnas.nas.space import CellSpace
 
 _LEFT = 1  # genes of another operation that a collapsed cell may hold
 _FEWEST = 4  # genes of a cell that can be called collapsed
 
 
 def collapse_note(
-    genotype: Genotype, perplexity: float | None = None, unigram: float | None = None
+    genotype: Genotype,
+    perplexity: float | None = None,
+    unigram: float | None = None,
+    spaces: Mapping[str, CellSpace] | None = None,
 ) -> str | None:
     """One line where a search has collapsed, else None: nearly all genes of a cell have the same
     operation, or the search network is worse than the words' frequencies.
@@ -19,9 +25,12 @@ def collapse_note(
     Args:
         perplexity: of the search network on validation text. unigram: of the words' frequencies
             on the same text.
+        spaces: that the cells were searched in; one whose edges have one operation tells nothing.
     """
     signs = []
     for name, cell in genotype.cells.items():
+        if spaces is not None and len({*spaces[name].ops} - {NONE}) < 2:
+            continue
         counts = Counter(gene.op for genes in cell.nodes for gene in genes)
         genes = sum(counts.values())
         op, most = counts.most_common(1)[0]
@@ -35,7 +44,7 @@ def collapse_note(
         )
     if not signs:
         return None
-    return (
-        f"the search has collapsed: {' and '.join(signs)}; let short trainings decide with "
-        "--set select.by=race, or search by --method halving"
-    )
+    remedy = "; let short trainings decide with --set select.by=race, or search by --method halving"
+    if RECURRENT not in genotype.cells:  # images have neither
+        remedy = "; try another method, fewer epochs, or derive.limits for such operations"
+    return f"the search has collapsed: {' and '.join(signs)}{remedy}"

@@ -193,9 +193,10 @@ class Race:
         for proposal in proposed:
             distinct.setdefault(_key(proposal.genotype), proposal)
         kept = list(distinct.values())
-        room = max(LEAST, wanted - guards)
+        # Where few cells race, half of them at most are proposed: chance is to be seen.
+        room = max(wanted - guards, min(LEAST, wanted // 2))
         if len(kept) > room:  # the first and the last among them
-            kept = [kept[round(i * (len(kept) - 1) / (room - 1))] for i in range(room)]
+            kept = [kept[round(i * (len(kept) - 1) / max(1, room - 1))] for i in range(room)]
         for proposal in kept:
             self._enter(proposal.genotype, proposal.origin, None)
         rng = random.Random(f"{self.seed}/halving/start")

@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rnnnas.errors import UsageError, nearest
-from rnnnas.plugins.load import load_installed
+from rnnnas.plugins.load import MODULE, load_installed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,6 +150,15 @@ def names() -> tuple[str, ...]:
 def are_shipped(ops: Iterable[str]) -> bool:
     """Whether all these operations come with the package."""
     return all(op in _SHIPPED for op in ops)
+
+
+def known_elsewhere(ops: Iterable[str]) -> bool:
+    """Whether a process that loads the same plug-in files is sure to have all these operations: not
+    those that a program or a notebook has registered.
+    """
+    wheres = {op: OPERATIONS[op].where for op in ops if op not in _SHIPPED}
+    modules = (getattr(where, "__module__", None) or "" for where in wheres.values())
+    return all(module.startswith(MODULE) for module in modules)
 
 
 def is_known(name: str) -> bool:

@@ -25,6 +25,7 @@ from typing import Any
 from rnnnas.errors import CheckpointError, UsageError
 
 GROUP = "rnnnas.plugins"
+MODULE = "rnnnas_plugin_"  # what the module of a plug-in file is called, in the beginning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ def _run(shown: Path, path: Path) -> Plugin:
         ) from error
     digest = hashlib.sha256(source).hexdigest()
     # A name of its own, by which dataclasses and pickles find it again.
-    name = f"rnnnas_plugin_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{digest[:8]}"
+    name = f"{MODULE}{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{digest[:8]}"
     loader = SourceFileLoader(name, str(path))
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None

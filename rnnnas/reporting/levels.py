@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from rnnnas.config.plain import from_plain
 from rnnnas.config.presets import AnyTrain
@@ -55,19 +56,21 @@ def published_of(run: RunData) -> Curve | None:
     return curve_for(str(run.config.get("corpus_sha256")), config)
 
 
-def latency_of(cells: Sequence[str], run: RunData | None = None) -> dict[str, float]:
-    """Predicted microseconds a time step of recurrent cells, by their short text.
+def latency_of(cells: Sequence[str], run: RunData | None = None) -> tuple[dict[str, float], str]:
+    """Predicted microseconds a time step of recurrent cells, by their short text, and what machine
+    and sizes they are of: 'cpu, float32, H 300, B 256'.
 
-    By the table that the run kept, or else the first one in the default place that fits; cells
-    that it says nothing of are left out.
+    By the table that the run kept, or else one in the default place, of the run's sizes if there is
+    one; cells that it says nothing of are left out.
     """
     kept = None if run is None else run.folder / RUN_FILE
-    paths = [kept] if kept is not None and kept.is_file() else _tables()
+    paths = [kept] if kept is not None and kept.is_file() else _tables(run)
     for path in paths:
         try:
-            costs = read_table(path).costs
+            table = read_table(path)
         except RnnnasError:
             continue
+        costs = table.costs
         found = {}
         for text in cells:
             genotype = genotype_from(text)
@@ -79,9 +82,16 @@ def latency_of(cells: Sequence[str], run: RunData | None = None) -> dict[str, fl
             except (UsageError, KeyError):
                 continue
         if found:
-            return found
-    return {}
+            return found, table.describe()
+    return {}, ""
 
 
-def _tables() -> list[Path]:
-    return sorted(home().glob("latency-*-H*-B*.json"))
+def _tables(run: RunData | None) -> list[Path]:
+    """Those in the default place, the ones of the run's units and streams in front."""
+    config: Mapping[str, Any] = {} if run is None else run.config
+    units, streams = (config.get(group, {}).get(key)
+                      for group, key in (("model", "hidden"), ("windows", "streams")))  # fmt: skip
+    sizes = f"-H{units}-B{streams}.json"
+    return sorted(
+        home().glob("latency-*-H*-B*.json"), key=lambda p: (not p.name.endswith(sizes), p.name)
+    )

@@ -39,7 +39,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
     """
     found = read_all(paths)
     for detail in _DETAILS:
-        data = page(found, detail).encode()
+        data = page(found, detail).encode("utf-8", "backslashreplace")
         if len(data) <= MOST_BYTES:
             write_where_told(out, data, (".html", ".htm"))
             return out

@@ -197,6 +197,7 @@ def read_all(paths: Sequence[Path]) -> list[RunData | StudyData]:
         CheckpointError: where a file is damaged.
     """
     found: list[RunData | StudyData] = []
+    seen: set[Path] = set()  # what is named twice counts once
     for path in paths:
         folder = path.parent if path.is_file() and _holds(path.parent) else path  # a run's file
         if not folder.is_dir():
@@ -207,7 +208,8 @@ def read_all(paths: Sequence[Path]) -> list[RunData | StudyData]:
                 f"{folder} holds neither a run nor a study",
                 "give the folder of a search, a training or a study, e.g. checkpoints/q",
             )
-        found += [_read(one) for one in inner]
+        found += [_read(one) for one in inner if one.resolve() not in seen]
+        seen |= {one.resolve() for one in inner}
     return found
 
 

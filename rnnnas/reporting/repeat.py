@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from rnnnas.cnn import zoo as image_zoo
 from rnnnas.config.images import ImageSearchConfig, ImageTrainConfig
 from rnnnas.config.plain import from_plain, leaves, to_plain
 from rnnnas.config.presets import IMAGE, preset_names, resolve
@@ -71,11 +72,20 @@ def _completed(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def image_name(genotype: Genotype) -> str:
+    """'image:DARTS_V2' of published cells of image networks; empty of others."""
+    for name, known in image_zoo.ZOO.items():
+        if known.genotype == genotype:
+            return f"{image_zoo.PREFIX}{name}"
+    return ""
+
+
 def _cell_words(plain: object, cell: str) -> str | None:
     if not isinstance(plain, Mapping) or not plain:
         return cell or None
     try:
-        return Genotype.from_plain(plain).to_text()
+        genotype = Genotype.from_plain(plain)
+        return image_name(genotype) or genotype.to_text()
     except UsageError:
         return None
 

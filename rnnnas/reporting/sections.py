@@ -26,10 +26,11 @@ from rnnnas.reporting.levels import latency_of, published_of, word_frequencies
 from rnnnas.reporting.read import RunData, number
 from rnnnas.reporting.repeat import command_of
 from rnnnas.reporting.shares import leading, slider
+from rnnnas.runs.files import Lock
 
 NO_COMMAND = (
-    '<p class="sub">No preset leads to these settings by the command line of this version; they '
-    "are listed below.</p>"
+    '<p class="sub">No preset leads to these settings by the command line of this version, or the '
+    "cell has no short text (genotype.json holds it); they are listed below.</p>"
 )
 _FOREMOST = 8  # cells of a halving in its table
 
@@ -131,9 +132,19 @@ def about(run: RunData) -> str:
 
 
 def state_of(run: RunData) -> str:
-    """How far a run is that has no result yet: "epoch 3 of 14"."""
+    """What became of a run that has no result, and how far it is: "running, epoch 3 of 14",
+    "failed, epoch 1 of 3: the loss is no number".
+    """
     if run.result is not None:
         return ""
+    why = next((str(line.get("reason", "")) for line in run.lines[-1:]
+                if line.get("kind") == "failed"), None)  # fmt: skip
+    if Lock.is_held(run.folder):
+        return f"running, {_reached(run)}"
+    return f"stopped, {_reached(run)}" if why is None else f"failed, {_reached(run)}: {why}"
+
+
+def _reached(run: RunData) -> str:
     done = max((int(number(line.get("epoch")) or 0) for line in run.of("epoch")), default=0)
     if done:
         return f"{run.noun} {done} of {run.epochs}"
@@ -156,7 +167,7 @@ def run_section(run: RunData, key: str, detail: Detail, alone: bool = False) -> 
         ("stopped early", f"epoch {result['stopped_at_epoch']}" if result.get("stopped_at_epoch")
          else ""),
         ("time", "" if seconds is None else duration(seconds)),
-        ("under way", state_of(run)),
+        ("state", state_of(run)),
     ]  # fmt: skip
     parts = [
         opening(key, run.name, about(run), run.version, alone),
@@ -378,7 +389,7 @@ def _latency(run: RunData) -> str:
     """Latency against perplexity of the cells that a search has scored, by the table it kept."""
     scored = {str(line.get("cell", "")): number(line.get("perplexity"))
               for line in run.of("candidate")}  # fmt: skip
-    times = latency_of(list(scored), run)
+    times, of = latency_of(list(scored), run)
     dots = [
         Dot(x=us, y=p, title=f"{cell}: {us:.1f} µs, {shown(p)}")
         for cell, us in times.items()
@@ -388,7 +399,7 @@ def _latency(run: RunData) -> str:
         dots, label="latency against perplexity", x_label="predicted latency (µs a step)",
         y_label="perplexity",
     )  # fmt: skip
-    return figure("Latency against perplexity", chart)
+    return figure("Latency against perplexity", chart, f"Latencies of {of}.")
 
 
 def settings(run: RunData) -> str:

@@ -37,9 +37,10 @@ def compared(runs: Sequence[RunData]) -> str:
                 measured(run, "test") or "–", "–" if parameters is None else f"{parameters:,.0f}",
                 "–" if seconds is None else duration(seconds), state_of(run) or "finished",
             ])  # fmt: skip
-        if len(group) > 1:
+        finished = [run for run in group if run.result is not None]
+        if len(finished) > 1:
             rows.append([
-                f"mean of {len(group)} seeds", "", "", _interval(group, "valid"),
+                f"mean of {len(finished)} seeds", "", "", _interval(group, "valid"),
                 _interval(group, "test"), "", "", "",
             ])  # fmt: skip
     head = ["run", "what", "seed", "validation", "test", "parameters", "time", "state"]

@@ -84,7 +84,7 @@ def study_section(study: StudyData, key: str, alone: bool = False) -> str:
         _distribution(result, colours),
         _ranks(result, colours),
         _curves(study, result, colours),
-        _latency(result, colours),
+        _latency(study, result, colours),
         "</div>",
         "<h3>Methods</h3>",
         _table(result),
@@ -206,23 +206,27 @@ def _method(name: str, result: Mapping[str, Any]) -> str:
     return method if method in result["methods"] and "-r" not in name[-4:] else "random cells"
 
 
-def _latency(result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+def _latency(study: StudyData, result: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     cells = {
         str(cell["cell"]): (method, value)
         for method, own in result["methods"].items()
         for cell in own["cells"]
         if cell["cell"] and (value := number(cell[f"valid_{measure_in(result)}"])) is not None
     }
+    times, of = latency_of(list(cells), next(iter(study.runs.values()), None))
     dots = [
         Dot(x=us, y=cells[cell][1], title=f"{cells[cell][0]}: {us:.1f} µs, {shown(cells[cell][1])}",
             css=colours[cells[cell][0]])
-        for cell, us in latency_of(list(cells)).items()
+        for cell, us in times.items()
     ]  # fmt: skip
     chart = scatter(
         dots, label="latency against perplexity", x_label="predicted latency (µs a step)",
         y_label="after the short training",
     )  # fmt: skip
-    return figure("Latency against perplexity", _legend(dots, colours) + chart if chart else "")
+    return figure(
+        "Latency against perplexity", _legend(dots, colours) + chart if chart else "",
+        f"Latencies of {of}.",
+    )  # fmt: skip
 
 
 def _table(result: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ from rnnnas.engine.steps import (
 from rnnnas.engine.task import products_in
 from rnnnas.engine.text_task import begin_output
 from rnnnas.errors import CheckpointError
-from rnnnas.lm.model import RecurrentLM, low_precision
+from rnnnas.lm.model import RecurrentLM, cell_path, low_precision
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.halving import Outcome, Trial
 from rnnnas.optim import restore_optimizer, scheduled, weight_optimizer
@@ -152,7 +152,9 @@ class CellTraining:
             self._net = self.course.network(self.genotype, self.draw)
             config = self.course.config
             self.cuda_graphs = cuda_graphs_for(
-                config.capture, self.course.device, path=config.model.path
+                config.capture,
+                self.course.device,
+                path=cell_path(config.model, self.genotype.recurrent),
             )
             self.optimizer = weight_optimizer(self._net, config.weights)
             if self._saved is not None:
@@ -232,7 +234,16 @@ class CellTraining:
         return Outcome(math.fsum(half) / len(half), heldout)
 
     def validate(self) -> float:
-        """The validation perplexity of the averaged weights."""
+        """The validation perplexity of the averaged weights.
+
+        Raises:
+            CheckpointError: where the training's file is gone, so that they would be untrained.
+        """
+        if self.step < self.course.steps:
+            raise CheckpointError(
+                f"{self.path} is missing, or of a training that is not over",
+                "put the folder of the race's trainings back, or start anew with --fresh",
+            )
         net = self.net
         score = evaluate(net, self.course.valid, {}, self.average, cuda_graphs=self.cuda_graphs)
         return score.perplexity

@@ -23,6 +23,7 @@ from rnnnas.engine.metrics import perplexity
 from rnnnas.errors import CheckpointError, DivergedError, visible
 from rnnnas.nas.genotype import RECURRENT, Genotype, cell_text
 from rnnnas.nas.halving import Decision, Entrant, Proposal, Prospect, Race, Standing, Trial
+from rnnnas.nas.operations import NONE, known_elsewhere
 from rnnnas.nas.race_pace import decide, decisions, plain_of
 from rnnnas.nas.race_plan import Plan, children_of, plan_of
 from rnnnas.plugins import load as plugins
@@ -240,7 +241,8 @@ class HalvingJob:
     def _trainer(self, folder: Path, run: Run) -> Workers | _Here:
         most = max(each.cells for each in self.plan.rounds)
         save_seconds = self.config.save_seconds
-        if self.workers == 1 or most == 1:
+        ops = [op for op in self.config.cell_space.ops if op != NONE]
+        if self.workers == 1 or most == 1 or not known_elsewhere(ops):
             return _Here(self.course, folder, save_seconds)
         race = {
             "config": to_plain(self.config),

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from rnnnas.cnn.dense.genotype import is_dense
 from rnnnas.config.plain import to_plain
 from rnnnas.config.presets import AnySearch, with_budget
 from rnnnas.config.text import SearchConfig
@@ -157,7 +158,10 @@ def _say_collapse(
     """One line on standard error where the search has collapsed."""
     network = measured.get("valid_perplexity") if isinstance(job, SearchJob) else None
     unigram = beside.get("unigram_perplexity") if network is not None else None
-    if note := collapse_note(genotype, network, unigram):
+    if is_dense(genotype.cells):  # whose blocks may well have one kind of layer
+        return
+    spaces = job.net.space if isinstance(job, SearchJob) else None
+    if note := collapse_note(genotype, network, unigram, spaces):
         print(visible(f"note: {note}"), file=sys.stderr)
 
 

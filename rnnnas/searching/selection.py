@@ -76,6 +76,7 @@ def proposals(job: SearchJob, config: SearchConfig) -> list[Proposal]:
     found += [
         Proposal(genotype, f"{method} at {100 * (point + 1) // select.points} %")
         for point, genotype in reversed([*enumerate(job.passed)])
+        if genotype is not None
     ]
     found += [Proposal(scored.genotype, f"{method}, tried") for scored in _best(job)]
     found += [Proposal(genotype, f"{method}, sample") for genotype in _samples(job, config)]

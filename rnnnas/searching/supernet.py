@@ -89,7 +89,8 @@ class SearchJob:
         self.drawn: Genotype | None = None  # the last cell that was drawn for TensorBoard
         self.chosen: Genotype | None = None  # of the cells that were tried
         self.tried: list[Scored] = []  # those cells
-        self.passed: list[Genotype] = []  # what the alphas stood for on the way, for a race
+        # What the alphas stood for on the way, for a race; None where they had not moved.
+        self.passed: list[Genotype | None] = []
         self.points = 0  # how often that is noted
         if config.races and self.method.alphas != "none":
             self.points = cast(SearchConfig, config).select.points
@@ -204,11 +205,13 @@ class SearchJob:
     def step(self, at: Position, steps: int, lr_factor: float) -> StepReport:
         """An alpha step on the next alpha window, then a weight step on the training window."""
         config = self.config
+        while len(self.passed) + 1 <= int(at.progress * self.points):
+            # Before the next stage begins with new alphas; None where they have not moved.
+            moved = self._progress(at) > self.config.alphas.warmup
+            self.passed.append(self.genotype() if moved else None)
         # Not only at the start of an epoch: a search may have fewer epochs than stages.
         while self.stage < stage_at(at.progress, len(self.plan)):
             self._enter(self.stage + 1)
-        while len(self.passed) + 1 <= int(at.progress * self.points):
-            self.passed.append(self.genotype())
         progress = self._progress(at)
         lr = self.task.scaled(scheduled(config.weights, progress), steps) * lr_factor
         place = at
@@ -383,7 +386,7 @@ class SearchJob:
             "drawn": None if self.drawn is None else self.drawn.to_plain(),
             "watch": None if self.eigenvalue_stop is None else self.eigenvalue_stop.rule.state(),
             **({} if self.pace is None else {"pace": self.pace.state()}),
-            "passed": [genotype.to_plain() for genotype in self.passed],
+            "passed": [None if cell is None else cell.to_plain() for cell in self.passed],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -403,7 +406,10 @@ class SearchJob:
         self.alpha_state = own_state(state["alpha_carry"], self.device, self.ranks)
         self.alpha_start = state["alpha_start"]
         self.valid_score = state["valid_score"]
-        self.passed = [Genotype.from_plain(plain) for plain in state.get("passed", [])]
+        self.passed = [
+            None if plain is None else Genotype.from_plain(plain)
+            for plain in state.get("passed", [])
+        ]
         drawn = state["drawn"]
         self.drawn = None if drawn is None else Genotype.from_plain(drawn)
         if self.pace is not None:

@@ -126,6 +126,8 @@ def _run(folder: Path, date: str) -> RunInfo:
         state = "failed"
     result = result or {}
     total, unit = config.get("epochs", 0), "epoch"
+    if stored["kind"] == "train":
+        total += config.get("weights", {}).get("finetune_epochs", 0)
     if config.get("seconds"):  # its rounds take the place of epochs
         path = folder / PLAN
         total, unit = (read_sealed(path, DAMAGED)["rounds"] if path.is_file() else 0), "round"

@@ -77,14 +77,25 @@ function showNext() {
   }));
 }
 
+// The tokens of what is typed; null, and the reason shown, where a word is not to be had.
+function typed() {
+  try {
+    return tokeniser.encode($("text").value);
+  } catch (error) {
+    $("words").textContent = error.message;
+    return null;
+  }
+}
+
 async function update() {
-  const mine = ++work, tokens = tokeniser.encode($("text").value);
-  if (!(await follow(tokens, mine, () => showWords(tokens)))) return;
+  const mine = ++work, tokens = typed();
+  if (!tokens || !(await follow(tokens, mine, () => showWords(tokens)))) return;
   showWords(tokens);
   showNext();
 }
 
 function add(ids) {
+  if (writing) return undefined;
   $("text").value = tokeniser.decode(ids, $("text").value);
   $("text").scrollTop = $("text").scrollHeight;
   return update();
@@ -111,12 +122,14 @@ async function write(count, each, temperature, top) {
 }
 
 async function onWrite() {
-  if (writing) return;
+  const tokens = typed();
+  if (writing || !tokens) return;
   writing = true;
   $("write").disabled = true;
   $("stop").disabled = false;
+  $("text").readOnly = true; // what is typed meanwhile would be written over
   work++;
-  await follow(tokeniser.encode($("text").value), work, null);
+  await follow(tokens, work, null);
   const temperature = Number($("temperature").value), top = Number($("top").value) || 0;
   const before = $("text").value, written = []; // all at once: a character may be several tokens
   const show = (ids, speed) => {
@@ -127,6 +140,7 @@ async function onWrite() {
   };
   await write(30, show, temperature, top);
   writing = false;
+  $("text").readOnly = false;
   $("write").disabled = false;
   $("stop").disabled = true;
   await update();
@@ -186,7 +200,12 @@ async function begin() {
   });
   $("write").addEventListener("click", onWrite);
   $("stop").addEventListener("click", () => { writing = false; });
-  $("clear").addEventListener("click", () => { $("text").value = ""; update(); $("text").focus(); });
+  $("clear").addEventListener("click", () => {
+    writing = false;
+    $("text").value = "";
+    $("text").focus();
+    update();
+  });
   $("temperature").addEventListener("input", () => {
     $("temperature-value").textContent = Number($("temperature").value).toFixed(2).replace(/0$/, "");
   });

@@ -8,7 +8,7 @@ const UNKNOWN_PENALTY = 10; // below the least score, as in sentencepiece
 
 // The rules for punctuation: joiner marks say where two tokens stood together.
 const JOINER = "\uffed", ESCAPE = "\uffec";
-const MARKS = "(?!_)[\\p{P}\\p{S}]", LETTER = "(?:_|[^\\p{P}\\p{S}\\s])", ALPHA = "[\\p{L}\\p{Nl}\\p{No}]";
+const MARKS = "(?!_)[\\p{P}\\p{S}]", LETTER = "(?:_|[^\\p{P}\\p{S}])", ALPHA = "[\\p{L}\\p{Nl}\\p{No}]";
 const PIECE = new RegExp(
   `\\p{Nd}+(?:[.,:/]\\p{Nd}+)+(?!${LETTER})|(?:${ALPHA}\\.){2,}(?!${LETTER})` +
   `|${LETTER}+(?:['\u2019]${LETTER}+)*|(?<mark>${MARKS})\\k<mark>*`, "gu");
@@ -41,6 +41,10 @@ function unmarked(token) {
   return { text, left, right };
 }
 
+// A word that reads as the line end's token stands in the vocabulary with a backslash before it.
+const escaped = (word) => (/^\\*<eos>$/.test(word) ? `\\${word}` : word);
+const unescaped = (word) => (/^\\+<eos>$/.test(word) ? word.slice(1) : word);
+
 class Tokeniser {
   constructor(tables) {
     this.tables = tables;
@@ -69,14 +73,18 @@ class Tokeniser {
   }
 
   line(text) {
-    const kind = this.tables.kind, known = (word) => this.index.get(word) ?? this.tables.unk;
+    const kind = this.tables.kind, known = (word) => {
+      const id = this.index.get(word) ?? this.tables.unk;
+      if (id === null) throw new Error(`The vocabulary lacks \u201c${word}\u201d, and has no word for that.`);
+      return id;
+    };
     if (kind === "pieces") return this.marked(text);
     if (kind === "bytes") return this.inBytes(text, (byte) => byte);
     if (kind === "characters")
       return Array.from(text, (c) => ({ id: known(c), text: c, space: false }));
     const chunks = text.split(SPACE).filter(Boolean);
     if (kind === "words")
-      return chunks.map((word, i) => ({ id: known(word), text: word, space: i > 0 }));
+      return chunks.map((word, i) => ({ id: known(escaped(word)), text: word, space: i > 0 }));
     const out = [];
     let glue = true;
     for (const chunk of chunks)
@@ -142,6 +150,7 @@ class Tokeniser {
     const { eos, kind, tokens } = this.tables;
     if (id === eos) return "\u21b5";
     if (kind === "rules") return unmarked(tokens[id]).text;
+    if (kind === "words") return unescaped(tokens[id]);
     const blank = kind === "characters" || kind === "bytes";
     return kind === "pieces" || blank ? tokens[id].replaceAll(blank ? " " : MARK, "\u2423") : tokens[id];
   }
@@ -161,6 +170,7 @@ class Tokeniser {
       if (id === eos) { out += "\n"; joined = false; continue; }
       let text = kind === "pieces" ? tokens[id].replaceAll(MARK, " ") : tokens[id], left = 0, right = 0;
       if (kind === "rules") ({ text, left, right } = unmarked(text));
+      if (kind === "words") text = unescaped(text);
       out += (out && !/\s$/u.test(out) && !joined && !left ? glue : "") + text;
       joined = Boolean(right);
     }

@@ -264,8 +264,10 @@ def test_words_at_white_space_are_the_vocabularys(
         expected = [int(i) for i in own.vocab.encode([line]).tokens][:-1]
         assert browser.run("return rnnnas.tokens(arguments[0])", line) == expected
     # A vocabulary that has no <unk> refuses a word that it lacks, as Python does.
-    told = browser.run("rnnnas.header.tokeniser.unk = null; try { rnnnas.tokens('dragon'); return ''; }"
-                       " catch (error) { return error.message; }")  # fmt: skip
+    told = browser.run(
+        "rnnnas.header.tokeniser.unk = null; try { rnnnas.tokens('dragon'); return ''; }"
+        " catch (error) { return error.message; }"
+    )
     assert "dragon" in told
 
 

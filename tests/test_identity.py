@@ -216,8 +216,10 @@ def test_what_is_idle() -> None:
     assert used == {k for k in plain if not k.startswith("derive.")} | {"derive.lr"}
     used = search_config("stop.eigenvalue=true", "stop.every=1").idle
     assert used == {k for k in plain if not k.startswith("stop.")}
-    assert train_config().idle == {"save_seconds", "capture", "model.nodes"}
-    both = {"save_seconds", "capture", "model.nodes", "noise.dropoutx"}
+    trained = {"save_seconds", "capture", "model.nodes"}
+    assert train_config().idle == trained
+    assert "windows.longer" in train_config("windows.jitter=0").idle
+    both = trained | {"noise.dropoutx"}
     assert lstm().idle == both | {"noise.dropouth"} and lstm("model.layers=2").idle == both
 
 

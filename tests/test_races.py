@@ -26,7 +26,6 @@ from rnnnas.data.text_streams import Streams
 from rnnnas.engine.job import Position
 from rnnnas.engine.steps import evaluate
 from rnnnas.errors import CheckpointError, DataError, DivergedError, Interrupted, UsageError
-from rnnnas.nas import operations
 from rnnnas.nas.collapse import collapse_note
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.halving import Trial
@@ -563,27 +562,6 @@ def test_a_collapsed_search_says_so() -> None:
     one = Genotype.from_text("tanh0 tanh1 tanh2 tanh3")
     spaces = {RECURRENT: recurrent_space(4, ops=(NONE, "tanh"))}
     assert collapse_note(one, spaces=spaces) is None and collapse_note(one) is not None
-
-
-def test_a_race_whose_trainings_are_gone_gives_no_figure(corpus: Corpus, tmp_path: Path) -> None:
-    course = Course(config(*HALVING), corpus, CPU)
-    genotype = Genotype.from_text("tanh0 relu1 sigmoid0")
-    with pytest.raises(CheckpointError, match="missing"):
-        CellTraining(course, genotype, 0, tmp_path / "cell.pt").validate()
-
-
-def test_an_operation_of_a_notebook_races_in_this_process(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Processes that are started would not know it."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # torch itself keeps its one
-    operations.register("hand_made", lambda z: torch.tanh(z) * 2)
-    try:
-        settings = config(*SHORT, 'space.ops=["none","tanh","hand_made"]')
-        result = search(settings, corpus, tmp_path, device=CPU, quiet=True)
-    finally:
-        del operations.OPERATIONS["hand_made"]
-    assert "hand_made" in result["cell"] or "tanh" in result["cell"]
 
 
 def test_a_search_on_text_notices_its_collapse(

@@ -299,6 +299,8 @@ class SearchConfig(MethodChoice):
             keys |= {"blackbox.weights", "blackbox.population", "blackbox.sample"}
         elif not self.from_scratch:
             keys.add("blackbox.windows")
+        if self.seconds and self.from_scratch and not halving:  # the time decides
+            keys.add("blackbox.windows")
         if method.derive in ("random", "samples") and not self.from_scratch:
             keys.add("blackbox.windows")
         if method.alphas == "none":
@@ -450,6 +452,8 @@ class TrainConfig:
     def idle(self) -> frozenset[str]:
         """Dotted keys of settings that change nothing in the result of this training."""
         keys = {*WITHOUT_RESULT, "model.nodes"}
+        if not self.windows.jitter:
+            keys |= {"windows.shortest", "windows.longer"}
         if self.start:
             keys.add("output_bias")
         if self.seconds:

@@ -17,6 +17,7 @@ from rnnnas.config.plain import to_plain
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus
 from rnnnas.engine.budget import RaceClock
+from rnnnas.engine.computed_by import computed_by
 from rnnnas.engine.cuda_graphs import CudaGraphs
 from rnnnas.engine.job import Position, StepReport
 from rnnnas.engine.metrics import perplexity
@@ -166,7 +167,8 @@ class HalvingJob:
 
         def save() -> None:
             seconds = before + time.perf_counter() - began
-            extra = {"race": self.race.state(), "seconds": seconds, "arithmetic": self.arithmetic}
+            extra = {"race": self.race.state(), "seconds": seconds, "arithmetic": self.arithmetic,
+                     "computed_by": computed_by(self)}  # fmt: skip
             if self.clock is not None:
                 extra |= {
                     "spent": self.clock.spent(), "decided": plain_of(self.race.decided),
@@ -182,6 +184,8 @@ class HalvingJob:
             contextlib.closing(self._trainer(folder, run)) as trainer,
         ):
             self._announce(bar, resumed, run)
+            if resumed:
+                self._say_where(saved, bar, run, base)
             while not race.done:
                 trials = race.due()
                 at = {t.number: 0 for t in trials}
@@ -256,6 +260,18 @@ class HalvingJob:
 
     def _training(self, folder: Path, trial: Trial) -> CellTraining:
         return CellTraining(self.course, trial.genotype, trial.draw, file_of(folder, trial))
+
+    def _say_where(self, saved: dict[str, Any], bar: Progress, run: Run, base: int) -> None:
+        """Say, and keep, that cells of one race are trained by two arithmetics."""
+        now = self.arithmetic
+        was = saved.get("arithmetic", now)
+        if was != now:
+            bar.line(f"until here in {was}, now in {now}: the result is that of neither")
+            run.log("arithmetic", base + self.race.steps, before=was, now=now)
+            return
+        by = computed_by(self)
+        if (before := saved.get("computed_by", by)) != by:
+            bar.line(f"until here by {before}, now by {by}: the last digits may differ")
 
     def _announce(self, bar: Progress, resumed: bool, run: Run) -> None:
         """Say the plan, or where the race goes on."""

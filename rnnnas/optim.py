@@ -118,7 +118,8 @@ class AlphaConfig:
     warmup: share of the search, or of each stage, during which only weights move; share; 0 to below
         1; none, as in the DARTS paper
     text: what alphas are trained on, "held-out" for the last `held_out` share of the training text,
-        which weights then do not see, or "valid" for the validation text, as the DARTS paper does;
+        which weights then do not see (but for its words' frequencies, where `output_bias` begins at
+        them), or "valid" for the validation text, as the DARTS paper does;
         what is held out leaves validation an independent measure
     held_out: share of the training text that alphas are trained on; share; above 0 and below 1; a
         tenth costs the weights little

@@ -218,7 +218,7 @@ def test_the_command_with_searches_for_real(corpus: Corpus, tmp_path: Path) -> N
     sets = ["model.hidden=6", "windows.streams=6", "windows.limit=4", "valid_streams=4"]
     sets += ["model.precision=float32", "blackbox.cells=3", "windows.bptt=5"]
     words = ["study", "--against", str(path), "--methods", "random,darts-1st,random-ws"]
-    words += ["--seeds", "2", "--out", str(tmp_path / "out"), "--budget", "4"]
+    words += ["--seeds", "2", "--out", str(tmp_path / "out"), "--budget", "4", "--jobs", "1"]
     words += [word for text in sets for word in ("--set", text)]
     done = CliRunner().invoke(main, [*words, "--format", "csv"])
     assert done.exit_code == 0, done.output
@@ -243,6 +243,20 @@ def test_the_command_with_searches_for_real(corpus: Corpus, tmp_path: Path) -> N
             r["cell"] for r in own["runs"]
         ]
     assert (tmp_path / "out/search-darts-1st-s1/result.json").stat().st_mtime_ns == before
+    # As processes of their own, two at a time, they find the same.
+    beside = [text.replace("random,darts-1st,random-ws", "darts-1st") for text in words]
+    beside[beside.index("--jobs") + 1] = "2"
+    beside[beside.index("--out") + 1] = str(tmp_path / "beside")
+    done = CliRunner().invoke(main, [*beside, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["rows"]["darts-1st"]["runs"]
+    assert [r["cell"] for r in found] == [
+        r["cell"] for r in stored["rows"]["darts-1st"]["runs"]
+    ]
+    assert (tmp_path / "beside/logs/search-darts-1st-s1.log").is_file()
+    # What one refuses is told before any is run; what fails names its log's last words.
+    refused = CliRunner().invoke(main, [*beside, "--set", "model.hidden=0"])
+    assert refused.exit_code == 2 and "hidden" in refused.output
     shown = CliRunner().invoke(main, ["study", "--out", str(tmp_path / "out"), "--format",
                                       "markdown"])  # fmt: skip
     assert shown.stdout.startswith("| method |")

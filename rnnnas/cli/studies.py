@@ -105,11 +105,14 @@ def study(
     if against is not None:
         others = {
             "--corpus": corpus, "--minutes": minutes, "--seconds": seconds, "--cluster": cluster,
-            "--partition": partition, "--device": device, "--jobs": jobs, "--fresh": fresh,
-            "--dry-run": dry_run, "--config": file,
+            "--partition": partition, "--device": device, "--fresh": fresh, "--dry-run": dry_run,
+            "--config": file,
         }  # fmt: skip
         tables.refuse(others, "a comparison with a table")
-        tables.against(against, _words(methods), _seeds(seeds), settings, preset, out, budget, form)
+        tables.against(
+            against, _words(methods), _seeds(seeds), settings, preset, out, budget,
+            jobs or _slots("cpu"), form,
+        )  # fmt: skip
         return
     tables.refuse({"--budget": budget}, "a study without --against")
     if corpus is None and file is not None:

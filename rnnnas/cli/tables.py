@@ -141,7 +141,7 @@ def show(folder: Path, form: Format) -> bool:
 
 def against(
     path: Path, methods: list[str] | None, seeds: list[int] | None, settings: tuple[str, ...],
-    preset: str | None, out: Path | None, budget: float | None, form: Format,
+    preset: str | None, out: Path | None, budget: float | None, jobs: int, form: Format,
 ) -> None:  # fmt: skip
     """Hold methods against the table in a file, and print what they came to."""
     from rnnnas.runs.files import disk_errors, write_where_told
@@ -164,7 +164,7 @@ def against(
     result = run(
         table, methods or all_methods(), list(range(1, 11)) if seeds is None else seeds, folder,
         budget=BUDGET if budget is None else budget, preset=preset or PRESET, settings=settings,
-        say=lambda text: echo(text, err=True),
+        jobs=jobs, say=lambda text: echo(text, err=True),
     )  # fmt: skip
     write_sealed(folder / RESULT, {"kind": "against", "table": str(path), **result})
     write_where_told(folder / RANKS, picture(result).encode(), (".svg",))

@@ -22,7 +22,12 @@ from rnnnas.studies.paired import holm, paired
 from rnnnas.studies.plan import Sizes
 from rnnnas.studies.statistics import expected_choice, kendall_tau, spread
 from rnnnas.tabular.replay import REPLAYED, Found, Replay
-from rnnnas.tabular.searched import search_cell, search_settings
+from rnnnas.tabular.searched import (
+    search_cell,
+    search_settings,
+    search_side_by_side,
+    search_words,
+)
 from rnnnas.tabular.table import Table
 
 CHANCE = "random"  # what other methods are tested against
@@ -96,6 +101,7 @@ def against(
     budget: float = BUDGET,
     preset: str = PRESET,
     settings: Iterable[str] = (),
+    jobs: int = 1,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Search with every method and every seed, and look what is found up in the table.
@@ -103,6 +109,8 @@ def against(
     Methods of `REPLAYED` see the table's trainings in place of their own; all others search on the
     table's corpus, each in a run folder below `folder`, and are not run again where they are
     finished there.
+
+    Of these `jobs` run at a time, where that is more than one as processes of their own.
 
     Every search is held against random search that spends as much: what that is expected to find,
     over all draws (`Truth.random_regret`). A cell that diverged with one of the table's seeds has
@@ -154,6 +162,20 @@ def against(
         )
     corpus: Corpus | None = None
     steps = 0
+    searched = [(method, seed) for method in methods if method not in REPLAYED for seed in seeds]
+    if searched:
+        corpus = _corpus(table)
+        steps = _training_steps(table, corpus)
+        for method, seed in searched:  # what one refuses is told before any is run
+            search_settings(table, method, seed, preset=preset, settings=settings)
+    if searched and jobs > 1:
+        named = {
+            _name(method, seed): search_words(
+                table, method, seed, folder / _name(method, seed), preset=preset, settings=settings
+            )
+            for method, seed in searched
+        }
+        search_side_by_side(named, folder, jobs)
     found: dict[str, list[dict[str, Any]]] = {}
     failed = []
     for method in methods:
@@ -165,12 +187,9 @@ def against(
                     own = Replay(table, seed, budget).find(method)
                     own = own._replace(seconds=time.perf_counter() - began)
                 else:
-                    if corpus is None:
-                        corpus = _corpus(table)
-                        steps = _training_steps(table, corpus)
+                    assert corpus is not None
                     config = search_settings(table, method, seed, preset=preset, settings=settings)
-                    place = folder / f"search-{method}-s{seed}"
-                    own = search_cell(config, corpus, place, table, steps)
+                    own = search_cell(config, corpus, folder / _name(method, seed), table, steps)
             except DivergedError as error:
                 failed.append({"method": method, "seed": seed, "message": error.cause})
                 continue
@@ -191,6 +210,10 @@ def against(
         }
     )
     return plain
+
+
+def _name(method: str, seed: int) -> str:
+    return f"search-{method}-s{seed}"
 
 
 def all_methods() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ import torch
 from rnnnas.config.presets import resolve
 from rnnnas.config.text import SearchConfig
 from rnnnas.data.corpus import Corpus
+from rnnnas.errors import DivergedError, RnnnasError
 from rnnnas.nas.genotype import RECURRENT, Genotype
 from rnnnas.nas.operations import NONE
 from rnnnas.nas.space import CellSpace
+from rnnnas.plugins import load as plugins
 from rnnnas.runs.files import parse_json
+from rnnnas.runs.progress import Progress
+from rnnnas.runs.signals import StopRequest
 from rnnnas.searching.run import search
+from rnnnas.studies.local_jobs import LocalRunner, last_words
 from rnnnas.tabular.plan import cells
 from rnnnas.tabular.replay import Found
 from rnnnas.tabular.table import Table
@@ -33,15 +39,64 @@ def search_settings(
     Raises:
         UsageError: for a setting that the search refuses.
     """
-    space = [
+    flags = {"corpus": table.about["corpus"], "method": method, "seed": seed}
+    resolved: SearchConfig = resolve(
+        "search", preset=preset, file=None, settings=[*settings, *_space(table)], flags=flags
+    )
+    return resolved
+
+
+def search_words(
+    table: Table, method: str, seed: int, folder: Path, *, preset: str, settings: Iterable[str]
+) -> tuple[str, ...]:
+    """The words after `rnnnas` of the same search, in `folder`."""
+    words = ["search", "--corpus", table.about["corpus"], "--method", method, "--seed", str(seed)]
+    words += ["--preset", preset, "--device", "cpu", "--out", str(folder), "--json"]
+    words += [word for text in (*settings, *_space(table)) for word in ("--set", text)]
+    words += [word for path in plugins.files() for word in ("--plugin", str(path))]
+    return tuple(words)
+
+
+def _space(table: Table) -> list[str]:
+    return [
         f"space.nodes={table.about['nodes']}",
         f"space.ops={json.dumps([NONE, *table.about['ops']])}",
     ]
-    flags = {"corpus": table.about["corpus"], "method": method, "seed": seed}
-    resolved: SearchConfig = resolve(
-        "search", preset=preset, file=None, settings=[*settings, *space], flags=flags
-    )
-    return resolved
+
+
+def search_side_by_side(jobs: Mapping[str, tuple[str, ...]], folder: Path, slots: int) -> None:
+    """Run searches below `folder`, by the names of their run folders, `slots` at a time, each as a
+    process of its own; what is finished there is not run again.
+
+    A search that diverges ends like the others: whoever looks at it is told.
+
+    Raises:
+        Interrupted: on SIGINT and SIGTERM, once all have saved and ended.
+        RnnnasError: where one failed otherwise.
+    """
+    left = [name for name in jobs if not (folder / name / "result.json").exists()]
+    runner = LocalRunner(folder, slots)
+    running: set[str] = set()
+    bar = Progress("searches", len(jobs), done=len(jobs) - len(left), unit="searches")
+    with StopRequest() as stop, bar:
+        try:
+            while left or running:
+                while left and runner.free() > 0:
+                    name = left.pop(0)
+                    runner.start({name: jobs[name]})
+                    running.add(name)
+                for name, code in runner.ended().items():
+                    running.discard(name)
+                    if code not in (0, DivergedError.exit_code):
+                        raise RnnnasError(
+                            f"{name} failed: {last_words(folder, name)}",
+                            "the same command goes on with what is left",
+                        )
+                    bar.update(len(jobs) - len(left) - len(running))
+                stop.check(runner.stop, folder)
+                time.sleep(runner.poll_seconds)
+        finally:
+            runner.kill()
 
 
 def search_cell(

@@ -250,9 +250,7 @@ def test_the_command_with_searches_for_real(corpus: Corpus, tmp_path: Path) -> N
     done = CliRunner().invoke(main, [*beside, "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)["rows"]["darts-1st"]["runs"]
-    assert [r["cell"] for r in found] == [
-        r["cell"] for r in stored["rows"]["darts-1st"]["runs"]
-    ]
+    assert [r["cell"] for r in found] == [r["cell"] for r in stored["rows"]["darts-1st"]["runs"]]
     assert (tmp_path / "beside/logs/search-darts-1st-s1.log").is_file()
     # What one refuses is told before any is run; what fails names its log's last words.
     refused = CliRunner().invoke(main, [*beside, "--set", "model.hidden=0"])

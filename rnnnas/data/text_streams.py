@@ -20,19 +20,19 @@ LONGEST = 100_000  # steps of a window
 class WindowConfig:
     """How a training text is cut.
 
-    A window's length is min(max(shortest, int N(b, jitter)), b + longer), where b is bptt, halved
+    A window's length is min(max(shortest, int N(b, jitter)), bptt + longer), where b is bptt, halved
     for a share `halved` of the windows. With jitter 0 it is int(b).
 
     streams: B, texts read side by side (the batch size); streams; 1 or more, 2 or more in a search;
         64 as in the training of the DARTS paper
-    bptt: b, tokens a window, through which gradients are propagated; tokens; 2 or more; 35 as in
+    bptt: tokens a window, through which gradients are propagated; tokens; 2 or more; 35 as in
         the literature
-    jitter: standard deviation of a window's length; tokens; 0 or more, 0 for windows of one length;
-        0 as in a search, since trainings ask for 5
+    jitter: standard deviation of a window's length; tokens; 0 or more, 0 for windows of `bptt`, or
+        half of it for the share `halved`; 0 as in a search, since trainings ask for 5
     halved: share of the windows that are half as long; share; 0 to 1; 0.05 as in the AWD-LSTM
     shortest: the least length that is drawn where there is jitter; tokens; 1 or more; 5 as in the
         AWD-LSTM
-    longer: by how much a drawn length may exceed b; tokens; 0 or more; 20 as in the code of the
+    longer: by how much a drawn length may exceed bptt; tokens; 0 or more; 20 as in the code of the
         DARTS paper, since memory grows with the longest
     limit: windows an epoch at most; windows; 0 or more, 0 for the whole text; an epoch is the whole
         text unless a preset wants a short one

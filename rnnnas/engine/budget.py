@@ -527,11 +527,13 @@ class Steppable(Protocol):
 def measure_step(job: Steppable, most: float, clock: Clock = time.perf_counter) -> float:
     """Seconds a step in the middle of a run, the first ones left out, which compile or are cold.
 
-    The job's weights move: use one that is thrown away.
+    The job's weights move: use one that is thrown away. Where several processes share it, all go by
+    the clock of the first: each step waits for all of them, so that all must make as many.
 
     Args:
         most: seconds after which no further step is timed.
     """
+    ranks: Ranks = getattr(job, "ranks", ALONE)
     job.begin_epoch(Position())
     lengths = job.lengths(0)
     mean = sum(lengths) / len(lengths)
@@ -544,7 +546,7 @@ def measure_step(job: Steppable, most: float, clock: Clock = time.perf_counter) 
         began = clock()
         job.step(Position(step=number, start=start, progress=0.5), steps, 1.0)
         synchronise(job.device)
-        seconds = clock() - began
+        seconds = ranks.broadcast(clock() - began)
         start += steps
         if number >= warm:
             took, timed, tokens = took + seconds, timed + 1, tokens + steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from rnnnas.engine.budget import (
     Plan,
     Stopwatch,
     make_plan,
-    measure_step,
     read_plan,
 )
 from rnnnas.engine.job import Position
@@ -570,53 +568,3 @@ def test_processes_take_the_recipe_of_the_first(monkeypatch: pytest.MonkeyPatch)
     assert got[0].model.hidden == recipe("train", Reading(100.0), 300.0)["model"]["hidden"]
     assert own.model.hidden != got[0].model.hidden
     assert got[0].genotype == own.genotype
-
-
-def test_processes_that_share_a_run_time_as_many_steps() -> None:
-    """Each step waits for all: one that came earlier finds its first step long, and the others not.
-    The first process's clock counts.
-    """
-    barrier, told = threading.Barrier(2, timeout=60), [0.0]
-    steps: dict[int, list[float]] = {0: [9.0, *[1.0] * 20], 1: [1.0] * 21}  # by each one's clock
-
-    class Shared:
-        def __init__(self, rank: int) -> None:
-            self.rank = rank
-
-        def broadcast(self, value: float) -> float:
-            if self.rank == 0:
-                told[0] = value
-            barrier.wait()
-            found = told[0]
-            barrier.wait()
-            return found
-
-    class Job:
-        device, cuda_graphs = CPU, None
-
-        def __init__(self, rank: int) -> None:
-            self.ranks, self.now, self.made = Shared(rank), 0.0, 0
-
-        def begin_epoch(self, at: Any) -> None:
-            pass
-
-        def lengths(self, epoch: int) -> list[int]:
-            return [5] * 21
-
-        def step(self, at: Any, length: int, lr_factor: float) -> None:
-            self.now += steps[self.ranks.rank][self.made]
-            self.made += 1
-
-    jobs = [Job(rank) for rank in (0, 1)]
-    found: dict[int, float] = {}
-
-    def measure(job: Any) -> None:
-        found[job.ranks.rank] = measure_step(job, 3.5, lambda: job.now)
-
-    threads = [threading.Thread(target=measure, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert jobs[0].made == jobs[1].made == 5  # one long step, and four that are timed
-    assert found == {0: 1.0, 1: 1.0}

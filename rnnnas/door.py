@@ -481,9 +481,8 @@ def checkpoint_of(model: Any) -> Path:
     from rnnnas.evaluation.image_model import ImageModel
     from rnnnas.evaluation.language_model import LanguageModel
 
-    if isinstance(model, LanguageModel):
-        model.check_as_loaded()
     if isinstance(model, LanguageModel | ImageModel):
+        model.check_as_loaded()
         return model.path
     if isinstance(model, TrainResult):
         return model.checkpoint

@@ -393,6 +393,11 @@ def test_an_image_model_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sum(p.probability for p in one) == pytest.approx(1)  # type: ignore[union-attr]
     with pytest.raises(rnnnas.DataError):
         model.predict(tmp_path / "none.png")
+    with torch.no_grad():
+        next(model.parameters()).mul_(3.0)
+    for taken in (model.evaluate, lambda: rnnnas.evaluate(model), lambda: model.export("onnx")):
+        with pytest.raises(UsageError, match="weights were changed"):
+            taken()
 
 
 def test_a_line_says_that_there_are_no_kernels(
@@ -423,6 +428,31 @@ def test_a_model_that_was_changed_is_not_evaluated_by_its_file(
         with pytest.raises(UsageError, match="weights were changed"):
             taken()
     assert math.isfinite(model.perplexity("the cat"))
+
+
+def test_a_model_whose_file_was_replaced_is_not_evaluated_by_it(
+    trained: TrainResult, corpus: Corpus, tmp_path: Path
+) -> None:
+    path = tmp_path / "best.pt"
+    path.write_bytes(trained.checkpoint.read_bytes())
+    model = rnnnas.load(path)
+    assert isinstance(model, LanguageModel)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)  # by which sums differ, and weights do not
+    try:
+        assert model.evaluate("test").perplexity == trained.test_perplexity
+    finally:
+        torch.set_num_threads(threads)
+    other = rnnnas.train(corpus, "LSTM", out=tmp_path / "l", test_streams=2, **TINY)
+    path.write_bytes(other.checkpoint.read_bytes())
+    with pytest.raises(UsageError, match="was replaced"):
+        model.evaluate("test")
+
+
+def test_dynamic_evaluation_needs_no_gradients_of_its_caller(lm: LanguageModel) -> None:
+    with torch.no_grad():
+        found = rnnnas.evaluate(lm.path, dynamic=True, quiet=True, **{"dynamic.lr": 1e-3})
+    assert math.isfinite(found.perplexity or math.inf)
 
 
 def test_a_corpus_of_another_home_is_evaluated(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ LONGEST = 100_000  # steps of a window
 class WindowConfig:
     """How a training text is cut.
 
-    A window's length is min(max(shortest, int N(b, jitter)), bptt + longer), where b is bptt, halved
-    for a share `halved` of the windows. With jitter 0 it is int(b).
+    A window's length is min(max(shortest, int N(b, jitter)), bptt + longer), where b is bptt, or
+    half of it for a share `halved` of the windows. With jitter 0 it is int(b).
 
     streams: B, texts read side by side (the batch size); streams; 1 or more, 2 or more in a search;
         64 as in the training of the DARTS paper

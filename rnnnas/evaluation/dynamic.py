@@ -39,7 +39,7 @@ class DynamicConfig:
     in which a short bias counts as much as the embedding. The rate that a weight feels is
     decay / average, so that published decays (there `lamb`) are for "matrices". steps: T of a
     window. Both rates 0: the weights stay. streams, windows: B and the number (at most) of the
-    windows of training text that the RMS is taken over; they lie spread over the whole text.
+    windows that the RMS is taken over, the first ones of B streams that divide the training text.
     """
 
     lr: float = 1e-4
@@ -65,6 +65,7 @@ class DynamicConfig:
             )
 
 
+@torch.enable_grad()
 def gradient_rms(net: RecurrentLM, batches: Iterable[Batch]) -> dict[str, Tensor]:
     """√MS_g by parameter: the root mean square over windows of the mean loss's gradient.
 

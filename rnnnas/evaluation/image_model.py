@@ -18,6 +18,7 @@ from rnnnas.data.image_decode import decode, quiet
 from rnnnas.draw.text_svg_dot import as_svg
 from rnnnas.engine.device import exact_float32
 from rnnnas.errors import DataError, UsageError
+from rnnnas.evaluation.as_loaded import check_as_loaded, weights_digest
 from rnnnas.evaluation.images import Classifier, rebuild
 from rnnnas.evaluation.result import Evaluation
 from rnnnas.evaluation.run import evaluate_checkpoint
@@ -52,7 +53,12 @@ class ImageModel(nn.Module):
         self.register_buffer("mean", torch.tensor(loaded.mean), persistent=False)
         self.register_buffer("std", torch.tensor(loaded.std), persistent=False)
         self.exporter: Callable[..., Any] | None = None  # set by whoever loads it
+        self._loaded = weights_digest(self.net)
         self.eval()
+
+    def check_as_loaded(self) -> None:
+        """Raises UsageError where the weights, or the file they are from, were changed since."""
+        check_as_loaded(self.net, self._loaded, self.path, self.digest, "`predict` takes")
 
     @exact_float32()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -122,7 +128,12 @@ class ImageModel(nn.Module):
         return pixels
 
     def evaluate(self, split: str = "test") -> Evaluation:
-        """Its accuracy on a split of its corpus; see `rnnnas.evaluate`."""
+        """Its accuracy on a split of its corpus; see `rnnnas.evaluate`.
+
+        Raises:
+            UsageError: where its weights were changed since it was loaded.
+        """
+        self.check_as_loaded()
         device = self.get_buffer("mean").device
         return Evaluation.of(evaluate_checkpoint(self.path, split, device=device))
 
@@ -130,8 +141,9 @@ class ImageModel(nn.Module):
         """Write the model as "onnx", "html", "hf" or "pt2"; options as of `rnnnas export`.
 
         Raises:
-            UsageError: for a model that `rnnnas.load` has not made.
+            UsageError: for a model that `rnnnas.load` has not made, or whose weights were changed.
         """
+        self.check_as_loaded()
         if self.exporter is None:
             raise UsageError("this model was made without an exporter", "load it by rnnnas.load")
         return self.exporter(self.path, format=format, **options)

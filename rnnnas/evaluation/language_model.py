@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from rnnnas.draw.text_svg_dot import as_svg
+from rnnnas.engine.device import exact_float32
 from rnnnas.engine.steps import generator
 from rnnnas.errors import UsageError
+from rnnnas.evaluation.as_loaded import check_as_loaded, weights_digest
 from rnnnas.evaluation.result import Evaluation
 from rnnnas.evaluation.run import Loaded, evaluate_checkpoint, load_checkpoint
 from rnnnas.types import HiddenState
@@ -47,7 +49,7 @@ class LanguageModel(nn.Module):
         self.metrics = dict(loaded.metrics)
         self.digest = loaded.digest
         self.exporter: Callable[..., Any] | None = None  # set by whoever loads it
-        self._loaded = self._sums()
+        self._loaded = weights_digest(self.net)
         self.eval()
 
     @property
@@ -55,20 +57,12 @@ class LanguageModel(nn.Module):
         """The device that the weights lie on."""
         return next(self.parameters()).device
 
-    def _sums(self) -> list[tuple[float, float]]:
-        """What tells the weights from others: the sum of each tensor, and of its squares."""
-        tensors = [value.detach().double() for value in self.state_dict().values()]
-        return [(float(value.sum()), float(value.square().sum())) for value in tensors]
-
     def check_as_loaded(self) -> None:
-        """Raises UsageError where the weights are no more those of the file that they are from."""
-        if self._sums() != self._loaded:
-            raise UsageError(
-                "the model's weights were changed since it was loaded, and this takes those of "
-                f"{self.path}",
-                "`perplexity` and `log_probs` take the weights as they are",
-            )
+        """Raises UsageError where the weights, or the file they are from, were changed since."""
+        instead = "`perplexity` and `log_probs` take"
+        check_as_loaded(self.net, self._loaded, self.path, self.digest, instead)
 
+    @exact_float32()
     def forward(self, ids: Tensor, state: HiddenState = None) -> tuple[Tensor, HiddenState]:
         """Scores of the next word after every word, without dropout, and the state after the last.
 

@@ -286,7 +286,8 @@ def test_settings_of_a_comparison_are_checked() -> None:
         plan("finals=best")
     with pytest.raises(UsageError, match="unknown"):
         plan('methods=["randon@2"]', 'own={"randon@2"={blackbox={cells=2}}}')
-    # It would be the method itself under another name.
+    # It would be the method itself, under a name that says otherwise; a word says nothing.
+    plan('methods=["random@2","random@plain"]')
     with pytest.raises(UsageError, match="random@8 would be random itself"):
         plan('methods=["random@2","random@8"]')
 

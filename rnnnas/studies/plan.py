@@ -106,9 +106,10 @@ class StudyConfig:
                 raise UsageError(f"own.{method} is a group of settings, not the value {table!r}")
             method_of(base(method))
         for method in self.methods:
-            if method != base(method) and method not in self.own:
+            word = method.removeprefix(base(method)).removeprefix("@")
+            if word.isdecimal() and method not in self.own:  # it looks as if it were set by it
                 raise UsageError(
-                    f"the row {method} would be {base(method)} itself: it has no settings",
+                    f"the row {method} would be {base(method)} itself: no setting of it is {word}",
                     f'give its settings in a file, under [study.own."{method}"]; '
                     f"known rows: {', '.join(name for name in self.own if '@' in name) or 'none'}",
                 )

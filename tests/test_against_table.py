@@ -164,6 +164,7 @@ def test_a_comparison_by_hand(tmp_path: Path) -> None:
     assert test["mean"] == pytest.approx(sum(differences) / 6, abs=0.012) and test["n"] == 6
     drawn = picture(result)
     assert drawn.startswith("<svg xmlns=") and drawn.count("<circle") == 12
+    assert drawn.count('class="level"') == 1  # a random cell's rank
     assert {row[0] for row in sheet(result).rows} == {"random", "halving"}
     assert any("Kendall" in line for line in notes(result))
     part = Table(about=table.about, rows=table.rows[:30])

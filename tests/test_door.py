@@ -97,6 +97,16 @@ def test_a_search_and_a_training_of_what_it_found(corpus: Corpus, home: Path) ->
     assert rnnnas.load(model.checkpoint).genotype == found.genotype
 
 
+def test_a_finished_run_is_silent_where_it_is_asked_to_be(
+    corpus: Corpus, tmp_path: Path, capsys: Any
+) -> None:
+    for quiet, told in ((True, False), (False, True)):
+        for _ in range(2):
+            rnnnas.train(corpus, "tanh0", test_streams=2, out=tmp_path / "t",
+                         **{**TINY, "quiet": quiet})  # fmt: skip
+        assert ("is finished" in capsys.readouterr().err) is told
+
+
 def test_the_same_call_repeats_its_result(corpus: Corpus, trained: TrainResult) -> None:
     again = rnnnas.train(corpus, "sigmoid0 relu1 tanh1", test_streams=2, **TINY)
     assert again == trained

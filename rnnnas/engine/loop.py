@@ -336,8 +336,8 @@ def _values(reports: list[StepReport]) -> list[tuple[float, float, float | None]
     return list(zip(here[::3], here[1::3], here[2::3], strict=True))
 
 
-def finished(run: AnyRun, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """The result of a run that is done already; says so on standard error.
+def finished(run: AnyRun, ranks: Ranks = ALONE, *, quiet: bool = False) -> dict[str, Any]:
+    """The result of a run that is done already; says so on standard error, unless `quiet`.
 
     Raises:
         CheckpointError: where result.json lacks what every result has.
@@ -350,7 +350,7 @@ def finished(run: AnyRun, ranks: Ranks = ALONE) -> dict[str, Any]:
                 "move it away, and the same command reports anew from the saved state",
             )
         )
-    if ranks.leads:
+    if ranks.leads and not quiet:
         told = f"{run.folder} is finished: this is its result (--fresh runs anew)"
         print(visible(told), file=sys.stderr)
     result["run"] = str(run.folder)  # which may have been moved since

@@ -224,7 +224,7 @@ def search(
     clock: RaceClock | None = None
     with open_run(ranks, folder, "search", plain, **options) as run:
         if run.result is not None:
-            return finished(run, ranks)
+            return finished(run, ranks, quiet=quiet)
         if race_plan is not None:
             keep_race(run.folder, race_plan)
             clock = RaceClock(stopwatch, given_seconds, race_plan.costs, aim=AIM)

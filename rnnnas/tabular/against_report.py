@@ -18,6 +18,7 @@ HEAD = (
 _STYLE = (
     "<style>text{font:12px sans-serif;fill:#1f2430}.tick,.name{fill:#5a6270}"
     ".grid{stroke:#e3e6eb}.f{fill:#0072b2}.f.c1{fill:#d55e00}.band{fill-opacity:.2}"
+    ".level{fill:none;stroke:#5a6270;stroke-dasharray:4 3}"
     ".dot{fill-opacity:.55}.mean{stroke:#1f2430;stroke-width:2}</style>"
     '<rect width="100%" height="100%" fill="#ffffff"/>'
 )
@@ -102,7 +103,8 @@ def picture(result: Mapping[str, Any]) -> str:
             for name in order
         ],
         label="ranks of the cells that methods found",
-        x_label=f"rank of {result['cells']:,} cells",
+        x_label=f"rank of {result['cells']:,} cells; dashed: a random cell's on average",
+        level=result["random_rank"],
     )  # fmt: skip
     if not drawn:
         return ""

@@ -385,7 +385,7 @@ def train(
     with open_run(ranks, folder, "train", plain, **options) as run:
         if run.result is not None:
             ranks.on_rank_zero(lambda: job.check_result(run))
-            return finished(run, ranks)
+            return finished(run, ranks, quiet=quiet)
         if plan is not None:
             enter_plan(plan, run.folder, job.course, quiet=quiet, ranks=ranks)
         if config.genotype:

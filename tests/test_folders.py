@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -255,11 +256,15 @@ def test_without_an_exchange_replacing_works(
     monkeypatch.setattr(folders, "exchange", lambda one, two: False)
     other = written(tmp_path / "o.txt", TEXT.replace("9", "8"))
     assert add_corpus("own", other, OPTIONS, replace=True).sha256 != first.sha256
-    # The same tokens of another text: what is told of its bytes is that of the new one.
-    spaced = other.with_name("spaced.txt")
-    spaced.write_text(other.read_text(encoding="utf-8").replace(" ", "  "), encoding="utf-8")
+    # The same tokens of another text, whose unknown words are longer: what is told of its bytes is
+    # that of the new one.
     before = open_corpus("own")
-    after = add_corpus("own", spaced, OPTIONS, replace=True)
+    text, known = other.read_text(encoding="utf-8"), {*before.vocab.words}
+    for word in {word for word in text.split() if word not in known}:
+        text = re.sub(rf"(?<!\S){re.escape(word)}(?!\S)", f"{word}zz", text)
+    longer = other.with_name("longer.txt")
+    longer.write_text(text, encoding="utf-8")
+    after = add_corpus("own", longer, OPTIONS, replace=True)
     assert after.sha256 == before.sha256
     assert after.units("train").bytes > before.units("train").bytes
     assert left_behind() == ["own"]

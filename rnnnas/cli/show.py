@@ -116,20 +116,21 @@ def show(
     _give(text, out)
 
 
+_OTHERS = (".png", ".pdf", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".eps", ".ps")
 _ENDINGS = {".svg": "svg", ".dot": "dot", ".tex": "tikz", ".gif": "gif", ".json": "json"}
 
 
 def _form_of(out: Path | None) -> str:
-    """The form that a file's ending says; text where there is no file, or it has none."""
+    """The form that a file's ending says; text where it says none of ours, and is not that of a
+    picture or a page that there is no form for.
+    """
     ending = "" if out is None else out.suffix.lower()
-    if ending in ("", ".txt"):
-        return "text"
-    if ending not in _ENDINGS:
+    if ending in _OTHERS:
         raise UsageError(
             f"a cell has no form for {out}",
             f"endings: {', '.join(_ENDINGS)}, .txt; or say --format",
         )
-    return _ENDINGS[ending]
+    return _ENDINGS.get(ending, "text")
 
 
 def _look_up(reference: str) -> tuple[str, Genotype | None]:

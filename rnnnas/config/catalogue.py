@@ -17,7 +17,7 @@ from rnnnas.config.describe import (
     descriptions,
     fields_of,
 )
-from rnnnas.config.plain import to_plain, to_toml
+from rnnnas.config.plain import leaves, to_plain, to_toml
 from rnnnas.config.presets import IMAGE, preset_names, preset_tables
 from rnnnas.errors import UsageError, nearest
 from rnnnas.nas.methods import METHODS
@@ -137,7 +137,7 @@ def _changes(kinds: Mapping[str, type]) -> Iterator[tuple[Change, str, str]]:
         tables = preset_tables(name)
         for kind in kinds:
             table = tables.get(kind, {})
-            for key, value in _leaves(table):
+            for key, value in leaves(table):
                 yield Change(preset=name, kind=kind, value=value), key, table.get("method", "")
 
 
@@ -152,14 +152,6 @@ def _of(one: Field, changed: list[tuple[Change, str, str]]) -> list[Change]:
     if one.group or one.kind == "table":
         return []
     return [change for change, key, _ in changed if key == one.key and change.value != one.default]
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def select(settings: list[Setting], key: str | None, kind: str | None) -> list[Setting]:

@@ -320,6 +320,35 @@ def test_a_depth_that_does_not_divide_the_units(monkeypatch: pytest.MonkeyPatch)
     assert tile["DEEP"] == 32
 
 
+class Apart(Workspace):
+    """Buffers whose slots lie so far apart that the last begins beyond 2^31 elements."""
+
+    def take(self, like: Tensor, *shape: int) -> Tensor:
+        if len(shape) < 4 or shape[0] == 1:  # one slot, or none
+            return like.new_empty(shape)
+        strides = like.new_empty(shape[1:]).stride()
+        # Pages that nothing is written to take no memory.
+        return like.new_empty_strided(shape, (2**31 // (shape[0] - 1) + 1, *strides))
+
+    def give(self, *buffers: Tensor) -> None:
+        pass
+
+
+@pytest.mark.skipif(CARD, reason="a card has no pages that take no memory")
+def test_slots_beyond_what_an_int32_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (derived_cuda, mixture_cuda):
+        monkeypatch.setattr(module, "WORKSPACE", Apart())
+    made = on(case(3, torch.float32, steps=1, nodes=4))
+    for one, other in zip(gradients(derived.unroll, made), gradients(reference, made), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    leaves, *rest = search(2, steps=1, nodes=3)
+    made = ([leaf.float() for leaf in leaves], rest[0], tuple(m.float() for m in rest[1]), rest[2])
+    for one, other in zip(
+        searched(mixture.unroll, made), searched(unroll_reference, made), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 # Why there are none
 
 

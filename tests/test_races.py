@@ -424,7 +424,7 @@ def test_the_command_says_its_plan_and_its_table(corpus: Corpus, tmp_path: Path)
     assert "plan: 38 cells, 197 steps, the cost of 19.7 full trainings of 10 steps" in done.stderr
     assert "26 cells to step 3, 6 on to 10" in done.stderr
     assert done.stderr.count("winner") == 1
-    assert "of the best cell, briefly trained" in done.stdout
+    assert "of the best cell after its short training" in done.stdout
     shown = CliRunner().invoke(main, [*words, "--dry-run"])
     assert shown.exit_code == 0, shown.output
     assert "10 steps a cell, 38 cells" in shown.stdout

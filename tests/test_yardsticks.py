@@ -82,6 +82,15 @@ def test_a_model_that_loses_is_told_so(value: float, loses: str | None) -> None:
         assert f"a {loses} model's" in warnings[0] and "train longer" in warnings[0]
 
 
+@pytest.mark.parametrize(("value", "loses"), [(150.0, False), (200.0, True), (math.nan, True)])
+def test_a_search_may_end_above_a_bigram_model(value: float, loses: bool) -> None:
+    given = Yardsticks(unigram=200.0, bigram=100.0)
+    lines = compared(value, given, whose="the best cell", remedy="search longer", found=True)
+    assert "100.00" in lines[0], "it is shown all the same"
+    assert any("worse than a unigram" in line for line in lines) is loses
+    assert len(lines) == 1 + loses
+
+
 def test_results_hold_what_they_are_held_against(
     corpus: Corpus,  # noqa: F811
     tmp_path: Path,

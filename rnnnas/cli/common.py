@@ -130,7 +130,9 @@ def say_kernels(device: torch.device, precision: str = "auto") -> None:
         echo(note, err=True)
 
 
-def say_compared(result: dict[str, Any], perplexity: float | None, whose: str, remedy: str) -> None:
+def say_compared(
+    result: dict[str, Any], perplexity: float | None, whose: str, remedy: str, found: bool = False
+) -> None:
     """Hold a perplexity against the n-grams' of the same tokens, where the result has them."""
     from rnnnas.data.yardsticks import Yardsticks, compared
 
@@ -138,7 +140,7 @@ def say_compared(result: dict[str, Any], perplexity: float | None, whose: str, r
         return
     given = Yardsticks(unigram=result["unigram_perplexity"], bigram=result["bigram_perplexity"])
     value = math.inf if perplexity is None else perplexity
-    for line in compared(value, given, whose=whose, remedy=remedy):
+    for line in compared(value, given, whose=whose, remedy=remedy, found=found):
         echo(line, err=line.startswith("WARNING"))
 
 

@@ -141,12 +141,13 @@ def search(method: str | None, **options: Any) -> None:
 
     echo(as_text(Genotype.from_plain(result["genotype"])))
     briefly = config.from_scratch or getattr(config, "races", False)
-    whose = "the best cell, briefly trained" if briefly else "the search network"
+    whose = "the best cell after its short training" if briefly else "the search network"
     echo(f"validation {_measured(result, 'valid')} of {whose}")
     say_compared(
         result, result.get("valid_perplexity"), whose,
         "such a search says little of cells; search longer with --minutes N"
         + ("" if "epochs" in config.idle else " or --epochs N"),
+        found=True,
     )  # fmt: skip
     echo(took(result))
     echo(f"digest {result['digest'][:16]}")

@@ -89,11 +89,15 @@ def bits_per_byte(nats: float, tokens: int, size: int) -> float:
     return nats * tokens / (math.log(2) * max(size, 1))
 
 
-def compared(perplexity: float, given: Yardsticks, *, whose: str, remedy: str) -> list[str]:
+def compared(
+    perplexity: float, given: Yardsticks, *, whose: str, remedy: str, found: bool = False
+) -> list[str]:
     """Lines that hold a perplexity against the n-grams' of the same tokens.
 
     Args:
         whose: perplexity, for the warning where it loses. remedy: what to do about it then.
+        found: whether a search ended with it, whose short trainings tell cells apart long before
+            they reach a bigram model (benchmarks/halving.md); it loses to a unigram model only.
     """
     share = abs(1 - perplexity / given.bigram)
     side = "below" if perplexity <= given.bigram else "above"
@@ -102,7 +106,8 @@ def compared(perplexity: float, given: Yardsticks, *, whose: str, remedy: str) -
         f"unigram {given.unigram:.2f}"
     ]
     # A perplexity that is not a number loses, too.
-    for name, value in (("unigram", given.unigram), ("bigram", given.bigram)):
+    limits = [("unigram", given.unigram), ("bigram", given.bigram)]
+    for name, value in limits[:1] if found else limits:
         if not perplexity < value:
             lines.append(f"WARNING: {whose} is worse than a {name} model's {value:.2f}: {remedy}")
             break

@@ -254,7 +254,7 @@ def _compared(result: Mapping[str, Any]) -> list[str]:
     given = Yardsticks(unigram=result["unigram_perplexity"], bigram=result["bigram_perplexity"])
     first, *others = compared(
         known[best], given, whose=f"the best final test, of {best},",
-        remedy="its trainings are too short to rank cells by; give the study more --minutes",
+        remedy="longer trainings may rank cells in another order; give the study more --minutes",
     )  # fmt: skip
     return [f"Best final test {known[best]:.2f}, of {best}; {first}.", *others]
 

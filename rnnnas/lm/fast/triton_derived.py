@@ -51,6 +51,14 @@ def risen(op, z, value):
 
 
 @triton.jit
+def index64(index):
+    """The index of a slot in the type of its offset: all slots of a window lie in one buffer, which
+    can have more elements than an int32 counts.
+    """
+    return tl.cast(index, tl.int64)
+
+
+@triton.jit
 def halves(
     lefts, rights, there, c, z, WIDE: tl.constexpr, DEEP: tl.constexpr, PRECISION: tl.constexpr
 ):
@@ -97,7 +105,7 @@ def gate(
     ops (k) → product (k, B, 2, W) with nodes `node_stride` apart, state and inner (k, B, W) with
     nodes `state_stride` apart: inner is the state times the mask in the factors' type.
     """
-    i = tl.program_id(2)
+    i = index64(tl.program_id(2))
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     deep = tl.arange(0, DEEP)
@@ -114,7 +122,7 @@ def gate(
     c, z = halves(lefts, rights, there, c, z, WIDE, DEEP, PRECISION)
     c = c.to(kind)
     z = z.to(kind)
-    at = product + i * node_stride + row * 2 * WIDE + unit
+    at = product + index64(i) * node_stride + row * 2 * WIDE + unit
     tl.store(at, c, mask=there)
     tl.store(at + WIDE, z, mask=there)
     c = c.to(full)
@@ -146,7 +154,7 @@ def mean(
     there = row < streams
     total = tl.zeros((ROWS, UNITS), result.dtype.element_ty)
     for k in range(count):
-        place = tl.load(chosen + k) * state_stride
+        place = index64(tl.load(chosen + k)) * state_stride
         total += tl.load(states + place + row * WIDE + unit, mask=there, other=0.0)
     total *= share
     tl.store(result + row * hidden + unit, total, mask=there & (unit < hidden))
@@ -196,7 +204,7 @@ def gate_back(
     s = tl.load(source + row * source_width + unit, mask=inside, other=0.0)
     total = tl.zeros((ROWS, UNITS), full)
     for i in range(nodes):
-        at = product + i * node_stride + row * 2 * WIDE + unit
+        at = product + index64(i) * node_stride + row * 2 * WIDE + unit
         c = tl.load(at, mask=there, other=0.0).to(full)
         z = tl.load(at + WIDE, mask=there, other=0.0).to(full)
         if ADDED:
@@ -234,7 +242,7 @@ def product_back(
     full = reach.dtype.element_ty
     total = tl.zeros((ROWS, UNITS), full)
     for i in range(nodes):
-        lefts = product + i * node_stride + row * 2 * WIDE + deep[None, :]
+        lefts = product + index64(i) * node_stride + row * 2 * WIDE + deep[None, :]
         rights = matrix + i * 2 * WIDE * WIDE + units[:, None] * 2 * WIDE + deep[None, :]
         total = turned(lefts, rights, there, total, 2 * WIDE, DEEP, PRECISION)
     at = row * WIDE + units[None, :]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rnnnas.lm.fast.triton_derived import halves, tanh_of, turned
+from rnnnas.lm.fast.triton_derived import halves, index64, tanh_of, turned
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def gated(
     shares (n, 5), and for the first state added (B, 2H) → product (n, B, 2, WIDE) = [c, z] without
     what is added, values (n, B, value_width).
     """
-    e = tl.program_id(2)
+    e = index64(tl.program_id(2))
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     unit = (tl.program_id(0) * UNITS + tl.arange(0, UNITS))[None, :]
     deep = tl.arange(0, DEEP)
@@ -50,7 +50,7 @@ def gated(
     inside = there & (unit < units)
     full = values.dtype.element_ty
     kind = product.dtype.element_ty
-    slot = tl.load(sources + e)
+    slot = index64(tl.load(sources + e))
     lefts = left + slot * left_stride + row * WIDE + deep[None, :]
     rights = matrix + deep[:, None] * 2 * WIDE + unit
     c = tl.zeros((ROWS, UNITS), full)
@@ -98,7 +98,7 @@ def normalise(
     if PARTIAL:  # the units that this node does not compute
         beyond = stream & (unit >= units) & (unit < hidden)
         for e in range(edges):
-            source = states + tl.load(sources + e) * state_stride
+            source = states + index64(tl.load(sources + e)) * state_stride
             s = tl.load(source + row * FULL + unit, mask=beyond, other=0.0)
             total += tl.load(shares + e * 5) * s
     centred = tl.where(stream, total - tl.sum(total, 0)[None, :] / streams, 0.0)
@@ -144,7 +144,7 @@ def retreat(
     whose row tiles are `sums_stride` apart, the inner products of the shares' gradients, unit by
     unit. With `added`, its gradient goes unrounded to whole (B, 2H).
     """
-    e = tl.program_id(2)
+    e = index64(tl.program_id(2))
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     place = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     unit = place[None, :]
@@ -166,7 +166,7 @@ def retreat(
     by_relu = tl.load(own + 2)
     by_sigmoid = tl.load(own + 3)
     by_identity = tl.load(own + 4)
-    slot = tl.load(sources + e)
+    slot = index64(tl.load(sources + e))
     s = tl.load(states + slot * state_stride + row * source_width + unit, mask=there, other=0.0)
     at = product + e * edge_stride + row * 2 * WIDE + unit
     c = tl.load(at, mask=inside, other=0.0).to(full)
@@ -208,7 +208,7 @@ def product_back(
 
     reach: (B, reach_width) at each slot. Its first WIDE units.
     """
-    e = tl.program_id(2)
+    e = index64(tl.program_id(2))
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     deep = tl.arange(0, DEEP)
@@ -221,5 +221,5 @@ def product_back(
     at = row * reach_width + units[None, :]
     if MASKED:
         total *= tl.load(mask + at, mask=there, other=0.0)
-    to = reach + tl.load(sources + e) * reach_stride + at
+    to = reach + index64(tl.load(sources + e)) * reach_stride + at
     tl.store(to, tl.load(to, mask=there, other=0.0) + total, mask=there)

@@ -23,7 +23,7 @@ from rnnnas.engine.job import Position
 from rnnnas.errors import CheckpointError, DataError, DiskError, DivergedError
 from rnnnas.evaluation import adaptive
 from rnnnas.evaluation.adaptive import DEFAULT, Adapting, climb, evaluate_adapting
-from rnnnas.evaluation.dynamic import Dynamic, DynamicConfig
+from rnnnas.evaluation.dynamic import Dynamic, DynamicConfig, gradient_rms
 from rnnnas.evaluation.neural_cache import CacheConfig
 from rnnnas.evaluation.run import evaluate_checkpoint, load_checkpoint
 from rnnnas.nas.genotype import Genotype
@@ -271,6 +271,16 @@ def test_the_asked_combination(
     )  # one stream, whatever the settings say
     assert result["perplexity"] < 0.9 * plain
     assert path.read_bytes() == before
+
+
+def test_gradient_statistics_are_of_as_many_windows_as_asked(best: Path, corpus: Corpus) -> None:
+    net = load_checkpoint(best, CPU).net
+    given = {"windows": 3, "streams": 4, "steps": 6}
+    found = Adapting(net, lambda: corpus, CPU, True, given=given).rms
+    streams = Streams(corpus.splits["train"], 4, CPU)
+    for count, same in ((3, True), (2, False)):
+        rms = gradient_rms(net, [streams.window(*w) for w in streams.windows(6)[:count]])
+        assert all(torch.allclose(found[name], rms[name]) for name in rms) == same
 
 
 def test_the_model_stays_as_it_was(best: Path, corpus: Corpus, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,9 @@ from rnnnas.cli import main
 from rnnnas.data.corpus import Corpus
 from rnnnas.data.text_streams import WindowConfig, window_lengths
 from rnnnas.errors import DivergedError, UsageError
+from rnnnas.nas.halving import Outcome, Trial
+from rnnnas.nas.strategies import BlackboxConfig
+from rnnnas.tabular import replay
 from rnnnas.tabular.against import Truth, against, all_methods
 from rnnnas.tabular.against_report import notes, picture, sheet
 from rnnnas.tabular.replay import Replay
@@ -37,6 +41,11 @@ def test_ranks_and_regrets_are_those_of_the_table() -> None:
     assert truth.tau({"tanh0 tanh0": 1.0}) is None
     diverging = Truth(made_up(diverged=lambda cell: cell == order[0]))
     assert diverging.rank(order[0]) == 32 and diverging.rank(order[1]) == 1
+
+
+def test_the_median_regret_is_that_of_a_cell_in_the_middle() -> None:
+    levels = sorted(map(level, Truth(made_up()).means))
+    assert Truth(made_up()).median_regret == pytest.approx(levels[16] - levels[0])
 
 
 def test_random_search_takes_the_best_of_what_it_draws() -> None:
@@ -86,6 +95,44 @@ def test_halving_spends_its_budget_and_reads_curves() -> None:
         Replay(made_up(diverged=lambda cell: True), 1, 4).find("random")
     with pytest.raises(UsageError, match="replayed"):
         Replay(table, 1, 4).find("darts")
+
+
+def test_a_race_on_a_table_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rungs read the curve, its end the validation of the first training and of another."""
+    table = made_up(nodes=3, noise=0.3)
+    rows, seen = table.by_cell(), set()
+    outcome = Replay._outcome
+
+    def spy(self: Replay, trial: Trial) -> Outcome:
+        found = outcome(self, trial)
+        row = rows[trial.genotype.to_text()][(1 + trial.draw) % 3]
+        seen.add((trial.draw, trial.stop))
+        # Of five parts those whose middle lies in the second half of a rung.
+        parts = {300: [1], 1000: [4, 5]}[trial.stop] if trial.draw == 0 else [3, 4, 5]
+        train = sum(row.curve[k - 1] for k in parts) / len(parts)
+        assert found.train == pytest.approx(train)
+        if trial.stop == 1000:
+            assert row.valid is not None and found.heldout == pytest.approx(math.log(row.valid))
+        return found
+
+    monkeypatch.setattr(Replay, "_outcome", spy)
+    found = Replay(table, 1, 16).find("halving")
+    assert seen == {(0, 300), (0, 1000), (1, 1000)}
+    logs = [math.log(row.valid or 0) for row in rows[found.cell]]
+    assert found.scores[found.cell] == pytest.approx((logs[1] + logs[2]) / 2)
+
+
+def test_a_replayed_race_draws_as_races_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    race = replay.Race
+
+    def spy(*args: Any, **more: Any) -> Any:
+        seen.append(more["draws"])
+        return race(*args, **more)
+
+    monkeypatch.setattr(replay, "Race", spy)
+    Replay(made_up(), 1, 4).find("halving")
+    assert seen == [BlackboxConfig().draws] and seen[0] > 1
 
 
 def test_scores_of_a_search_by_its_shares() -> None:

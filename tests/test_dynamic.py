@@ -13,7 +13,7 @@ from plain_torch import without_kernels
 from torch import Tensor
 
 from rnnnas.errors import UsageError
-from rnnnas.evaluation import dynamic
+from rnnnas.evaluation import dynamic, log_probs
 from rnnnas.evaluation.dynamic import Dynamic, DynamicConfig, gradient_rms
 from rnnnas.evaluation.log_probs import Scores, score
 from rnnnas.evaluation.neural_cache import Cache, with_cache
@@ -149,7 +149,10 @@ def test_without_a_step_it_is_the_plain_evaluation(seed: int, single: bool) -> N
             assert torch.equal(moving.weights[name], p)
 
 
-def test_plain_scores_are_the_models_own() -> None:
+@pytest.mark.parametrize("chunk", [4, 512])
+def test_plain_scores_are_the_models_own(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """18 targets, in parts of 4, too."""
+    monkeypatch.setattr(log_probs, "CHUNK", chunk)
     net = make_net(4)
     batch = make_batches(4, 1, 9, 2)[0]
     scores, hidden_state = score(net, batch, None)

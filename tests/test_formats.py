@@ -25,6 +25,7 @@ from rnnnas.studies.formats import Sheet, rendered
 from rnnnas.studies.local_jobs import LocalRunner
 from rnnnas.studies.plan import RANDOM, Sizes, train_config
 from rnnnas.studies.record import Record
+from rnnnas.studies.report import _compared, _tau_note
 
 SHEET = Sheet(title="a & b", head=("name", "5 % a|b"), rows=[("x_1, y", "1 ± 2"), ("z", "-")])
 
@@ -179,3 +180,19 @@ def _python(folder: Path, module: Path) -> Path:
     script.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -S {module} "$@"\n')
     script.chmod(0o755)
     return script
+
+
+def test_an_order_that_is_turned_round_is_no_chance_either() -> None:
+    for tau in (-0.9, 0.9):
+        assert "beyond chance" in _tau_note(10, tau, 0.5)
+    assert "within chance" in _tau_note(10, -0.4, 0.5)
+
+
+def test_the_best_final_test_is_the_least() -> None:
+    tests = {"darts": 90.0, "halving": 80.0, "gdas": 85.0, "enas": None}
+    result = {
+        "methods": {name: {"test": {"mean": mean}} for name, mean in tests.items()},
+        "unigram_perplexity": 600.0, "bigram_perplexity": 160.0,
+    }  # fmt: skip
+    first, *_ = _compared(result)
+    assert "80.00, of halving" in first and "50 % below" in first

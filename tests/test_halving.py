@@ -211,6 +211,34 @@ def test_the_winner_is_chosen_by_the_mean_of_both_draws() -> None:
     assert {s.entrant.number for s in again} == {race.winner.number, first[0]}
 
 
+def test_a_race_that_time_ended_goes_by_the_first_draws() -> None:
+    """A second training that not all have got to favours nobody."""
+    race = Race(SPACES, 1, plan_of(16, 500))
+    while not any(trial.draw for trial in race.due()):
+        for trial in race.due():
+            race.tell(trial, honest(trial))
+    best, second = race.finished()[:2]
+    (again,) = [trial for trial in race.due() if trial.number == second]
+    race.tell(again, Outcome(0.1, 0.1))
+    race.end()
+    assert race.done and race.winner is not None and race.winner.number == best
+
+
+def test_a_heldout_loss_that_is_no_number_is_infinite() -> None:
+    race = Race(SPACES, 1, plan_of(4, 500))
+    lost: list[int] = []
+
+    def loss(trial: Trial) -> Outcome:
+        if trial.heldout and not lost:
+            lost.append(trial.number)
+            return Outcome(1.0, math.nan)
+        return honest(trial)
+
+    raced(race, loss)
+    assert race.scores(lost[0]) == [math.inf] and lost[0] not in race.finished()
+    assert race.winner is not None and race.winner.number != lost[0]
+
+
 # Children
 
 
@@ -237,12 +265,38 @@ def test_cells_of_other_spaces_have_neighbours_too(more: dict[str, Any]) -> None
     cell = Genotype(cells={RECURRENT: space.sample(random.Random(3))})
     found = neighbours(cell, spaces)
     assert found and all(fits(child, spaces) for child in found)
+    for child in found:
+        for genes in child.recurrent.nodes:
+            assert len({gene.source for gene in genes}) == len(genes)
     race = Race(spaces, 1, plan_of(24, 500))
     while not race.done:
         for trial in race.due():
             race.tell(trial, Outcome(float(trial.number), float(trial.number)))
     assert any(entrant.parent is not None for entrant in race.entrants)
     assert not fits(cell, SPACES)
+
+
+def test_a_cell_of_two_edges_a_node_is_one_cell_in_any_order() -> None:
+    spaces = {RECURRENT: recurrent_space(2, edges_per_node=2)}
+    space = spaces[RECURRENT]
+    genes = Gene("tanh", 0), Gene("relu", 1)
+    orders = [(*genes,), genes[::-1]]
+    cells = [Genotype(cells={RECURRENT: space.cell(((genes[0],), order))}) for order in orders]
+    assert all(fits(cell, spaces) for cell in cells)
+    race = Race(spaces, 1, plan_of(4, 500), [Proposal(cell, "here") for cell in cells])
+    assert [entrant.origin for entrant in race.entrants].count("here") == 1
+    one_edge = Genotype(cells={RECURRENT: space.cell(((genes[0],), (genes[1],)))})
+    assert not fits(one_edge, spaces)
+
+
+def test_a_small_space_with_a_proposal_is_raced_whole() -> None:
+    spaces = {RECURRENT: recurrent_space(1)}
+    proposed = [Proposal(Genotype.from_text("relu0"), "here")]
+    race = Race(spaces, 1, plan_of(4, 500), proposed)
+    assert {e.genotype.to_text() for e in race.entrants} == {
+        "tanh0", "relu0", "sigmoid0", "identity0"
+    }  # fmt: skip
+    assert len(race.entrants) == 4
 
 
 def test_children_are_new_and_of_the_three_best() -> None:

@@ -162,6 +162,16 @@ def plan(*settings: str) -> StudyConfig:
     return resolve_study(preset="study-smoke", settings=own, flags={"corpus": "hmm"})
 
 
+def test_a_corrected_p_is_never_below_one_before_it() -> None:
+    assert holm([0.01, 0.011, 0.5]) == pytest.approx([0.03, 0.03, 0.5])
+    assert holm([0.5, 0.011, 0.01]) == pytest.approx([0.5, 0.03, 0.03])
+
+
+def test_samples_without_spread_differ_for_sure_or_not_at_all() -> None:
+    assert unpaired([1.0, 1.0], [2.0, 2.0]).t_p == 0.0
+    assert unpaired([1.0, 1.0], [1.0, 1.0]).t_p == 1.0
+
+
 def test_every_found_cell_gets_its_final_trainings(tmp_path: Path) -> None:
     config = plan()
 
@@ -235,6 +245,20 @@ def test_a_cell_that_lacks_a_training_does_not_count(tmp_path: Path) -> None:
     assert result["training_sd"] > 0 and "One training of a cell has a noise of" in text
     against = next(t for t in result["tests"] if t["against"] == "LSTM")
     assert against["low"] is not None and against["wilcoxon_p"] is None
+
+    # The error of LSTM's mean is that of two trainings.
+    finals: dict[str, list[float]] = {}
+    for name in sorted(runner.started):
+        if name.startswith("final") and not name.startswith("final-random@2-s2"):
+            log = math.log(give(name)["test_perplexity"])
+            finals.setdefault(name.rpartition("-t")[0], []).append(log)
+    variance, degrees = training_variance(list(finals.values()))
+    assert result["training_sd"] == pytest.approx(math.sqrt(variance))
+    own = [logs for name, logs in finals.items() if f"-{against['method']}-s" in name]
+    (fixed,) = [logs for name, logs in finals.items() if "LSTM" in name]
+    differences = [sum(a - b for a, b in zip(cell, fixed, strict=True)) / 2 for cell in own]
+    expected = beside_one(differences, variance / 2, degrees)
+    assert (against["low"], against["high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_training_seed_that_few_have_got_to_does_not_count(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def test_a_race_in_a_time_resumes_as_it_was(
     whole = run("whole")
     assert 0.9 < whole["spent_seconds"] / whole["budget_seconds"] < 1.1
     steps = count[0]
+    assert whole["steps"] == steps
     left += [steps // 2, steps // 4]
     decided: list[Any] = []
     for _ in range(2):

@@ -16,6 +16,8 @@ from tiny_home import home as home
 
 import rnnnas
 from rnnnas.cli import main
+from rnnnas.evaluation import language_model
+from rnnnas.evaluation import line_scores as line_scores_module
 from rnnnas.evaluation.language_model import LanguageModel
 from rnnnas.evaluation.line_scores import line_scores, total
 from rnnnas.runs.files import Lock
@@ -180,6 +182,18 @@ def test_settings_that_differ_are_told(home: Path, lstm: Path) -> None:
     assert found["weights.lr"][0] != 7.0
 
 
+def test_of_three_runs_the_second_may_differ_alone(home: Path, lstm: Path) -> None:
+    other = home / "checkpoints" / "alone"
+    words = ["--set", "weights.lr=6", "--out", other]
+    assert run("train", "--corpus", "tiny", "--genotype", "LSTM", *SIZES, *words).exit_code == 0
+    found = compare_runs(lstm, other, lstm)
+    rate = found.settings["weights.lr"]
+    assert found.settings == {"weights.lr": (rate[0], 6.0, rate[0])} and rate[0] != 6.0
+    result = json.loads((other / "result.json").read_text(encoding="utf-8"))
+    for name in ("bigram_perplexity", "bits_per_byte", "parameters", "seconds"):
+        assert found.figures[name][1] == result[name]
+
+
 def test_what_is_no_run_is_not_compared(kept: Path, tmp_path: Path) -> None:
     result = run("runs", "compare", kept / "lstm", tmp_path)
     assert result.exit_code == 2 and "is no run" in result.stderr
@@ -281,6 +295,20 @@ def test_lines_are_scored_one_by_one(model: LanguageModel) -> None:
     every = total(found)
     assert every.log_prob == pytest.approx(float(model.log_probs("\n".join(LINES)).sum()), abs=1e-4)
     assert every.perplexity == pytest.approx(math.exp(-sum(expected) / 12), rel=1e-4)
+    assert (every.tokens, every.unknown) == (12, 1)
+
+
+def test_long_lines_are_scored_in_parts_that_go_on(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """512 steps at a time: here 2, where a line has 4."""
+    text = "\n".join(LINES)
+    whole = [one.log_prob for one in line_scores(model, LINES)], model.log_probs(text)
+    for module in (language_model, line_scores_module):
+        monkeypatch.setattr(module, "_CHUNK", 2)
+    parts = [one.log_prob for one in line_scores(model, LINES)], model.log_probs(text)
+    assert parts[0] == pytest.approx(whole[0], abs=1e-5)
+    assert torch.allclose(parts[1], whole[1], atol=1e-5)
 
 
 def test_a_line_by_itself_does_not_depend_on_those_before(model: LanguageModel) -> None:

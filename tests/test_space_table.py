@@ -32,7 +32,7 @@ from rnnnas.tabular.make import make_table, tasks
 from rnnnas.tabular.noise import canonical, noise_of, twins
 from rnnnas.tabular.plan import cells, resolve_table, train_config
 from rnnnas.tabular.rows import Row, RowFile, curve_of
-from rnnnas.tabular.table import read_table
+from rnnnas.tabular.table import read_table, summary
 from rnnnas.tabular.workers import Task, Workers, train_row
 from rnnnas.training.in_memory import train_in_memory
 from rnnnas.training.run import TrainJob, train
@@ -352,3 +352,19 @@ def test_the_command(corpus: Corpus, tmp_path: Path, here: type[Here]) -> None:
         assert CliRunner().invoke(main, [*words, *wrong]).exit_code == 2
     large = CliRunner().invoke(main, [*words, "--set", "nodes=9"])
     assert large.exit_code == 2 and "too large" in large.output
+
+
+def test_the_noise_of_a_table_is_of_whole_cells_and_of_the_better_half() -> None:
+    table = made_up(noise=0.1)
+    rows = [row for row in table.rows if (row.cell, row.seed) != ("tanh0 tanh0", 2)]
+    logs: dict[str, list[float]] = {}
+    for row in rows:
+        assert row.test is not None
+        logs.setdefault(row.cell, []).append(math.log(row.test))
+    del logs["tanh0 tanh0"]  # of two trainings
+    ranked = sorted(logs.values(), key=sum)
+    told = summary(rows, (1, 2, 3))
+    assert told["test"] == dataclasses.asdict(noise_of(list(logs.values())))
+    better = dataclasses.asdict(noise_of(ranked[:15]))
+    assert told["test_better_half"] == pytest.approx(better) and told["test"]["cells"] == 31
+    assert better["spread"] < 0.8 * told["test"]["spread"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
 import torch
 
-from rnnnas.engine.budget import measure_step
+from rnnnas.engine.budget import Costs, RaceClock, Stopwatch, measure_step
 
 CPU = torch.device("cpu")
 
@@ -60,3 +61,34 @@ def test_processes_that_share_a_run_time_as_many_steps() -> None:
         thread.join()
     assert jobs[0].made == jobs[1].made == 5  # one long step, and four that are timed
     assert found == {0: 1.0, 1: 1.0}
+
+
+def test_a_step_costs_what_windows_of_mean_length_take() -> None:
+    """A second a token: of the timed windows some are longer than the mean of a pass."""
+
+    class Job:
+        device, cuda_graphs = CPU, None
+        now = 0.0
+
+        def begin_epoch(self, at: Any) -> None:
+            pass
+
+        def lengths(self, epoch: int) -> list[int]:
+            return [20] * 12 + [5] * 12
+
+        def step(self, at: Any, length: int, lr_factor: float) -> None:
+            self.now += length
+
+    job: Any = Job()
+    assert measure_step(job, 1e9, lambda: job.now) == pytest.approx(12.5)
+
+
+def test_a_race_is_late_when_its_end_would_be() -> None:
+    now = [0.0]
+    watch = Stopwatch(clock=lambda: now[0])
+    clock = RaceClock(watch, 100.0, Costs(step=0.1, validation=0.0, end=10.0))
+    for seconds, late in ((0.0, False), (89.0, False), (92.9, False), (93.1, True), (200.0, True)):
+        now[0] = seconds
+        assert clock.late == late
+    now[0] = 50.0
+    assert clock.room == pytest.approx(400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,8 @@ def test_the_steps_of_a_timed_job_are_those_that_it_tells(tmp_path: Path) -> Non
     record = Record(tmp_path, config, "sha")
     results: dict[str, Any] = {job.name: {"seconds": 3.0, "steps": 1000} for job in jobs}
     assert cost_of(jobs, record, results)["steps"] == 1000
+    counted = [replace(job, tokens=n) for job, n in zip(jobs, (100, 300), strict=True)]
+    assert cost_of(counted, record, results)["tokens"] == 200  # of one job, on average
     del results[jobs[0].name]["steps"]
     cost = cost_of(jobs, record, results)
     assert cost["steps"] is None and cost_text(cost)[0] == "-"

@@ -26,6 +26,7 @@ def made_up(
     nodes: int = 2, seeds: tuple[int, ...] = (1, 2, 3), noise: float = 0.0,
     diverged: Callable[[str], bool] = lambda cell: False,
     some: Callable[[str, int], bool] = lambda cell, seed: False,
+    stretches: int = 5,
 ) -> Table:  # fmt: skip
     """Every cell's log perplexity is its level plus noise, on validation as in the test; the curve
     falls towards it.
@@ -37,7 +38,7 @@ def made_up(
             log = level(cell) + random.Random(f"{cell}/{seed}").gauss(0, noise)
             diverging = diverged(cell) or some(cell, seed)
             value = None if diverging else math.exp(log)
-            curve = tuple(log + 1.0 / part for part in range(1, 3 if diverging else 6))
+            curve = tuple(log + 1.0 / part for part in range(1, 3 if diverging else stretches + 1))
             rows.append(
                 Row(cell=cell, seed=seed, curve=curve, valid=value, test=value, diverged=diverging,
                     seconds=1.0)
@@ -45,7 +46,7 @@ def made_up(
     plan = {
         "kind": "table", "corpus": "tiny", "corpus_sha256": "0" * 64, "nodes": nodes,
         "ops": list(config.ops), "cells": config.space.count(), "seeds": list(seeds),
-        "stretches": 5, "preset": "table", "training": training_settings(config),
+        "stretches": stretches, "preset": "table", "training": training_settings(config),
         "arithmetic": "made up", "version": "0",
     }  # fmt: skip
     return assemble(plan, rows)

@@ -97,9 +97,15 @@ def test_halving_spends_its_budget_and_reads_curves() -> None:
         Replay(table, 1, 4).find("darts")
 
 
-def test_a_race_on_a_table_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stretches", [5, 10])
+def test_a_race_on_a_table_by_hand(stretches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rungs read the curve, its end the validation of the first training and of another."""
-    table = made_up(nodes=3, noise=0.3)
+    table = made_up(nodes=3, noise=0.3, stretches=stretches)
+    # Of the parts those whose middle lies in the second half of a rung, by draw and end.
+    parts = {
+        5: {(0, 300): [1], (0, 1000): [4, 5], (1, 1000): [3, 4, 5]},
+        10: {(0, 300): [2, 3], (0, 1000): [7, 8, 9, 10], (1, 1000): [6, 7, 8, 9, 10]},
+    }[stretches]
     rows, seen = table.by_cell(), set()
     outcome = Replay._outcome
 
@@ -107,9 +113,8 @@ def test_a_race_on_a_table_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         found = outcome(self, trial)
         row = rows[trial.genotype.to_text()][(1 + trial.draw) % 3]
         seen.add((trial.draw, trial.stop))
-        # Of five parts those whose middle lies in the second half of a rung.
-        parts = {300: [1], 1000: [4, 5]}[trial.stop] if trial.draw == 0 else [3, 4, 5]
-        train = sum(row.curve[k - 1] for k in parts) / len(parts)
+        own = parts[trial.draw, trial.stop]
+        train = sum(row.curve[k - 1] for k in own) / len(own)
         assert found.train == pytest.approx(train)
         if trial.stop == 1000:
             assert row.valid is not None and found.heldout == pytest.approx(math.log(row.valid))
@@ -117,7 +122,7 @@ def test_a_race_on_a_table_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Replay, "_outcome", spy)
     found = Replay(table, 1, 16).find("halving")
-    assert seen == {(0, 300), (0, 1000), (1, 1000)}
+    assert seen == parts.keys()
     logs = [math.log(row.valid or 0) for row in rows[found.cell]]
     assert found.scores[found.cell] == pytest.approx((logs[1] + logs[2]) / 2)
 

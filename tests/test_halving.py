@@ -226,17 +226,17 @@ def test_a_race_that_time_ended_goes_by_the_first_draws() -> None:
 
 def test_a_heldout_loss_that_is_no_number_is_infinite() -> None:
     race = Race(SPACES, 1, plan_of(4, 500))
-    lost: list[int] = []
+    worthless: list[int] = []
 
     def loss(trial: Trial) -> Outcome:
-        if trial.heldout and not lost:
-            lost.append(trial.number)
+        if trial.heldout and not worthless:
+            worthless.append(trial.number)
             return Outcome(1.0, math.nan)
         return honest(trial)
 
     raced(race, loss)
-    assert race.scores(lost[0]) == [math.inf] and lost[0] not in race.finished()
-    assert race.winner is not None and race.winner.number != lost[0]
+    assert race.scores(worthless[0]) == [math.inf] and worthless[0] not in race.finished()
+    assert race.winner is not None and race.winner.number != worthless[0]
 
 
 # Children

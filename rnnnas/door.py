@@ -146,7 +146,7 @@ def search(
     from rnnnas.searching.run import search as run
 
     stopwatch = Stopwatch()
-    opened = _opened(corpus)
+    opened = corpora.as_corpus(corpus)
     name, relax = _method_name(method)
     flags = {**relax, **_timed(settings, minutes)}
     flags |= {"corpus": opened.name, "method": name, "seed": seed}
@@ -196,7 +196,7 @@ def train(
     from rnnnas.training.run import train as run
 
     stopwatch = Stopwatch()
-    opened = _opened(corpus)
+    opened = corpora.as_corpus(corpus)
     flags = {**_timed(settings, minutes), "corpus": opened.name, "seed": seed}
     if genotype is not None:
         flags["genotype"] = _genotype_setting(genotype)
@@ -253,7 +253,7 @@ def study(
 
     if jobs < 1:
         raise UsageError(f"jobs = {jobs} must be at least 1")
-    opened = _opened(corpus)
+    opened = corpora.as_corpus(corpus)
     which = list(range(1, seeds + 1)) if isinstance(seeds, int) else seeds
     flags: dict[str, Any] = {
         **_nested(settings),
@@ -332,30 +332,14 @@ def evaluate(
     Raises:
         UsageError: for an unknown split or setting.
     """
-    from rnnnas.evaluation.run import evaluate_checkpoint
+    from rnnnas.evaluation.asked import evaluate_asked
 
-    given = _dynamic_settings(settings, dynamic)
-    opened = model.corpus if corpus is None and isinstance(model, TrainResult) else corpus
-    if isinstance(opened, str):
-        opened = _opened(opened)
-    result = evaluate_checkpoint(
-        checkpoint_of(model), split, text=text, corpus=opened, encoding=encoding, given=given,
-        device=pick_device(device), dynamic=dynamic, cache=cache, quiet=quiet,
+    if corpus is None and isinstance(model, TrainResult):
+        corpus = model.corpus
+    return evaluate_asked(
+        checkpoint_of(model), split, text=text, corpus=corpus, encoding=encoding,
+        device=pick_device(device), dynamic=dynamic, cache=cache, quiet=quiet, **settings,
     )  # fmt: skip
-    return Evaluation.of(result)
-
-
-def _dynamic_settings(settings: Mapping[str, Any], dynamic: bool) -> dict[str, Any]:
-    """By name, of `dynamic.name`. Raises UsageError for another, or without dynamic evaluation."""
-    for key in settings:
-        group, _, name = key.partition(".")
-        if group != "dynamic" or not name:
-            raise UsageError(
-                f"{key} is no argument of an evaluation", "a setting is **{'dynamic.KEY': VALUE}"
-            )
-        if not dynamic:
-            raise UsageError(f"{key} is for dynamic evaluation", "add dynamic=True")
-    return {key.partition(".")[2]: value for key, value in settings.items()}
 
 
 def sample(
@@ -506,17 +490,6 @@ def _say(lines: Sequence[str]) -> None:
 
     for line in lines:
         print(visible(line), file=sys.stderr)
-
-
-def _opened(corpus: AnyCorpus | str) -> AnyCorpus:
-    if isinstance(corpus, str):
-        return corpora.open_any(corpus)
-    if not isinstance(corpus, corpora.Corpus | corpora.ImageCorpus):
-        raise UsageError(
-            f"{type(corpus).__name__} is no corpus",
-            "give a name, or what rnnnas.open_corpus or rnnnas.add_corpus returned",
-        )
-    return corpus
 
 
 def is_of_images(corpus: Corpus | ImageCorpus) -> bool:

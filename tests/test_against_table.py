@@ -88,6 +88,10 @@ def test_halving_spends_its_budget_and_reads_curves() -> None:
     table = made_up(nodes=3)
     found = Replay(table, 1, 16).find("halving")
     assert 12 <= found.cost <= 16 and found.cell in found.scores
+    # Where a space has no more children, what is planned for them is not spent.
+    small = made_up()
+    spent = Replay(small, 1, 200).find("halving").cost
+    assert spent <= 34  # 32 cells, two of them twice
     # A cell that diverges after the first rung is not found, however good its curve.
     diverging = made_up(nodes=3, diverged=lambda cell: cell == found.cell)
     assert Replay(diverging, 1, 16).find("halving").cell != found.cell

@@ -24,7 +24,7 @@ from rnnnas.data.text_streams import Streams
 from rnnnas.engine.job import Position
 from rnnnas.engine.metrics import perplexity
 from rnnnas.engine.steps import evaluate
-from rnnnas.errors import DivergedError, Interrupted, UsageError
+from rnnnas.errors import CheckpointError, DivergedError, Interrupted, UsageError
 from rnnnas.nas.genotype import Genotype
 from rnnnas.nas.methods import METHODS
 from rnnnas.runs.checkpoint import load_content
@@ -376,3 +376,19 @@ def test_killed_commands_end_with_the_same_digest(name: str, home: Path, tmp_pat
     result = killed_until_done(home, words, tmp_path / "killed", 3)
     assert result["digest"] == json.loads(out)["digest"], err
     print(f"{name}: 3 kills")
+
+
+def test_cells_that_were_scored_on_other_targets_are_not_ranked_with_these(corpus: Corpus) -> None:
+    """As an earlier version did, which did not say on how many."""
+    made = config("method=random", "windows.limit=0", "blackbox.windows=4")
+    job = CandidateJob(made, corpus, CPU)
+    job.strategy.tell(job.genotype_now, 1.0)
+    state = job.state()
+    CandidateJob(made, corpus, CPU).restore(state)
+    for other in ({**state, "scored": 7}, {k: v for k, v in state.items() if k != "scored"}):
+        with pytest.raises(CheckpointError, match="another number of targets"):
+            CandidateJob(made, corpus, CPU).restore(other)
+    # Without a length of their own nothing has changed.
+    made = config("method=random")
+    state = CandidateJob(made, corpus, CPU).state()
+    CandidateJob(made, corpus, CPU).restore({k: v for k, v in state.items() if k != "scored"})

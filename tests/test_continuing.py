@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from tiny_home import corpus, home  # noqa: F401  (fixtures)
 
 from rnnnas.cli import main
+from rnnnas.cli.runs import _check_length
 from rnnnas.config.presets import resolve
 from rnnnas.data.corpus import Corpus, VocabOptions, add_corpus
 from rnnnas.errors import DataError, UsageError
@@ -286,3 +287,19 @@ def test_more_time_extends_a_run_that_had_a_budget(
     plan = read_plan(tmp_path / "run")
     assert plan is not None and (plan.first, plan.seconds) == (5.0, 10.0)
     assert timed(10.0)["digest"] == on["digest"] and now[0] <= 10.2  # done: nothing more is run
+
+
+@pytest.mark.parametrize("said", ["minutes=2", "epochs=3", "--set epochs=3", "--set seconds=600"])
+def test_a_training_that_goes_on_from_a_budget_is_told_its_length(said: str) -> None:
+    nothing: dict[str, Any] = dict.fromkeys(("minutes", "seconds", "epochs", "preset", "file"))
+    nothing["settings"] = ()
+    with pytest.raises(UsageError, match="how long is this one to be"):
+        _check_length(nothing, 60.0, Path("there"))
+    with pytest.raises(UsageError):
+        _check_length(nothing | {"settings": ("epochs_of=3",)}, 60.0, Path("there"))
+    if said.startswith("--set"):
+        own = nothing | {"settings": (said.partition(" ")[2],)}
+    else:
+        own = nothing | {said.partition("=")[0]: 2}
+    _check_length(own, 60.0, Path("there"))
+    _check_length(nothing, 0.0, Path("there"))

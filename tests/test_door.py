@@ -17,6 +17,7 @@ import rnnnas
 from rnnnas.config.presets import resolve
 from rnnnas.config.recipes import Reading, recipe
 from rnnnas.data.corpus import Corpus
+from rnnnas.data.image_corpus import ImageCorpus
 from rnnnas.errors import UsageError
 from rnnnas.evaluation import language_model
 from rnnnas.evaluation.checkpoint_cell import trained_in
@@ -463,6 +464,21 @@ def test_dynamic_evaluation_needs_no_gradients_of_its_caller(lm: LanguageModel) 
     with torch.no_grad():
         found = rnnnas.evaluate(lm.path, dynamic=True, quiet=True, **{"dynamic.lr": 1e-3})
     assert math.isfinite(found.perplexity or math.inf)
+
+
+def test_every_way_to_evaluate_takes_the_same(trained: TrainResult, lm: LanguageModel) -> None:
+    asked: dict[str, Any] = {"corpus": "book", "dynamic": True, "dynamic.lr": 1e-3, "quiet": True}
+    expected = rnnnas.evaluate(trained, **asked)
+    assert trained.evaluate(**asked) == lm.evaluate(**asked) == expected
+    for evaluate in (trained.evaluate, lm.evaluate, lambda **more: rnnnas.evaluate(lm, **more)):
+        with pytest.raises(UsageError, match="is no corpus"):
+            evaluate(corpus=Path("corpora/book"))
+        with pytest.raises(UsageError, match="no argument"):
+            evaluate(**{"dynamics.lr": 1.0})
+    images = object.__new__(ImageCorpus)
+    object.__setattr__(images, "name", "squares")
+    with pytest.raises(UsageError, match="squares is a set of images"):
+        lm.evaluate(corpus=images)
 
 
 def test_a_corpus_of_another_home_is_evaluated(tmp_path: Path) -> None:

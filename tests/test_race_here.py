@@ -69,6 +69,8 @@ def test_an_operation_of_a_notebook_races_in_this_process(
     operations.register("hand_made", lambda z: torch.tanh(z) * 2)
     try:
         settings = config(*SHORT, 'space.ops=["none","tanh","hand_made"]')
+        job = HalvingJob(settings, corpus, CPU)
+        assert job.workers == 1 and HalvingJob(config(*SHORT), corpus, CPU).workers == 2
         search(settings, corpus, tmp_path, device=CPU, quiet=True)
     finally:
         del operations.OPERATIONS["hand_made"]

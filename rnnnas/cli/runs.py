@@ -256,7 +256,8 @@ def _check_length(options: Settings, seconds: float, start: Path) -> None:
     passes follows, and nothing says how long.
     """
     said = any(options[key] for key in ("minutes", "seconds", "epochs", "preset", "file"))
-    if seconds and not said and not any(s.startswith("epochs") for s in options["settings"]):
+    names = {setting.partition("=")[0].strip() for setting in options["settings"]}
+    if seconds and not said and not names & {"epochs", "seconds"}:
         raise UsageError(
             f"the training in {start} had a time budget: how long is this one to be?",
             "give --minutes or --epochs",
@@ -328,8 +329,10 @@ def _run(
     with joined(options["device"]) as (device, ranks), memory_errors(images):
         if ranks.leads and config.model.path == "fast" and not images:
             say_kernels(device, config.model.precision)
-            if hasattr(config, "cell_space") and (
-                note := without_device_kernels(device, config.windows.streams, ranks.size)
+            if (
+                hasattr(config, "cell_space")
+                and not config.from_scratch
+                and (note := without_device_kernels(device, config.windows.streams, ranks.size))
             ):
                 echo(note, err=True)
             say_cell(getattr(config, "cell_space", None) or config.network)

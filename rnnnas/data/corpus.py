@@ -193,6 +193,18 @@ def open_any(name: str) -> Corpus | ImageCorpus:
     return open_corpus(name)
 
 
+def as_corpus(corpus: Corpus | ImageCorpus | str) -> Corpus | ImageCorpus:
+    """A corpus that is open, or the one of a name. Raises UsageError for what is neither."""
+    if isinstance(corpus, str):
+        return open_any(corpus)
+    if not isinstance(corpus, Corpus | ImageCorpus):
+        raise UsageError(
+            f"{type(corpus).__name__} is no corpus",
+            "give a name, or what rnnnas.open_corpus or rnnnas.add_corpus returned",
+        )
+    return corpus
+
+
 def open_images(name: str) -> ImageCorpus:
     """Open a prepared corpus of images.
 

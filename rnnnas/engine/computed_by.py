@@ -32,7 +32,8 @@ def notes_on_run(config: SearchConfig | TrainConfig, device: torch.device) -> li
         return []
     notes = notes_on_device(device, config.model.precision)
     if isinstance(config, SearchConfig):
-        notes += [without_device_kernels(device, config.windows.streams, 1)]
+        if not config.from_scratch:  # which computes no mixture
+            notes += [without_device_kernels(device, config.windows.streams, 1)]
         notes += [note_of(config.cell_space)]
     else:
         notes += [note_of(config.network)]

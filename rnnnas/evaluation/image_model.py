@@ -19,9 +19,9 @@ from rnnnas.draw.text_svg_dot import as_svg
 from rnnnas.engine.device import exact_float32
 from rnnnas.errors import DataError, UsageError
 from rnnnas.evaluation.as_loaded import check_as_loaded, weights_digest
+from rnnnas.evaluation.asked import evaluate_asked
 from rnnnas.evaluation.images import Classifier, rebuild
 from rnnnas.evaluation.result import Evaluation
-from rnnnas.evaluation.run import evaluate_checkpoint
 from rnnnas.runs.hub_folder import trained_content
 
 
@@ -127,15 +127,15 @@ class ImageModel(nn.Module):
             pixels = resized(pixels.contiguous(), centre_box(int(height), int(width)), side)
         return pixels
 
-    def evaluate(self, split: str = "test") -> Evaluation:
-        """Its accuracy on a split of its corpus; see `rnnnas.evaluate`.
+    def evaluate(self, split: str = "test", **options: Any) -> Evaluation:
+        """Its accuracy on a split of its corpus; options as of `rnnnas.evaluate`.
 
         Raises:
             UsageError: where its weights were changed since it was loaded.
         """
         self.check_as_loaded()
         device = self.get_buffer("mean").device
-        return Evaluation.of(evaluate_checkpoint(self.path, split, device=device))
+        return evaluate_asked(self.path, split, device=device, **options)
 
     def export(self, format: str, **options: Any) -> Any:
         """Write the model as "onnx", "html", "hf" or "pt2"; options as of `rnnnas export`.

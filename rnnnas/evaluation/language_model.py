@@ -18,8 +18,9 @@ from rnnnas.engine.device import exact_float32
 from rnnnas.engine.steps import generator
 from rnnnas.errors import UsageError
 from rnnnas.evaluation.as_loaded import check_as_loaded, weights_digest
+from rnnnas.evaluation.asked import evaluate_asked
 from rnnnas.evaluation.result import Evaluation
-from rnnnas.evaluation.run import Loaded, evaluate_checkpoint, load_checkpoint
+from rnnnas.evaluation.run import Loaded, load_checkpoint
 from rnnnas.types import HiddenState
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class LanguageModel(nn.Module):
 
         The text's first token follows an end of line, as in training. Returns (T,) float64 on the
         CPU, in the order of `encode(text)`: the end of each line has one, too. A line end at the
-        end of the text ends its last line, as in a file, and begins no other.
+        end of the text ends its last line, as in a file, and begins no other (`encode` takes it for
+        the beginning of an empty line, which has an end as well).
         """
         ids = self.encode(text.removesuffix("\n"))
         before = torch.cat([self._line_end(), ids[:-1]])
@@ -223,8 +225,7 @@ class LanguageModel(nn.Module):
             UsageError: where its weights were changed since it was loaded.
         """
         self.check_as_loaded()
-        result = evaluate_checkpoint(self.path, split, text=text, device=self.device, **options)
-        return Evaluation.of(result)
+        return evaluate_asked(self.path, split, text=text, device=self.device, **options)
 
     def _line_end(self) -> Tensor:
         return torch.tensor([self.vocab.eos], device=self.device)

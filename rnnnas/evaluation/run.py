@@ -206,9 +206,15 @@ def evaluate_checkpoint(
                 f"{path} holds an image network: --text, --dynamic and --cache are for text",
                 "leave them out",
             )
-        assert not isinstance(corpus, Corpus)
+        if isinstance(corpus, Corpus):
+            raise UsageError(
+                f"{path} holds an image network, and {corpus.name} is a text", "give its images"
+            )
         return accuracy(content, path, split, corpus=corpus, device=device)
-    assert not isinstance(corpus, ImageCorpus)
+    if isinstance(corpus, ImageCorpus):
+        raise UsageError(
+            f"{path} holds a language model, and {corpus.name} is a set of images", "give its text"
+        )
     loaded = rebuild_language_model(content, path, device)
     config = loaded.config
     bound: float | None = None

@@ -204,6 +204,7 @@ class CandidateJob:
             "carry": self.hidden_state,
             "lost": self.diverged,
             "output_bias": self.config.output_bias,
+            "scored": self.scored.length,
             "valid_perplexity": self.valid_perplexity,
             **({} if self.pace is None else {"pace": self.pace.state()}),
         }
@@ -218,6 +219,15 @@ class CandidateJob:
             raise CheckpointError(
                 "the cells that this search has tried were trained from an output bias of zeros, "
                 "by an earlier version, whatever was set",
+                "start anew with --fresh",
+            )
+        black = self.config.blackbox
+        # Until 0.2 the targets did not follow `blackbox.windows`.
+        kept = None if black.windows and not black.targets else self.scored.length
+        if state.get("scored", kept) != self.scored.length:
+            raise CheckpointError(
+                "the cells that this search has tried were scored on another number of targets, by "
+                "an earlier version",
                 "start anew with --fresh",
             )
         self.strategy.restore(state["candidates"])

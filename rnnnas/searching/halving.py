@@ -78,7 +78,9 @@ class HalvingJob:
         self._proposed, self._guards = tuple(proposed), guards
         self.race = self._new_race()
         count = torch.get_num_threads() if workers is None else workers
-        self.workers = 1 if device.type != "cpu" else max(1, count)
+        ops = [op for op in config.cell_space.ops if op != NONE]
+        alone = device.type != "cpu" or not known_elsewhere(ops)
+        self.workers = 1 if alone else max(1, count)
         self.valid_perplexity = math.nan
         self._first: CellTraining | None = None
         self._nats: dict[tuple[int, int], list[float]] = {}  # curves, by number and draw
@@ -245,8 +247,7 @@ class HalvingJob:
     def _trainer(self, folder: Path, run: Run) -> Workers | _Here:
         most = max(each.cells for each in self.plan.rounds)
         save_seconds = self.config.save_seconds
-        ops = [op for op in self.config.cell_space.ops if op != NONE]
-        if self.workers == 1 or most == 1 or not known_elsewhere(ops):
+        if self.workers == 1 or most == 1:
             return _Here(self.course, folder, save_seconds)
         race = {
             "config": to_plain(self.config),

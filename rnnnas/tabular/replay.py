@@ -101,7 +101,7 @@ class Replay:
         winner = race.winner
         if winner is None:
             raise DivergedError("every training that the search saw diverged in this table")
-        return Found(winner.genotype.to_text(), scores, plan.cost)
+        return Found(winner.genotype.to_text(), scores, race.steps / _FINE)
 
     def _outcome(self, trial: Trial) -> Outcome:
         row = self._row(trial.genotype, trial.draw)

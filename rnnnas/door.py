@@ -332,11 +332,11 @@ def evaluate(
     Raises:
         UsageError: for an unknown split or setting.
     """
-    from rnnnas.evaluation.asked import evaluate_asked
+    from rnnnas.evaluation.from_python import evaluate_from_python
 
     if corpus is None and isinstance(model, TrainResult):
         corpus = model.corpus
-    return evaluate_asked(
+    return evaluate_from_python(
         checkpoint_of(model), split, text=text, corpus=corpus, encoding=encoding,
         device=pick_device(device), dynamic=dynamic, cache=cache, quiet=quiet, **settings,
     )  # fmt: skip

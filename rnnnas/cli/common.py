@@ -100,14 +100,6 @@ def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
     )(loading)  # fmt: skip
 
 
-def say_cell(cell: Any) -> None:
-    """One line where the fast path does not know a cell, or the space of a search."""
-    from rnnnas.lm.fast.known import note_of
-
-    if note := note_of(cell):
-        echo(note, err=True)
-
-
 def budget_seconds(minutes: float | None, seconds: float | None) -> float | None:
     """The budget that --minutes or --seconds gives. Raises UsageError for both."""
     if minutes is not None and seconds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from pathlib import Path
@@ -22,9 +23,7 @@ from rnnnas.cli.common import (
     plugin_option,
     print_json,
     say_bits,
-    say_cell,
     say_compared,
-    say_kernels,
     took,
 )
 from rnnnas.cli.memory import memory_errors
@@ -323,19 +322,15 @@ def _run(
     from rnnnas.config.recipes import chosen
     from rnnnas.data.corpus import holds_images
     from rnnnas.engine.budget import Stopwatch
-    from rnnnas.lm.fast.known import without_device_kernels
+    from rnnnas.engine.computed_by import notes_on_run
 
     images = holds_images(config.corpus)
     with joined(options["device"]) as (device, ranks), memory_errors(images):
-        if ranks.leads and config.model.path == "fast" and not images:
-            say_kernels(device, config.model.precision)
-            if (
-                hasattr(config, "cell_space")
-                and not config.from_scratch
-                and (note := without_device_kernels(device, config.windows.streams, ranks.size))
-            ):
+        if ranks.leads and not images:
+            with compiling() if device.type == "cpu" else contextlib.nullcontext():
+                notes = notes_on_run(config, device, ranks.size)
+            for note in notes:
                 echo(note, err=True)
-            say_cell(getattr(config, "cell_space", None) or config.network)
         # Each process has timed what a recipe goes by, and not alike.
         if ranks.size > 1 and not images and config.seconds:
             plain = to_plain(config)

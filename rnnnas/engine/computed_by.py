@@ -24,16 +24,21 @@ def computed_by(job: Any, ranks: int = 1) -> str:
     return ", ".join(parts)
 
 
-def notes_on_run(config: SearchConfig | TrainConfig, device: torch.device) -> list[str]:
+def notes_on_run(
+    config: SearchConfig | TrainConfig, device: torch.device, processes: int = 1
+) -> list[str]:
     """Lines for the user of a run on text: that kernels are missing, or that the fast path does not
-    know a cell, or the space of a search.
+    know a cell, or the space of a search. Compiles the kernels of a CPU where they are not yet.
+
+    Args:
+        processes: that share the run.
     """
     if config.model.path != "fast":
         return []
     notes = notes_on_device(device, config.model.precision)
     if isinstance(config, SearchConfig):
         if not config.from_scratch:  # which computes no mixture
-            notes += [without_device_kernels(device, config.windows.streams, 1)]
+            notes += [without_device_kernels(device, config.windows.streams, processes)]
         notes += [note_of(config.cell_space)]
     else:
         notes += [note_of(config.network)]

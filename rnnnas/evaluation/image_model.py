@@ -19,7 +19,7 @@ from rnnnas.draw.text_svg_dot import as_svg
 from rnnnas.engine.device import exact_float32
 from rnnnas.errors import DataError, UsageError
 from rnnnas.evaluation.as_loaded import check_as_loaded, weights_digest
-from rnnnas.evaluation.asked import evaluate_asked
+from rnnnas.evaluation.from_python import evaluate_from_python
 from rnnnas.evaluation.images import Classifier, rebuild
 from rnnnas.evaluation.result import Evaluation
 from rnnnas.runs.hub_folder import trained_content
@@ -128,14 +128,15 @@ class ImageModel(nn.Module):
         return pixels
 
     def evaluate(self, split: str = "test", **options: Any) -> Evaluation:
-        """Its accuracy on a split of its corpus; options as of `rnnnas.evaluate`.
+        """Its accuracy on a split of its corpus; options as of `rnnnas.evaluate`,
+        but for the device: it is evaluated where it is.
 
         Raises:
             UsageError: where its weights were changed since it was loaded.
         """
         self.check_as_loaded()
         device = self.get_buffer("mean").device
-        return evaluate_asked(self.path, split, device=device, **options)
+        return evaluate_from_python(self.path, split, device=device, **options)
 
     def export(self, format: str, **options: Any) -> Any:
         """Write the model as "onnx", "html", "hf" or "pt2"; options as of `rnnnas export`.

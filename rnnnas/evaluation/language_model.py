@@ -18,7 +18,7 @@ from rnnnas.engine.device import exact_float32
 from rnnnas.engine.steps import generator
 from rnnnas.errors import UsageError
 from rnnnas.evaluation.as_loaded import check_as_loaded, weights_digest
-from rnnnas.evaluation.asked import evaluate_asked
+from rnnnas.evaluation.from_python import evaluate_from_python
 from rnnnas.evaluation.result import Evaluation
 from rnnnas.evaluation.run import Loaded, load_checkpoint
 from rnnnas.types import HiddenState
@@ -219,13 +219,14 @@ class LanguageModel(nn.Module):
     def evaluate(
         self, split: str = "test", *, text: Path | str | None = None, **options: Any
     ) -> Evaluation:
-        """Its perplexity on a split of its corpus, or on a text file; see `rnnnas.evaluate`.
+        """Its perplexity on a split of its corpus, or on a text file, where it is; options as of
+        `rnnnas.evaluate`, but for the device.
 
         Raises:
             UsageError: where its weights were changed since it was loaded.
         """
         self.check_as_loaded()
-        return evaluate_asked(self.path, split, text=text, device=self.device, **options)
+        return evaluate_from_python(self.path, split, text=text, device=self.device, **options)
 
     def _line_end(self) -> Tensor:
         return torch.tensor([self.vocab.eos], device=self.device)

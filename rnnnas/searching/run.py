@@ -237,7 +237,7 @@ def search(
             assert isinstance(run, Run)  # one process: see `job_of`
             job.clock = clock
             if race_plan is not None:
-                job.workers = race_plan.workers
+                job.workers = min(job.workers, race_plan.workers)
             seconds = job.run(run, title=title, quiet=quiet)
         else:
             seconds = drive(job, run, kind="search", title=title, quiet=quiet, ranks=ranks)
@@ -257,7 +257,7 @@ def search(
             race = race_behind(job, cast(Corpus, corpus))
             race.clock = clock
             if race_plan is not None:
-                race.workers = race_plan.workers
+                race.workers = min(race.workers, race_plan.workers)
             title = f"race behind {config.method} on {config.corpus}"
             seconds = race.run(cast(Run, run), title=title, quiet=quiet)
             genotype, measured = race.genotype(), race.measured()

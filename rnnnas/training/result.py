@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnnnas.engine.device import pick_device
 from rnnnas.errors import UsageError
-from rnnnas.evaluation.asked import evaluate_asked
+from rnnnas.evaluation.from_python import evaluate_from_python
 from rnnnas.evaluation.image_model import ImageModel
 from rnnnas.evaluation.language_model import LanguageModel
 from rnnnas.evaluation.load import load_model
@@ -78,7 +78,7 @@ class TrainResult:
         """The perplexity or accuracy on a split; options as of `rnnnas.evaluate`."""
         device = pick_device(options.pop("device", "auto"))
         options.setdefault("corpus", self.corpus)
-        return evaluate_asked(self.checkpoint, split, device=device, **options)
+        return evaluate_from_python(self.checkpoint, split, device=device, **options)
 
     def sample(self, prompt: str = "", tokens: int = 100, **options: Any) -> str:
         """Text that the model writes after a prompt; options as of `LanguageModel.stream`.

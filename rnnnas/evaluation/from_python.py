@@ -17,7 +17,7 @@ from rnnnas.evaluation.result import Evaluation
 from rnnnas.evaluation.run import evaluate_checkpoint
 
 
-def evaluate_asked(
+def evaluate_from_python(
     path: Path,
     split: str = "test",
     *,
